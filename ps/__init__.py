@@ -1,0 +1,1 @@
+"""The server role: holds slices, applies pushes, closes clocks."""

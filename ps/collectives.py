@@ -1,0 +1,137 @@
+"""Tensors contributed to collectives, reduced over one closed list, in rank order."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from paramserver.config import Limits
+from paramserver.errors import InvalidRequestError, ResourceError
+from paramserver.types import WorkerId
+from paramserver.v1 import server_pb2 as pb
+from paramserver.wire.convert import dtype_from_proto
+from paramserver.wire.frames import Piece
+from paramserver.wire.tensors import DTYPES, as_bytes, checksum, from_bytes
+
+OPERATIONS = ("mean", "sum", "max", "min")
+KEPT_ROUNDS = 2  # per name: a slow collector may ask for the last one again
+
+_Key = tuple[str, WorkerId, int]
+
+
+class Collectives:
+    """Contributions until their round is collected; results until two later rounds are."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limit = limits.collective_bytes
+        self._bytes = 0
+        self._contributions: dict[_Key, tuple[str, dict[int, Piece]]] = {}
+        self._results: dict[str, OrderedDict[int, dict[int, Tensor]]] = {}
+
+    def clear(self) -> None:
+        """Forgets everything (a new job)."""
+        self._bytes = 0
+        self._contributions.clear()
+        self._results.clear()
+
+    def check(
+        self, record: pb.Contribute, data: pb.Data, pieces: Sequence[Piece]
+    ) -> dict[int, Piece]:
+        """The pieces whose checksums match.
+
+        Raises:
+            InvalidRequestError: undeclared pieces, or of another size than declared.
+            ResourceError: too many bytes wait for their rounds.
+        """
+        sizes = dict(zip(record.pieces, record.sizes, strict=True))
+        good: dict[int, Piece] = {}
+        for index, piece, mark in zip(data.slices, pieces, data.checksums, strict=True):
+            if sizes.get(index) != len(piece):
+                raise InvalidRequestError(
+                    f"collective {record.name!r}: piece {index} has {len(piece)} bytes, "
+                    f"declared were {sizes.get(index)}"
+                )
+            if checksum(piece) == mark:
+                good[index] = piece
+        if self._bytes + sum(len(p) for p in good.values()) > self._limit:
+            raise ResourceError(
+                f"collectives hold {self._bytes} bytes, the limit is {self._limit}; "
+                "reduce smaller tensors, or collect the open rounds first"
+            )
+        return good
+
+    def add(self, record: pb.Contribute, pieces: Mapping[int, Piece]) -> None:
+        """Keeps a whole contribution; one sent again takes the place of the first."""
+        worker = WorkerId(record.worker.rank, record.worker.incarnation)
+        key = (record.name, worker, record.sequence)
+        self._release(key)
+        self._contributions[key] = (dtype_from_proto(record.dtype), dict(pieces))
+        self._bytes += sum(len(p) for p in pieces.values())
+
+    def reduce(self, record: pb.Collect) -> Iterator[tuple[pb.Data, Piece]]:
+        """The reduced pieces of a round.
+
+        Raises:
+            InvalidRequestError: an unknown operation, contributions that are not here or differ.
+        """
+        if record.op not in OPERATIONS:
+            raise InvalidRequestError(f"op={record.op!r}: must be one of {', '.join(OPERATIONS)}")
+        rounds = self._results.setdefault(record.name, OrderedDict())
+        if record.round not in rounds:
+            rounds[record.round] = self._reduce(record)
+            while len(rounds) > KEPT_ROUNDS:
+                rounds.popitem(last=False)
+        for index, value in sorted(rounds[record.round].items()):
+            piece = as_bytes(value)
+            sums = [checksum(piece)]
+            yield pb.Data(slices=[index], sizes=[len(piece)], checksums=sums), piece
+
+    def _reduce(self, record: pb.Collect) -> dict[int, Tensor]:
+        keys = [
+            (record.name, WorkerId(c.rank, c.incarnation), c.sequence)
+            for c in sorted(record.contributions, key=lambda c: (c.rank, c.incarnation))
+        ]
+        missing = [k[1].rank for k in keys if k not in self._contributions]
+        if missing or not keys:
+            raise InvalidRequestError(
+                f"collective {record.name!r}, round {record.round}: no contribution of ranks "
+                f"{missing} on this server"
+            )
+        parts = [self._contributions[k] for k in keys]
+        shapes = {(dtype, tuple((i, len(p)) for i, p in sorted(x.items()))) for dtype, x in parts}
+        if len(shapes) > 1:
+            raise InvalidRequestError(
+                f"collective {record.name!r}: the tensors of its workers differ in size or type"
+            )
+        dtype = DTYPES[parts[0][0]]
+        result = {
+            i: _combine([from_bytes(x[i], dtype) for _, x in parts], record.op) for i in parts[0][1]
+        }
+        for key in keys:
+            self._release(key)
+        return result
+
+    def _release(self, key: _Key) -> None:
+        held = self._contributions.pop(key, None)
+        if held is not None:
+            self._bytes -= sum(len(p) for p in held[1].values())
+
+
+def _combine(values: Sequence[Tensor], op: str) -> Tensor:
+    """Rank order; 16-bit floats in float32, rounded once."""
+    dtype = values[0].dtype
+    wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+    total = values[0].to(wide, copy=True)
+    for value in values[1:]:
+        if op == "max":
+            total = torch.maximum(total, value.to(wide))
+        elif op == "min":
+            total = torch.minimum(total, value.to(wide))
+        else:
+            total += value.to(wide)
+    if op == "mean":
+        total = total / len(values)
+    return total.to(dtype)

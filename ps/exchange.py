@@ -1,0 +1,388 @@
+"""One client's stream: records in, answers out, in the order that Exchange promises."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
+
+from paramserver.core.ledger import Receipt
+from paramserver.errors import InvalidRequestError
+from paramserver.ps.group import GroupState
+from paramserver.ps.outbox import Outbox
+from paramserver.ps.pulls import answer_pull, wire_name
+from paramserver.ps.push import (
+    PUSHABLE,
+    Incoming,
+    check_finite,
+    check_sizes,
+    read_slices,
+    split,
+)
+from paramserver.ps.workshop import INLINE_BYTES
+from paramserver.v1 import server_pb2 as pb
+from paramserver.wire.convert import options_from_proto, spans_from_proto
+from paramserver.wire.frames import Piece, decode
+from paramserver.wire.serve import as_refusal
+from paramserver.wire.status import to_failure
+
+if TYPE_CHECKING:
+    from paramserver.ps.service import ServerService
+
+FRAMES_AT_WORK = 4  # frames of one stream whose tensor work may overlap
+
+
+class Storing:
+    """First values on their way in."""
+
+    def __init__(self, request: int, group: GroupState, slices: Sequence[int]) -> None:
+        self.request = request
+        self.group = group
+        self.waiting = set(slices)
+
+
+class Contributing:
+    """A piece of a collective on its way in."""
+
+    def __init__(self, request: int, record: pb.Contribute) -> None:
+        self.request = request
+        self.record = record
+        self.pieces: dict[int, Piece] = {}
+
+
+Inbound = Incoming | Storing | Contributing
+
+
+class Session:
+    """The server's end of one Exchange."""
+
+    def __init__(self, service: ServerService, send: Callable[[bytes], Awaitable[None]]) -> None:
+        self._service = service
+        self.outbox = Outbox(send, service.config.limits)
+        self._inbound: dict[int, Inbound] = {}
+        self._pulls: dict[int, asyncio.Task[None]] = {}
+        self._work: set[asyncio.Task[None]] = set()
+
+    async def run(self, frames: AsyncIterator[bytes]) -> None:
+        """Handles frames until the client ends the stream."""
+        writer = asyncio.create_task(self.outbox.write())
+        try:
+            async for message in frames:
+                self._service.received_bytes += len(message)
+                await self.receive(message)
+            await self._settle()
+            await asyncio.gather(*self._pulls.values(), return_exceptions=True)
+        finally:
+            await self.close()
+            writer.cancel()
+            self._service.sent_bytes += self.outbox.sent_bytes
+
+    async def close(self) -> None:
+        """Frees what never got its last frame; work under way ends first."""
+        for pull in self._pulls.values():
+            pull.cancel()
+        await self._settle()
+        for inbound in self._inbound.values():
+            if isinstance(inbound, Incoming):
+                inbound.open = False
+                inbound.progress.set()
+                self._service.release(inbound, self)
+        self._inbound.clear()
+
+    async def receive(self, message: bytes) -> None:
+        """Handles one frame.
+
+        Raises:
+            InvalidRequestError: the frame itself cannot be read; the stream ends with it.
+        """
+        records, payload = decode(message)
+        at = 0
+        for record in records:
+            kind = record.WhichOneof("body")
+            if kind == "data":
+                pieces, at = split(record.data, payload, at)
+                await self._guard(record.request, self._data(record.request, record.data, pieces))
+            elif kind in _HANDLERS:
+                handle = getattr(self, f"_{kind}")
+                await self._guard(record.request, handle(record.request, getattr(record, kind)))
+            else:
+                raise InvalidRequestError(f"frame: a client does not send {kind!r} records")
+        if at != len(payload):
+            raise InvalidRequestError(f"frame: {len(payload) - at} bytes of payload left over")
+
+    async def _guard(self, request: int, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            self._fail(request, error)
+
+    def _fail(self, request: int, error: Exception) -> None:
+        inbound = self._inbound.pop(request, None)
+        if isinstance(inbound, Incoming):
+            inbound.open = False
+            inbound.progress.set()
+            self._service.release(inbound, self, rejected=True)
+        pull = self._pulls.pop(request, None)
+        if pull is not None:
+            pull.cancel()
+        self._service.refusals += 1
+        refusal = as_refusal(error)
+        self.outbox.put(pb.Record(request=request, failure=to_failure(refusal)))
+
+    async def _settle(self) -> None:
+        while self._work:
+            await asyncio.wait(self._work)
+
+    # Pushes
+
+    async def _push(self, request: int, push: pb.Push) -> None:
+        await self._settle()  # gradients of one worker reach a bucket in the order of their clocks
+        service = self._service
+        worker = await service.views.admit(push.worker)
+        group = await service.group(push.group, push.map_version)
+        group.check_slices(push.slices, PUSHABLE)
+        if not group.stored:
+            raise InvalidRequestError(f"group {push.group!r} has no first values yet; store them")
+        if len(push.bases) not in (0, len(push.slices)):
+            raise InvalidRequestError("push: bases and slices must be as many")
+        incoming = Incoming(
+            request,
+            group,
+            worker,
+            push.worker.job,
+            push.clock,
+            _weight(push.weight),
+            wire_name(push.wire_dtype),
+            [options_from_proto(o) for o in push.options],
+            spans_from_proto(push.samples),
+            dict(zip(push.slices, push.bases, strict=True)),
+            push.deferred,
+            set(push.slices),
+            set(push.slices),
+        )
+        receipt = None if push.deferred else await service.begin(incoming, self, push.activated)
+        if push.HasField("pull"):
+            self._start_pull(request, push.pull, incoming if receipt is None else None, receipt)
+        if receipt is not None:
+            self._inbound[request] = incoming  # its bytes may be under way; they are skipped
+            incoming.open = False
+            self._accepted(incoming, receipt)
+            return
+        self._inbound[request] = incoming
+        if not incoming.waiting and not push.deferred:
+            await self._complete(incoming)
+
+    async def _data(self, request: int, data: pb.Data, pieces: list[Piece]) -> None:
+        inbound = self._inbound.get(request)
+        if isinstance(inbound, Incoming):
+            await self._gradients(inbound, data, pieces)
+        elif isinstance(inbound, Storing):
+            await self._values(inbound, data, pieces)
+        elif isinstance(inbound, Contributing):
+            self._pieces(inbound, data, pieces)
+
+    async def _gradients(self, push: Incoming, data: pb.Data, pieces: list[Piece]) -> None:
+        if not push.open:
+            return
+        undeclared = [s for s in data.slices if s not in push.declared]
+        if undeclared:
+            raise InvalidRequestError(f"data: slice {undeclared[0]} was not declared by its push")
+        dtypes = check_sizes(push.group, data.slices, pieces, push.wire)
+        work = self._take(push, list(data.slices), pieces, list(data.checksums), dtypes)
+        if sum(len(p) for p in pieces) <= INLINE_BYTES:
+            await work
+            return
+        while len(self._work) >= FRAMES_AT_WORK:
+            await asyncio.wait(self._work, return_when=asyncio.FIRST_COMPLETED)
+        task = asyncio.create_task(self._guard(push.request, work))
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    async def _take(
+        self,
+        push: Incoming,
+        slices: list[int],
+        pieces: list[Piece],
+        checksums: list[int],
+        dtypes: list[str],
+    ) -> None:
+        group = push.group
+        read = self._service.offload
+        good, bad = await read(pieces, read_slices, slices, pieces, checksums, dtypes)
+        await read(pieces, check_finite, push, good)
+        push.refused.extend(bad)
+        marks = dict(zip(slices, checksums, strict=True))
+        if push.deferred:
+            push.gradients.update(good)
+            push.checksums.update(marks)
+            push.seen(slices)
+            return
+        self._service.views.check(push.worker, push.job)
+        fresh = await self._service.take(push, good, marks)
+        if group.sync:
+            push.gradients.update(fresh)
+        elif fresh and push.weight > 0:
+            push.staleness += await group.arrive(fresh, push.options, push.bases)
+        push.seen(slices)
+        if not push.waiting and push.open:
+            await self._complete(push)
+
+    async def _commit(self, request: int, commit: pb.Commit) -> None:
+        await self._settle()
+        push = self._inbound.get(request)
+        if not isinstance(push, Incoming) or not push.deferred:
+            raise InvalidRequestError("commit: no deferred push has this request number")
+        push.weight = _weight(commit.weight)
+        push.samples = spans_from_proto(commit.samples)
+        push.options = [options_from_proto(o) for o in commit.options]
+        push.declared = set(commit.slices)
+        missing = push.declared - set(push.gradients)
+        if missing:
+            raise InvalidRequestError(f"commit: slice {min(missing)} was never sent whole")
+        push.deferred = False
+        push.waiting = set(push.declared)
+        receipt = await self._service.begin(push, self, activated=True)
+        if receipt is not None:
+            push.open = False
+            self._accepted(push, receipt)
+            return
+        gradients = {i: push.gradients[i] for i in sorted(push.declared)}
+        push.gradients = {}
+        fresh = await self._service.take(push, gradients, push.checksums)
+        if push.group.sync:
+            push.gradients = fresh
+        elif push.weight > 0:
+            push.staleness += await push.group.arrive(fresh, push.options, push.bases)
+        push.seen(list(push.declared))
+        await self._complete(push)
+
+    async def _complete(self, push: Incoming) -> None:
+        if push.refused:
+            refused, push.refused = push.refused, []
+            push.waiting.update(refused)
+            self.outbox.put(pb.Record(request=push.request, accepted=pb.Accepted(refused=refused)))
+            return
+        push.open = False
+        receipt = await self._service.complete(push, self)
+        push.progress.set()
+        self._accepted(push, receipt)
+
+    def _accepted(self, push: Incoming, receipt: Receipt) -> None:
+        accepted = pb.Accepted(
+            clock=push.group.frontier.value if receipt.dropped else receipt.clock,
+            version=receipt.version,
+            staleness=receipt.staleness,
+            applied=receipt.applied,
+            dropped=receipt.dropped,
+        )
+        self.outbox.put(pb.Record(request=push.request, accepted=accepted))
+        if push.request not in self._pulls:
+            self._start(push.request, self._until_settled(push, receipt))
+
+    async def _until_settled(self, push: Incoming, receipt: Receipt) -> None:
+        """Done, once the push is applied or dropped for good."""
+        group = push.group
+        if not receipt.settled:
+            await group.settled.reach(push.clock + 1)
+            receipt = group.ledger.receipt(push.worker, push.clock) or receipt
+        done = pb.Done(clock=receipt.clock, version=receipt.version, dropped=receipt.dropped)
+        self.outbox.put(pb.Record(request=push.request, done=done))
+
+    # Pulls
+
+    async def _pull(self, request: int, pull: pb.Pull) -> None:
+        await self._settle()  # read-my-writes: what this stream sent before is applied first
+        self._start_pull(request, pull, None, None)
+
+    def _start_pull(
+        self, request: int, pull: pb.Pull, push: Incoming | None, receipt: Receipt | None
+    ) -> None:
+        self._start(request, answer_pull(self._service, self.outbox, request, pull, push, receipt))
+
+    def _start(self, request: int, answer: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._guard(request, answer))
+        self._pulls[request] = task
+        task.add_done_callback(lambda _: self._end_pull(request))
+
+    def _end_pull(self, request: int) -> None:
+        self._pulls.pop(request, None)
+        self._inbound.pop(request, None)
+
+    async def _cancel(self, request: int, _: pb.Cancel) -> None:
+        pull = self._pulls.pop(request, None)
+        if pull is not None:
+            pull.cancel()
+        inbound = self._inbound.pop(request, None)
+        if isinstance(inbound, Incoming):
+            inbound.open = False
+            self._service.release(inbound, self)
+
+    # First values
+
+    async def _store(self, request: int, store: pb.Store) -> None:
+        await self._service.views.admit(store.worker)
+        group = await self._service.group(store.group, store.map_version)
+        group.check_slices(store.slices)
+        storing = Storing(request, group, store.slices)
+        self._inbound[request] = storing
+        self._stored_if_all(storing)
+
+    async def _values(self, storing: Storing, data: pb.Data, pieces: list[Piece]) -> None:
+        if not storing.waiting.issuperset(data.slices):
+            raise InvalidRequestError("data: a slice that its Store did not declare, or twice")
+        dtypes = check_sizes(storing.group, data.slices, pieces, "")
+        good, bad = await self._service.offload(
+            pieces, read_slices, data.slices, pieces, data.checksums, dtypes
+        )
+        for index, value in good.items():
+            await storing.group.store(index, value)
+        storing.waiting.difference_update(good)
+        if bad:
+            self.outbox.put(pb.Record(request=storing.request, accepted=pb.Accepted(refused=bad)))
+        self._stored_if_all(storing)
+
+    def _stored_if_all(self, storing: Storing) -> None:
+        if not storing.waiting:
+            del self._inbound[storing.request]
+            self.outbox.put(pb.Record(request=storing.request, done=pb.Done()))
+
+    # Collectives
+
+    async def _contribute(self, request: int, record: pb.Contribute) -> None:
+        await self._service.views.admit(record.worker)
+        contributing = Contributing(request, record)
+        self._inbound[request] = contributing
+        self._contributed_if_all(contributing)
+
+    def _pieces(self, contributing: Contributing, data: pb.Data, pieces: list[Piece]) -> None:
+        good = self._service.collectives.check(contributing.record, data, pieces)
+        contributing.pieces.update(good)
+        bad = [s for s in data.slices if s not in good]
+        if bad:
+            record = pb.Record(request=contributing.request, accepted=pb.Accepted(refused=bad))
+            self.outbox.put(record)
+        self._contributed_if_all(contributing)
+
+    def _contributed_if_all(self, contributing: Contributing) -> None:
+        if len(contributing.pieces) == len(contributing.record.pieces):
+            self._service.collectives.add(contributing.record, contributing.pieces)
+            del self._inbound[contributing.request]
+            self.outbox.put(pb.Record(request=contributing.request, done=pb.Done()))
+
+    async def _collect(self, request: int, record: pb.Collect) -> None:
+        await self._service.views.admit(record.worker)
+        for data, piece in self._service.collectives.reduce(record):
+            await self.outbox.room()
+            self.outbox.put(pb.Record(request=request, data=data), [piece])
+        self.outbox.put(pb.Record(request=request, done=pb.Done()))
+
+
+_HANDLERS = frozenset({"push", "commit", "pull", "store", "contribute", "collect", "cancel"})
+
+
+def _weight(weight: float) -> float:
+    if not 0 <= weight < float("inf"):
+        raise InvalidRequestError(
+            f"weight={weight}: must be finite and >= 0 (samples in the batch)"
+        )
+    return weight

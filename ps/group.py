@@ -1,0 +1,244 @@
+"""One group on one server: its buckets, its staged pushes, the clocks closed on it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from paramserver.core.clock import Close
+from paramserver.core.ledger import Ledger, Receipt
+from paramserver.core.placement import GroupSpec, SliceMap
+from paramserver.core.slices import Slice, cut, pack, travels_as
+from paramserver.errors import InvalidRequestError, MovedError
+from paramserver.ps.gate import Gate
+from paramserver.ps.rules import Bucket
+from paramserver.ps.workshop import Workshop
+from paramserver.types import Span, Stale, Sync, WorkerId
+
+
+@dataclass(slots=True)
+class Staged:
+    """A push whose gradients are here, and whose clock has not closed."""
+
+    worker: WorkerId
+    clock: int
+    weight: float
+    options: Sequence[Mapping[str, Any]]
+    samples: Sequence[Span]
+    gradients: dict[int, Tensor] = field(default_factory=dict)
+
+
+class Cell:
+    """A bucket with its lock, and how many clocks have closed on it."""
+
+    __slots__ = ("bucket", "closed", "lock", "size", "slices")
+
+    def __init__(self, slices: Sequence[Slice], spec: GroupSpec) -> None:
+        self.slices = {s.index: s for s in slices}
+        self.size = sum(s.bytes for s in slices)
+        self.bucket = Bucket(slices, spec.tensors, spec.optimizer, spec.param_groups)
+        self.lock = threading.Lock()
+        self.closed = Gate()
+
+
+class GroupState:
+    """What a server holds of one group. Used on the event loop; tensor work goes to the workshop.
+
+    Attributes:
+        version: sync: clocks closed; stale and async: pushes applied.
+        frontier: sync: clocks closed on all buckets; stale: the lead's min_clock.
+        dropped: next clock of workers whose push was not on a closed list.
+    """
+
+    def __init__(
+        self, spec: GroupSpec, slice_map: SliceMap, server: str, workshop: Workshop
+    ) -> None:
+        self.spec = spec
+        self.map = slice_map
+        self.server = server
+        self.lead = slice_map.servers[slice_map.lead]
+        self.consistency = spec.consistency
+        self._workshop = workshop
+        mine = [
+            s
+            for s, owner in zip(
+                cut(spec.tensors, slice_map.slice_elements), slice_map.owners, strict=True
+            )
+            if slice_map.servers[owner] == server
+        ]
+        self.slices: dict[int, Slice] = {s.index: s for s in mine}
+        self.cells = [Cell(piece, spec) for piece in pack(mine)]
+        self.cell_of = {i: cell for cell in self.cells for i in cell.slices}
+        self.ledger = Ledger()
+        self.frontier = Gate()
+        self.version = 0
+        self._unset = {i for i, s in self.slices.items()}
+        self.staged: dict[tuple[WorkerId, int], Staged] = {}
+        self._closes: asyncio.Queue[Close] = asyncio.Queue()
+        self._applier: asyncio.Task[None] | None = None
+        self.settled = Gate()  # clocks whose pushes have their final receipts
+
+    @property
+    def sync(self) -> bool:
+        """Whether pushes are staged until their clock closes."""
+        return isinstance(self.consistency, Sync)
+
+    @property
+    def stored(self) -> bool:
+        """Whether every slice has its first value."""
+        return not self._unset
+
+    @property
+    def staged_bytes(self) -> int:
+        """Bytes of gradients held for clocks that have not closed."""
+        return sum(g.nbytes for s in self.staged.values() for g in s.gradients.values())
+
+    def check_map(self, version: int) -> None:
+        """Raises MovedError for another slice map than this server has."""
+        if version != self.map.version:
+            raise MovedError(
+                f"group {self.spec.name!r}: request with slice map {version}, this server has "
+                f"{self.map.version}; fetch the map and send the request again"
+            )
+
+    def check_slices(self, indices: Sequence[int], rules: frozenset[str] | None = None) -> None:
+        """Raises unless this server holds all slices, each once, of tensors with such rules."""
+        if len(set(indices)) != len(indices):
+            raise InvalidRequestError("a slice is named twice in one request")
+        for index in indices:
+            piece = self.slices.get(index)
+            if piece is None:
+                raise MovedError(
+                    f"slice {index} of group {self.spec.name!r} is not on {self.server}; "
+                    "fetch the slice map"
+                )
+            tensor = self.spec.tensors[piece.tensor]
+            if rules is not None and tensor.rule not in rules:
+                raise InvalidRequestError(
+                    f"tensor {tensor.name!r} has rule {tensor.rule!r} and takes no pushes"
+                )
+
+    def wire_dtype(self, piece: Slice, wire: str) -> str:
+        """The data type in which a slice travels."""
+        tensor = self.spec.tensors[piece.tensor]
+        return travels_as(tensor.dtype, tensor.rule, wire)
+
+    async def store(self, index: int, value: Tensor) -> None:
+        """Takes a first value; one that is there stays."""
+        cell = self.cell_of[index]
+        await self._workshop.run(cell.lock, value.nbytes, cell.bucket.store, index, value)
+        self._unset.discard(index)
+
+    async def arrive(
+        self,
+        gradients: Mapping[int, Tensor],
+        options: Sequence[Mapping[str, Any]],
+        bases: Mapping[int, int],
+    ) -> float:
+        """Applies gradients now (stale, async); the sum of their stalenesses."""
+        by_cell: dict[int, dict[int, Tensor]] = {}
+        for index, gradient in gradients.items():
+            by_cell.setdefault(id(self.cell_of[index]), {})[index] = gradient
+        total = 0.0
+        for part in by_cell.values():
+            cell = self.cell_of[next(iter(part))]
+            size = sum(g.nbytes for g in part.values())
+            mean = await self._workshop.run(
+                cell.lock, size, cell.bucket.arrive, part, options, bases, self._scale
+            )
+            total += mean * len(part)
+        return total
+
+    @property
+    def _scale(self) -> str:
+        return "none" if isinstance(self.consistency, Sync) else self.consistency.scale_lr
+
+    async def tick_others(self, pushed: set[int]) -> None:
+        """A completed push ticks the slices that it had no gradient for."""
+        if len(pushed) == len(self.slices):
+            return
+        for cell in self.cells:
+            rest = [i for i in cell.slices if i not in pushed]
+            if rest:
+                await self._workshop.run(cell.lock, 0, cell.bucket.tick, rest)
+
+    def close(self, decision: Close) -> None:
+        """Queues a closed clock; clocks are applied one after the other, in order."""
+        self._closes.put_nowait(decision)
+        if self._applier is None or self._applier.done():
+            self._applier = asyncio.create_task(self._apply_closes())
+
+    async def _apply_closes(self) -> None:
+        while not self._closes.empty():
+            await self._apply(self._closes.get_nowait())
+
+    async def _apply(self, decision: Close) -> None:
+        clock = decision.clock
+        if clock < self.frontier.value:
+            return
+        listed = [
+            (c.weight, self.staged[c.worker, clock])
+            for c in decision.contributors
+            if (c.worker, clock) in self.staged
+        ]
+        if len(listed) != len(decision.contributors):
+            raise InvalidRequestError(f"clock {clock} closes with a push that is not staged here")
+        options = listed[0][1].options if listed else ()
+        contributions = [(weight, push.gradients) for weight, push in listed]
+        await asyncio.gather(
+            *(self._close_cell(c, clock, contributions, options) for c in self.cells)
+        )
+        self.version += 1
+        for _, push in listed:
+            receipt = Receipt(clock, self.version, 0.0, applied=True)
+            self.ledger.amend(push.worker, clock, receipt)
+            del self.staged[push.worker, clock]
+        for worker, staged_clock in list(self.staged):
+            if staged_clock <= clock:
+                self._drop(worker, staged_clock)
+        self.frontier.advance(clock + 1)
+        self.settled.advance(clock + 1)
+
+    async def _close_cell(
+        self,
+        cell: Cell,
+        clock: int,
+        contributions: Sequence[tuple[float, Mapping[int, Tensor]]],
+        options: Sequence[Mapping[str, Any]],
+    ) -> None:
+        await self._workshop.run(cell.lock, cell.size, cell.bucket.close, contributions, options)
+        cell.closed.advance(clock + 1)
+
+    def _drop(self, worker: WorkerId, clock: int) -> None:
+        del self.staged[worker, clock]
+        receipt = Receipt(clock, self.version, 0.0, applied=False, dropped=True)
+        self.ledger.amend(worker, clock, receipt)
+
+    def free(self, worker: WorkerId) -> None:
+        """Frees what a lost worker staged and no clock closed."""
+        for key in [k for k in self.staged if k[0] == worker]:
+            del self.staged[key]
+
+    async def drained(self) -> None:
+        """Waits until every closed clock is applied."""
+        if self._applier is not None:
+            await asyncio.shield(self._applier)
+
+    async def readable(self, cell: Cell, clock: int, timeout: float) -> bool:
+        """Waits until the consistency lets a worker at ``clock`` read this bucket."""
+        if self.sync:
+            return await cell.closed.reach(clock, timeout)
+        if isinstance(self.consistency, Stale):
+            return await self.frontier.reach(clock - self.consistency.bound, timeout)
+        return True
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError if slices, versions or the ledger contradict one another."""
+        assert set(self.cell_of) == set(self.slices)
+        assert all(clock >= self.frontier.value for _, clock in self.staged) or not self.sync
+        self.ledger.check_invariants()

@@ -1,0 +1,176 @@
+"""The lead of a group decides for all its servers; the others follow it over one stream each."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from paramserver.core.clock import Advance, Close, Contribution, Decision, Drop, GroupClock
+from paramserver.errors import ParameterServerError
+from paramserver.ps.group import GroupState
+from paramserver.ps.views import Views
+from paramserver.types import WorkerId
+from paramserver.v1 import server_pb2 as pb
+from paramserver.wire.transport import AsyncChannel
+
+log = logging.getLogger("paramserver")
+
+KEPT_REPORTS = 4096
+
+
+def carry_out(group: GroupState, decision: Decision) -> None:
+    """Does on this server what the lead decided."""
+    if isinstance(decision, Close):
+        group.close(decision)
+    elif isinstance(decision, Advance):
+        group.frontier.advance(decision.min_clock)
+    else:
+        group.free(decision.worker)
+
+
+class Leadership:
+    """The clock of a group, on its lead, and the queues to the servers that follow."""
+
+    def __init__(self, group: GroupState) -> None:
+        self._group = group
+        self.clock = GroupClock(group.consistency, group.map.servers)
+        self._followers: dict[str, asyncio.Queue[pb.Notice]] = {}
+
+    def observe(self, views: Views) -> None:
+        """Takes the newest view."""
+        active = views.active(self._group.spec.name)
+        self._decide(
+            self.clock.observe(started=views.current.started, active=active, lost=views.lost())
+        )
+
+    def staged(self, server: str, staged: pb.Staged) -> None:
+        """A server has a push complete."""
+        worker = WorkerId(staged.rank, staged.incarnation)
+        self._decide(self.clock.staged(server, worker, staged.clock, staged.weight))
+
+    def follow(self, server: str, next_clock: int, notices: asyncio.Queue[pb.Notice]) -> None:
+        """A server follows, from a clock on; it hears of what it missed first."""
+        name = self._group.spec.name
+        self._followers[server] = notices
+        if self._group.sync:
+            for close in self.clock.closes_from(next_clock):
+                notices.put_nowait(_notice(name, close))
+        else:
+            notices.put_nowait(pb.Notice(group=name, min_clock=self.clock.min_clock))
+
+    def unfollow(self, notices: asyncio.Queue[pb.Notice]) -> None:
+        """The stream of a server ended."""
+        for server in [s for s, q in self._followers.items() if q is notices]:
+            del self._followers[server]
+
+    def _decide(self, decisions: Sequence[Decision]) -> None:
+        for decision in decisions:
+            notice = _notice(self._group.spec.name, decision)
+            for notices in self._followers.values():
+                notices.put_nowait(notice)
+            carry_out(self._group, decision)
+
+
+def _notice(group: str, decision: Decision) -> pb.Notice:
+    if isinstance(decision, Close):
+        listed = [
+            pb.Staged(
+                rank=c.worker.rank,
+                incarnation=c.worker.incarnation,
+                clock=decision.clock,
+                weight=c.weight,
+            )
+            for c in decision.contributors
+        ]
+        return pb.Notice(group=group, close=pb.Close(clock=decision.clock, contributors=listed))
+    if isinstance(decision, Advance):
+        return pb.Notice(group=group, min_clock=decision.min_clock)
+    worker = decision.worker
+    return pb.Notice(group=group, drop=pb.Drop(rank=worker.rank, incarnation=worker.incarnation))
+
+
+def _decision(notice: pb.Notice) -> Decision:
+    kind = notice.WhichOneof("kind")
+    if kind == "close":
+        listed = tuple(
+            Contribution(WorkerId(s.rank, s.incarnation), s.weight)
+            for s in notice.close.contributors
+        )
+        return Close(notice.close.clock, listed)
+    if kind == "min_clock":
+        return Advance(notice.min_clock)
+    return Drop(WorkerId(notice.drop.rank, notice.drop.incarnation))
+
+
+class Following:
+    """This server's stream to one lead: reports up, notices down; made again when it breaks."""
+
+    def __init__(self, server: str, connect: Callable[[], AsyncChannel]) -> None:
+        self._server = server
+        self._connect = connect
+        self._groups: dict[str, GroupState] = {}
+        self._sent: dict[str, deque[pb.Staged]] = {}
+        self._reports: asyncio.Queue[pb.Report] = asyncio.Queue()
+        self._task = asyncio.create_task(self._run())
+
+    def add(self, group: GroupState) -> None:
+        """Follows the lead in one more group."""
+        name = group.spec.name
+        self._groups[name] = group
+        self._sent[name] = deque(maxlen=KEPT_REPORTS)
+        self._reports.put_nowait(self._hello(group))
+
+    def report(self, group: GroupState, staged: pb.Staged) -> None:
+        """Tells the lead that a push is complete on this server."""
+        name = group.spec.name
+        self._sent[name].append(staged)
+        self._reports.put_nowait(self._report(group, [staged]))
+
+    def close(self) -> None:
+        """Ends the stream."""
+        self._task.cancel()
+
+    def _report(self, group: GroupState, staged: Sequence[pb.Staged]) -> pb.Report:
+        return pb.Report(
+            server=self._server,
+            group=group.spec.name,
+            map_version=group.map.version,
+            staged=staged,
+        )
+
+    def _hello(self, group: GroupState) -> pb.Report:
+        """After a break the lead may have missed reports: it hears the kept ones again."""
+        name, next_clock = group.spec.name, group.frontier.value
+        if group.sync:
+            staged = [s for s in self._sent[name] if s.clock >= next_clock]
+        else:
+            staged = list(self._sent[name])
+        report = self._report(group, staged)
+        report.hello = True
+        report.next_clock = next_clock
+        return report
+
+    async def _run(self) -> None:
+        pause = 0.05
+        while True:
+            channel = self._connect()
+            try:
+                async for notice in channel.duplex("Follow", self._outgoing()):
+                    pause = 0.05
+                    carry_out(self._groups[notice.group], _decision(notice))
+            except ParameterServerError as error:
+                log.warning("lost the lead: %s", error)
+            finally:
+                await channel.close()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 2.0)
+            self._reports = asyncio.Queue()
+            for group in self._groups.values():
+                self._reports.put_nowait(self._hello(group))
+
+    async def _outgoing(self) -> AsyncIterator[pb.Report]:
+        reports = self._reports
+        while True:
+            yield await reports.get()

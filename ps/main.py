@@ -1,0 +1,61 @@
+"""The server role as a process."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import torch
+
+from paramserver.config import ServerConfig
+from paramserver.ps.role import ServerRole
+from paramserver.wire.client import AsyncGrpcChannel
+from paramserver.wire.methods import SERVER, SERVER_METHODS
+from paramserver.wire.serve import RoleServer, run_until_ended, split_address
+
+STOP_GRACE = 0.5
+
+
+async def serve(config: ServerConfig, ready: Callable[[str, str], None]) -> int:
+    """Runs a server until SIGTERM or SIGINT, or with ``config.once`` until the job ends.
+
+    Args:
+        ready: called with the name and HOST:PORT once the server is registered.
+
+    Returns:
+        The exit code.
+    """
+    torch.set_num_threads(1)  # slices are worked on side by side; each by one thread
+    scheduler = AsyncGrpcChannel(config.scheduler, "scheduler")
+    role = ServerRole(config, scheduler, lambda address: AsyncGrpcChannel(address, "server"))
+    server = RoleServer(SERVER.full_name, SERVER_METHODS, role.service)
+    port = await server.start(config.bind)
+    address = f"{_reachable_host(config)}:{port}"
+
+    async def work() -> None:
+        name = await role.register(address)
+        await server.serving(True)
+        ready(name, address)
+        await role.run()
+
+    try:
+        await run_until_ended(work(), role.ended)
+    finally:
+        await server.stop(STOP_GRACE)
+        role.service.close()
+        await scheduler.close()
+    return 0
+
+
+def _reachable_host(config: ServerConfig) -> str:
+    """Where others reach this server: as told, as bound, or as the scheduler sees it."""
+    if config.advertise:
+        return config.advertise
+    bound, _ = split_address(config.bind)
+    if bound not in ("0.0.0.0", "[::]", "::"):
+        return bound
+    host, port = split_address(config.scheduler)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, port or 1))  # no packet is sent; the system chooses the local address
+        local: str = probe.getsockname()[0]
+        return local

@@ -1,0 +1,73 @@
+"""Answers of one stream on their way out: small ones share a frame, slow readers are bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+from paramserver.config import Limits
+from paramserver.v1 import server_pb2 as pb
+from paramserver.wire.frames import Piece, encode
+
+
+class Outbox:
+    """A bounded queue in front of a writer; used on one event loop."""
+
+    def __init__(self, send: Callable[[bytes], Awaitable[None]], limits: Limits) -> None:
+        self._send = send
+        self._limits = limits
+        self._records: list[pb.Record] = []
+        self._pieces: list[Piece] = []
+        self._frames: deque[bytes] = deque()
+        self._queued = 0
+        self._small = 0
+        self._filled = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self.sent_bytes = 0
+
+    def put(self, record: pb.Record, pieces: Sequence[Piece] = ()) -> None:
+        """Queues a record; its pieces must not change any more."""
+        self._records.append(record)
+        if pieces:
+            self._pieces.extend(pieces)
+            self._small += sum(len(p) for p in pieces)
+            if self._small >= self._limits.frame_bytes:
+                self._flush()
+        self._filled.set()
+
+    def put_frame(self, frame: bytes) -> None:
+        """Queues an encoded frame behind what was put before."""
+        self._flush()
+        self._enqueue(frame)
+        self._filled.set()
+
+    async def room(self) -> None:
+        """Waits until a slow reader has taken what is queued for it."""
+        await self._room.wait()
+
+    async def write(self) -> None:
+        """Sends until cancelled."""
+        while True:
+            await self._filled.wait()
+            self._filled.clear()
+            self._flush()
+            while self._frames:
+                frame = self._frames.popleft()
+                await self._send(frame)
+                self.sent_bytes += len(frame)
+                self._queued -= len(frame)
+                if self._queued <= self._limits.outbox_bytes:
+                    self._room.set()
+
+    def _flush(self) -> None:
+        if self._records:
+            self._enqueue(encode(self._records, self._pieces))
+            self._records, self._pieces, self._small = [], [], 0
+
+    def _enqueue(self, frame: bytes) -> None:
+        self._frames.append(frame)
+        self._queued += len(frame)
+        if self._queued > self._limits.outbox_bytes:
+            self._room.clear()

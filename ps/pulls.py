@@ -1,0 +1,176 @@
+"""Answers to pulls: bucket by bucket, each as soon as the consistency lets it be read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from paramserver.core.ledger import Receipt
+from paramserver.errors import InvalidRequestError, WaitTimeoutError
+from paramserver.ps.group import Cell, GroupState
+from paramserver.ps.outbox import Outbox
+from paramserver.ps.push import Incoming
+from paramserver.ps.workshop import INLINE_BYTES
+from paramserver.v1 import server_pb2 as pb
+from paramserver.wire.convert import dtype_from_proto
+from paramserver.wire.frames import Piece, encode
+from paramserver.wire.tensors import DTYPES, as_bytes, checksum
+
+if TYPE_CHECKING:
+    from paramserver.ps.service import ServerService
+
+REASON_EVERY = 5.0  # seconds between words to a client that waits
+DEFAULT_TIMEOUT = 1800.0
+
+
+def wire_name(dtype: int) -> str:
+    """The name of a wire data type; "" when none is asked for."""
+    return dtype_from_proto(dtype) if dtype else ""
+
+
+async def answer_pull(
+    service: ServerService,
+    outbox: Outbox,
+    request: int,
+    pull: pb.Pull,
+    push: Incoming | None,
+    receipt: Receipt | None,
+) -> None:
+    """Sends the values that a worker may read at the pull's clock, then Done.
+
+    Args:
+        push: the push that this pull belongs to, while it is under way.
+        receipt: what the push did, if it was completed before.
+
+    Raises:
+        WaitTimeoutError: the deadline passed; says whom the clock waits for.
+    """
+    if not pull.latest:
+        await service.views.admit(pull.worker)
+    group = await service.group(pull.group, pull.map_version)
+    group.check_slices(pull.slices)
+    if not group.stored:
+        raise InvalidRequestError(f"group {pull.group!r} has no first values yet")
+    if len(pull.have) not in (0, len(pull.slices)):
+        raise InvalidRequestError("pull: have and slices must be as many")
+    have = dict(zip(pull.slices, pull.have, strict=True))
+    wire = wire_name(pull.wire_dtype)
+    deadline = time.monotonic() + (pull.timeout or DEFAULT_TIMEOUT)
+    for cell in group.cells:
+        wanted = [i for i in cell.slices if i in have] if pull.slices else list(cell.slices)
+        if not wanted:
+            continue
+        if push is not None:
+            await push.through(cell)
+        if not pull.latest:
+            await _until_readable(service, outbox, request, group, cell, pull.clock, deadline)
+        await outbox.room()
+        await _send_cell(service, outbox, request, group, cell, wanted, have, wire)
+    outbox.put(pb.Record(request=request, done=_done(group, pull, push, receipt)))
+
+
+def _done(
+    group: GroupState, pull: pb.Pull, push: Incoming | None, receipt: Receipt | None
+) -> pb.Done:
+    if push is not None and group.sync:
+        receipt = group.ledger.receipt(push.worker, push.clock)
+    dropped = receipt is not None and receipt.dropped
+    return pb.Done(
+        clock=max(pull.clock, group.frontier.value) if group.sync else pull.clock,
+        version=group.version,
+        dropped=dropped,
+    )
+
+
+async def _until_readable(
+    service: ServerService,
+    outbox: Outbox,
+    request: int,
+    group: GroupState,
+    cell: Cell,
+    clock: int,
+    deadline: float,
+) -> None:
+    while True:
+        left = deadline - time.monotonic()
+        if await group.readable(cell, clock, max(0.0, min(left, REASON_EVERY))):
+            return
+        reason = await service.explain(group)
+        if left <= REASON_EVERY:
+            raise WaitTimeoutError(
+                f"group {group.spec.name!r}: values of clock {clock} did not come in time: {reason}"
+            )
+        outbox.put(pb.Record(request=request, waiting=pb.Waiting(reason=reason)))
+
+
+async def _send_cell(
+    service: ServerService,
+    outbox: Outbox,
+    request: int,
+    group: GroupState,
+    cell: Cell,
+    wanted: Sequence[int],
+    have: Mapping[int, int],
+    wire: str,
+) -> None:
+    """One bucket's slices as one frame, copied under the bucket's lock."""
+    dtypes = {i: group.wire_dtype(cell.slices[i], wire) for i in wanted} if wire else {}
+    if cell.size <= INLINE_BYTES:
+        data, pieces = await service.workshop.run(
+            cell.lock, cell.size, _copy_small, cell, wanted, have, dtypes
+        )
+        if data.slices:
+            outbox.put(pb.Record(request=request, data=data), pieces)
+        return
+    frame = await service.workshop.run(
+        cell.lock, cell.size, _encode, request, cell, wanted, have, dtypes
+    )
+    if frame:
+        outbox.put_frame(frame)
+
+
+def _collect(
+    cell: Cell, wanted: Sequence[int], have: Mapping[int, int], dtypes: Mapping[int, str]
+) -> tuple[pb.Data, list[Piece]]:
+    """Changed slices with their bytes; unchanged ones with none, if their version grew."""
+    bucket = cell.bucket
+    pieces: list[Piece] = []
+    slices, sizes, sums, versions = [], [], [], []
+    for index in wanted:
+        held, version = have.get(index, 0), bucket.versions[index]
+        if held == version:
+            continue
+        piece: Piece = b""
+        if bucket.changed[index] > held:
+            piece = as_bytes(_cast(bucket.values[index], dtypes.get(index, "")))
+            pieces.append(piece)
+        slices.append(index)
+        sizes.append(len(piece))
+        sums.append(checksum(piece))
+        versions.append(version)
+    return pb.Data(slices=slices, sizes=sizes, checksums=sums, versions=versions), pieces
+
+
+def _cast(value: Tensor, dtype: str) -> Tensor:
+    return value.to(DTYPES[dtype]) if dtype else value
+
+
+def _copy_small(
+    cell: Cell, wanted: Sequence[int], have: Mapping[int, int], dtypes: Mapping[int, str]
+) -> tuple[pb.Data, list[Piece]]:
+    data, pieces = _collect(cell, wanted, have, dtypes)
+    return data, [bytes(p) for p in pieces]
+
+
+def _encode(
+    request: int,
+    cell: Cell,
+    wanted: Sequence[int],
+    have: Mapping[int, int],
+    dtypes: Mapping[int, str],
+) -> bytes:
+    data, pieces = _collect(cell, wanted, have, dtypes)
+    return encode([pb.Record(request=request, data=data)], pieces) if data.slices else b""

@@ -1,0 +1,133 @@
+"""A push on its way in: declared, its slices taken one by one, then staged or applied."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from paramserver.core.slices import Slice
+from paramserver.errors import InvalidRequestError, NonFiniteError
+from paramserver.ps.group import Cell, GroupState
+from paramserver.types import Span, WorkerId
+from paramserver.v1 import server_pb2 as pb
+from paramserver.wire.frames import Piece
+from paramserver.wire.tensors import DTYPES, checksum, from_bytes, is_finite
+
+PUSHABLE = frozenset({"step", "add", "delta", "maximum", "first"})
+
+
+@dataclass(eq=False, slots=True)
+class Incoming:
+    """A push of one stream.
+
+    Attributes:
+        waiting: declared slices whose bytes have not been seen on this stream.
+        refused: slices whose bytes did not match their checksum.
+        applied: slices whose effect is final for this push (stale, async).
+        progress: set whenever ``waiting`` shrinks.
+    """
+
+    request: int
+    group: GroupState
+    worker: WorkerId
+    job: int
+    clock: int
+    weight: float
+    wire: str
+    options: Sequence[Mapping[str, Any]]
+    samples: Sequence[Span]
+    bases: dict[int, int]
+    deferred: bool
+    declared: set[int]
+    waiting: set[int]
+    refused: list[int] = field(default_factory=list)
+    gradients: dict[int, Tensor] = field(default_factory=dict)
+    checksums: dict[int, int] = field(default_factory=dict)
+    staleness: float = 0.0
+    open: bool = True
+    progress: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def seen(self, slices: Sequence[int]) -> None:
+        """Bytes of these slices have been dealt with."""
+        self.waiting.difference_update(slices)
+        self.progress.set()
+
+    async def through(self, cell: Cell) -> None:
+        """Waits until the bytes of all declared slices of a bucket have been dealt with."""
+        while self.open and not self.waiting.isdisjoint(cell.slices):
+            self.progress.clear()
+            await self.progress.wait()
+
+
+def split(data: pb.Data, payload: memoryview, at: int) -> tuple[list[Piece], int]:
+    """The bytes of each slice of a Data record, and where the next record's begin.
+
+    Raises:
+        InvalidRequestError: the arrays differ in length, or claim more than the payload holds.
+    """
+    if not len(data.slices) == len(data.sizes) == len(data.checksums):
+        raise InvalidRequestError(
+            f"data: {len(data.slices)} slices, {len(data.sizes)} sizes, "
+            f"{len(data.checksums)} checksums; must be as many of each"
+        )
+    pieces: list[Piece] = []
+    for size in data.sizes:
+        if at + size > len(payload):
+            raise InvalidRequestError(
+                f"data: claims {at + size} bytes of payload, the frame has {len(payload)}"
+            )
+        pieces.append(payload[at : at + size])
+        at += size
+    return pieces, at
+
+
+def check_sizes(
+    group: GroupState, slices: Sequence[int], pieces: Sequence[Piece], wire: str
+) -> list[str]:
+    """The data type of each slice's bytes.
+
+    Raises:
+        InvalidRequestError: a slice has another number of bytes than its type and range say.
+    """
+    dtypes = []
+    for index, piece in zip(slices, pieces, strict=True):
+        part = group.slices[index]
+        dtype = group.wire_dtype(part, wire)
+        wanted = part.elements * DTYPES[dtype].itemsize
+        if len(piece) != wanted:
+            raise InvalidRequestError(
+                f"slice {index} of group {group.spec.name!r}: {len(piece)} bytes, must be {wanted} "
+                f"({part.elements} x {dtype})"
+            )
+        dtypes.append(dtype)
+    return dtypes
+
+
+def read_slices(
+    slices: Sequence[int], pieces: Sequence[Piece], checksums: Sequence[int], dtypes: Sequence[str]
+) -> tuple[dict[int, Tensor], list[int]]:
+    """Tensors over the bytes, and the slices whose checksum does not match. Any thread."""
+    good: dict[int, Tensor] = {}
+    bad: list[int] = []
+    for index, piece, mark, dtype in zip(slices, pieces, checksums, dtypes, strict=True):
+        if checksum(piece) == mark:
+            good[index] = from_bytes(piece, DTYPES[dtype])
+        else:
+            bad.append(index)
+    return good, bad
+
+
+def check_finite(push: Incoming, gradients: Mapping[int, Tensor]) -> None:
+    """Raises NonFiniteError naming worker, tensor and clock. Any thread."""
+    for index, gradient in gradients.items():
+        if not is_finite(gradient):
+            piece: Slice = push.group.slices[index]
+            raise NonFiniteError(
+                f"NaN or infinity from rank {push.worker.rank} at clock {push.clock} in tensor "
+                f"{push.group.spec.tensors[piece.tensor].name!r}, elements {piece.start} to "
+                f"{piece.stop}; nothing of this slice was applied"
+            )

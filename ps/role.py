@@ -1,0 +1,105 @@
+"""A server's membership: registered, heard every second, told every view."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable
+
+from paramserver.config import ServerConfig
+from paramserver.errors import ConnectionLostError, ParameterServerError
+from paramserver.ps.service import ServerService
+from paramserver.types import PROTOCOL_VERSION
+from paramserver.v1 import common_pb2, scheduler_pb2
+from paramserver.wire.transport import AsyncChannel
+
+log = logging.getLogger("paramserver")
+
+_ENDED = (scheduler_pb2.JOB_DONE, scheduler_pb2.JOB_FAILED)
+
+
+class ServerRole:
+    """Keeps a ServerService a member of the cluster.
+
+    Attributes:
+        ended: set when the job is over and the server was started for one job.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        scheduler: AsyncChannel,
+        connect: Callable[[str], AsyncChannel],
+    ) -> None:
+        self._config = config
+        self._scheduler = scheduler
+        self._identity = common_pb2.Identity()
+        self._heartbeat_s = 1.0
+        self.service = ServerService(config, config.name or "", scheduler, connect)
+        self.ended = asyncio.Event()
+
+    async def register(self, address: str) -> str:
+        """Joins the cluster as the server at ``address``; its name."""
+        request = scheduler_pb2.RegisterRequest(
+            protocol=PROTOCOL_VERSION,
+            role=scheduler_pb2.ROLE_SERVER,
+            name=self._config.name or "",
+            address=address,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
+        reply = await self._until_there("Register", request)
+        self._identity = reply.identity
+        self._heartbeat_s = reply.heartbeat_s
+        self.service.name = reply.identity.name
+        self.service.on_view(await self._scheduler.call("GetView", scheduler_pb2.GetViewRequest()))
+        return self.service.name
+
+    async def _until_there(
+        self, method: str, request: scheduler_pb2.RegisterRequest
+    ) -> scheduler_pb2.RegisterReply:
+        while True:
+            try:
+                reply: scheduler_pb2.RegisterReply
+                reply = await self._scheduler.call(method, request, timeout=5.0)
+                return reply
+            except ConnectionLostError as error:
+                log.warning("waiting for the scheduler: %s", error)
+
+    async def run(self) -> None:
+        """Heartbeats and views until cancelled.
+
+        Raises:
+            FencedError: the scheduler has given this server up.
+        """
+        watch = asyncio.create_task(self._watch())
+        try:
+            while True:
+                await self._beat()
+                await asyncio.sleep(self._heartbeat_s)
+        finally:
+            watch.cancel()
+
+    async def _beat(self) -> None:
+        request = scheduler_pb2.HeartbeatRequest(member=self._identity)
+        try:
+            await self._scheduler.call("Heartbeat", request, timeout=self._heartbeat_s * 2)
+        except ConnectionLostError as error:
+            log.warning("the scheduler is away: %s", error)
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                request = scheduler_pb2.WatchRequest(member=self._identity)
+                async for view in self._scheduler.stream("Watch", request):
+                    self._take(view)
+            except ParameterServerError as error:
+                log.warning("no views from the scheduler: %s", error)
+            await asyncio.sleep(0.2)
+
+    def _take(self, view: scheduler_pb2.View) -> None:
+        self.service.on_view(view)
+        if self._config.once and view.state in _ENDED:
+            self.ended.set()

@@ -1,0 +1,319 @@
+"""How pushes change the values of slices: the group's optimizer, sums, differences, maxima."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from paramserver.core.slices import Slice, TensorSpec
+from paramserver.errors import InvalidRequestError
+from paramserver.ps.optimizers import (
+    KERNELS,
+    OPTIMIZERS,
+    bare_step,
+    check_options,
+    check_push_options,
+    construct,
+    defaults,
+    plain,
+    resolve,
+)
+from paramserver.types import ScaleLr, lr_factor
+
+__all__ = [
+    "DTYPES",
+    "OPTIMIZERS",
+    "Bucket",
+    "check_options",
+    "check_push_options",
+    "resolve",
+]
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "int16": torch.int16,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
+HALF = frozenset({torch.bfloat16, torch.float16})
+MEANS = frozenset({"step", "delta"})
+
+Gradients = Mapping[int, Tensor]
+Contribution = tuple[float, Gradients]
+Options = Sequence[Mapping[str, Any]]
+
+
+class Bucket:
+    """Some slices of one group: their values, versions and optimizer state.
+
+    Called with the bucket's lock held; never blocks. Gradients are 1-D tensors of the slice's
+    length, in its dtype or, for floating ones, any floating dtype.
+
+    Args:
+        slices: those of the bucket.
+        tensors: all tensors of the group, indexed by ``Slice.tensor``.
+        optimizer: name in ``torch.optim`` for tensors of rule "step"; empty if there are none.
+        param_groups: hyper-parameters of each param group, as registered.
+
+    Attributes:
+        indices: slice numbers, as given.
+        values: 1-D, contiguous, of every slice stored so far.
+        versions: by slice: 0 before the first value, 1 with it, then plus one per push or clock.
+        changed: by slice: the version at which the value last changed.
+    """
+
+    def __init__(
+        self,
+        slices: Sequence[Slice],
+        tensors: Sequence[TensorSpec],
+        optimizer: str,
+        param_groups: Options,
+    ) -> None:
+        self.indices = tuple(piece.index for piece in slices)
+        self.values: dict[int, Tensor] = {}
+        self.versions = dict.fromkeys(self.indices, 0)
+        self.changed = dict.fromkeys(self.indices, 0)
+        self.nbytes = sum(piece.bytes for piece in slices)
+        self._slices = {piece.index: piece for piece in slices}
+        self._dtypes = {piece.index: DTYPES[tensors[piece.tensor].dtype] for piece in slices}
+        self._rules = {piece.index: tensors[piece.tensor].rule for piece in slices}
+        self._sums = {i: torch.float32 if d in HALF else d for i, d in self._dtypes.items()}
+        self._rest = tuple(index for index, rule in self._rules.items() if rule != "step")
+        self._name = optimizer
+        known = defaults(optimizer) if optimizer else {}
+        self._registered = [{**known, **plain(options)} for options in param_groups]
+        # Empty slices have nothing to step.
+        self._stepped: dict[int, list[int]] = {}
+        for piece in slices:
+            if self._rules[piece.index] == "step" and piece.elements:
+                group = tensors[piece.tensor].param_group
+                self._stepped.setdefault(group, []).append(piece.index)
+        self._optimizer: Optimizer | None = None
+        self._step: Callable[[Optimizer], Any] = Optimizer.step
+        self._as_registered = True
+
+    @property
+    def stored(self) -> bool:
+        """Whether every slice has its first value."""
+        return len(self.values) == len(self.indices)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of optimizer state."""
+        if self._optimizer is None:
+            return 0
+        kept = (v for state in self._optimizer.state.values() for v in state.values())
+        return sum(value.nbytes for value in kept if isinstance(value, Tensor))
+
+    def store(self, slice_: int, value: Tensor) -> bool:
+        """Keeps a copy of a first value. False: it has one already, which stays.
+
+        Raises:
+            InvalidRequestError: another dtype or number of elements.
+        """
+        piece, dtype = self._slices[slice_], self._dtypes[slice_]
+        if value.numel() != piece.elements or value.dtype != dtype:
+            raise InvalidRequestError(
+                f"slice {slice_}: {value.numel()} elements of {value.dtype}; "
+                f"the group has {piece.elements} of {dtype}"
+            )
+        if slice_ in self.values:
+            return False
+        own = torch.empty(piece.elements, dtype=dtype)
+        own.copy_(value.detach().reshape(-1))
+        self.values[slice_] = own
+        self.versions[slice_] = self.changed[slice_] = 1
+        if self._stepped and self.stored:
+            self._build()
+        return True
+
+    def close(self, contributions: Sequence[Contribution], options: Options = ()) -> None:
+        """Applies one Sync clock: one step on the weighted mean. All slices tick.
+
+        Args:
+            contributions: (weight, {slice: gradient}) in rank order. The tensors may be written to.
+            options: hyper-parameters of each param group; empty: as registered.
+        """
+        self._require_stored()
+        self.tick(self.indices)
+        live = [c for c in contributions if c[0] > 0]
+        means = _mean(live, self._rules, self._sums)
+        self._apply_step(means, options, 1.0)
+        self._close_rest(contributions, live, means)
+
+    def arrive(
+        self,
+        gradients: Gradients,
+        options: Options,
+        bases: Mapping[int, int],
+        scale: ScaleLr,
+    ) -> float:
+        """Applies slices of one push at once (Stale, Async). Only the slices given tick.
+
+        Args:
+            gradients: of any slices of the bucket. The tensors may be written to.
+            options: as in ``close``.
+            bases: by slice: the version that the gradient was computed on.
+            scale: how the learning rate falls with the largest staleness among these slices.
+
+        Returns:
+            The mean staleness of these slices, in versions.
+        """
+        self._require_stored()
+        versions, rules = self.versions, self._rules
+        total = largest = 0
+        steps: dict[int, Tensor] = {}
+        for index in gradients:
+            late = versions[index] - bases[index]
+            if late > 0:
+                total += late
+                largest = max(largest, late)
+        factor = lr_factor(scale, largest)
+        for index, gradient in gradients.items():
+            versions[index] += 1
+            if rules[index] == "step":
+                steps[index] = gradient
+            else:
+                _arrive_one(rules[index], self.values[index], gradient, factor)
+                self.changed[index] = versions[index]
+        if steps:
+            self._apply_step(steps, options, factor)
+        return total / len(gradients) if gradients else 0.0
+
+    def tick(self, slices: Iterable[int]) -> None:
+        """One version further for slices of a completed push that brought no gradient."""
+        for index in slices:
+            self.versions[index] += 1
+
+    def _require_stored(self) -> None:
+        if not self.stored:
+            missing = [index for index in self.indices if index not in self.values]
+            raise InvalidRequestError(f"slices {missing} have no first values yet")
+
+    def _build(self) -> None:
+        groups = [
+            ([self.values[index] for index in indices], self._registered[group])
+            for group, indices in self._stepped.items()
+        ]
+        self._optimizer = construct(self._name, groups)
+        self._step = bare_step(self._optimizer)
+
+    def _apply_step(self, gradients: Gradients, options: Options, factor: float) -> None:
+        """One optimizer step on the slices given; slices without a gradient stay, as in torch."""
+        optimizer = self._optimizer
+        if optimizer is None or not gradients:
+            return
+        stepped = []
+        for index, gradient in gradients.items():
+            value = self.values[index]
+            if self._rules[index] == "step" and value.numel():
+                value.grad = gradient if gradient.dtype == value.dtype else gradient.to(value.dtype)
+                stepped.append(value)
+                self.changed[index] = self.versions[index]
+        if not stepped:
+            return
+        try:
+            with torch.no_grad():
+                self._set_options(optimizer, options, factor)
+                self._step(optimizer)
+        finally:
+            for value in stepped:
+                value.grad = None
+
+    def _set_options(self, optimizer: Optimizer, options: Options, factor: float) -> None:
+        """The options of one step. Kernels stay as registered."""
+        if self._as_registered and not options and factor == 1.0:
+            return
+        for number, group in zip(self._stepped, optimizer.param_groups, strict=True):
+            now = dict(self._registered[number])
+            if options:
+                now.update(plain(options[number]))
+            now["lr"] *= factor
+            group.update((key, value) for key, value in now.items() if key not in KERNELS)
+        self._as_registered = not options and factor == 1.0
+
+    def _close_rest(
+        self,
+        contributions: Sequence[Contribution],
+        live: Sequence[Contribution],
+        means: Gradients,
+    ) -> None:
+        """A clock for the slices that no optimizer steps."""
+        for index in self._rest:
+            value, rule = self.values[index], self._rules[index]
+            # A sum takes every push, whatever its weight.
+            pushes = contributions if rule == "add" else live
+            parts = [gradients[index] for _, gradients in pushes if index in gradients]
+            if not parts:
+                continue
+            self.changed[index] = self.versions[index]
+            if rule == "delta":
+                value.add_(means[index])
+            elif rule == "add":
+                _add_all(value, parts)
+            else:
+                for part in parts[:1] if rule == "first" else parts:
+                    _arrive_one(rule, value, part, 1.0)
+
+
+def _mean(
+    live: Sequence[Contribution], rules: Mapping[int, str], sums: Mapping[int, torch.dtype]
+) -> dict[int, Tensor]:
+    """(g_0 + Σ (n_i/n_0) g_i) / Σ n_i/n_0 by slice; a gradient that one lacks counts as zero.
+
+    Sums grow in place, in the first gradient of each slice.
+    """
+    if len(live) == 1:
+        return {index: g for index, g in live[0][1].items() if rules[index] in MEANS}
+    result: dict[int, Tensor] = {}
+    total = 0.0
+    for weight, gradients in live:
+        ratio = weight / live[0][0]
+        total += ratio
+        into: list[Tensor] = []
+        add: list[Tensor] = []
+        for index, given in gradients.items():
+            if rules[index] not in MEANS:
+                continue
+            gradient = given if given.dtype == sums[index] else given.to(sums[index])
+            if index in result:
+                into.append(result[index])
+                add.append(gradient)
+            else:
+                result[index] = gradient if ratio == 1.0 else gradient.mul_(ratio)
+        if into:
+            torch._foreach_add_(into, add, alpha=ratio)
+    if result and total != 1.0:
+        torch._foreach_div_(list(result.values()), total)
+    return result
+
+
+def _add_all(value: Tensor, parts: Sequence[Tensor]) -> None:
+    """value += each part in order; half precision is rounded once."""
+    into = value.float() if value.dtype in HALF and len(parts) > 1 else value
+    for part in parts:
+        into.add_(part)
+    if into is not value:
+        value.copy_(into)
+
+
+def _arrive_one(rule: str, value: Tensor, gradient: Tensor, factor: float) -> None:
+    """One push to one slice that no optimizer steps."""
+    if rule == "delta" and factor != 1.0:
+        value.add_(gradient, alpha=factor)
+    elif rule == "maximum":
+        torch.maximum(value, gradient, out=value)
+    elif rule == "frozen":
+        raise InvalidRequestError("a frozen tensor takes no pushes; it is stored once")
+    else:
+        value.add_(gradient)

@@ -1,0 +1,322 @@
+"""The rpcs of a server: each decodes, asks the group, encodes. No gRPC in here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
+
+import psutil
+from torch import Tensor
+
+from paramserver.config import ServerConfig
+from paramserver.core.ledger import Receipt
+from paramserver.errors import InvalidRequestError, MovedError, ParameterServerError
+from paramserver.ps.collectives import Collectives
+from paramserver.ps.exchange import Session
+from paramserver.ps.group import GroupState, Staged
+from paramserver.ps.lead import Following, Leadership
+from paramserver.ps.push import Incoming
+from paramserver.ps.views import Views
+from paramserver.ps.workshop import Workshop
+from paramserver.types import WorkerId
+from paramserver.v1 import scheduler_pb2
+from paramserver.v1 import server_pb2 as pb
+from paramserver.wire.convert import group_from_proto, map_from_proto, spans_to_proto
+from paramserver.wire.frames import Piece
+from paramserver.wire.transport import AsyncChannel
+
+log = logging.getLogger("paramserver")
+
+T = TypeVar("T")
+_Key = tuple[str, WorkerId, int]
+
+
+class ServerService:
+    """A server: its groups, its streams, its place in the job.
+
+    Args:
+        config: of this server.
+        name: given by the scheduler.
+        scheduler: the channel to it.
+        connect: opens a channel to another server.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        name: str,
+        scheduler: AsyncChannel,
+        connect: Callable[[str], AsyncChannel],
+    ) -> None:
+        self.config = config
+        self.name = name
+        self.views = Views()
+        self.workshop = Workshop(config.threads)
+        self.collectives = Collectives(config.limits)
+        self.received_bytes = self.sent_bytes = self.refusals = 0
+        self._scheduler = scheduler
+        self._connect = connect
+        self._groups: dict[str, asyncio.Task[GroupState]] = {}
+        self._leads: dict[str, Leadership] = {}
+        self._followings: dict[str, Following] = {}
+        self._owners: dict[_Key, Session] = {}
+
+    # What the streams ask for
+
+    async def group(self, name: str, map_version: int) -> GroupState:
+        """The group, fetched from the scheduler when a request names it for the first time.
+
+        Raises:
+            NotFoundError: the scheduler does not know it.
+            MovedError: the request has another slice map.
+        """
+        if name not in self._groups:
+            self._groups[name] = asyncio.create_task(self._fetch(name))
+        task = self._groups[name]
+        try:
+            group = await asyncio.shield(task)
+        except ParameterServerError:
+            self._groups.pop(name, None)
+            raise
+        group.check_map(map_version)
+        return group
+
+    async def _fetch(self, name: str) -> GroupState:
+        request = scheduler_pb2.GetGroupRequest(group=name)
+        reply = await self._scheduler.call("GetGroup", request)
+        slice_map = map_from_proto(reply.map)
+        group = GroupState(group_from_proto(reply.spec), slice_map, self.name, self.workshop)
+        if group.lead == self.name:
+            self._leads[name] = lead = Leadership(group)
+            lead.observe(self.views)
+        elif group.slices:
+            address = slice_map.addresses[slice_map.lead]
+            if address not in self._followings:
+                self._followings[address] = Following(self.name, lambda: self._connect(address))
+            self._followings[address].add(group)
+        return group
+
+    async def offload(
+        self, pieces: Sequence[Piece], function: Callable[..., T], *args: object
+    ) -> T:
+        """``function(*args)``, in a thread when the bytes are many."""
+        return await self.workshop.offload(sum(len(p) for p in pieces), function, *args)
+
+    async def begin(self, push: Incoming, session: Session, activated: bool) -> Receipt | None:
+        """Opens a push in the ledger; a receipt if it is over already."""
+        group, worker, clock = push.group, push.worker, push.clock
+        key = (group.spec.name, worker, clock)
+        owner = self._owners.get(key)
+        if owner is not None and owner is not session:
+            await owner.close()  # the client has a new stream; the old one frees or finishes
+        ledger = group.ledger
+        if activated and ledger.receipt(worker, clock) is None:
+            ledger.expect(worker, clock)
+        receipt = ledger.open(worker, clock, sorted(push.declared))
+        if receipt is not None:
+            return receipt
+        if group.sync and clock < group.frontier.value:
+            receipt = Receipt(clock, group.version, 0.0, applied=False, dropped=True)
+            ledger.amend(worker, clock, receipt)
+            ledger.expect(worker, group.frontier.value)
+            return receipt
+        self._owners[key] = session
+        return None
+
+    async def take(
+        self, push: Incoming, gradients: Mapping[int, Tensor], checksums: Mapping[int, int]
+    ) -> dict[int, Tensor]:
+        """The gradients that were not taken before; they count as taken from now on."""
+        ledger = push.group.ledger
+        return {
+            i: g
+            for i, g in gradients.items()
+            if ledger.take(push.worker, push.clock, i, checksums[i])
+        }
+
+    async def complete(self, push: Incoming, session: Session) -> Receipt:
+        """All slices are here: the push is staged, or applied, and the lead hears of it."""
+        group, worker, clock = push.group, push.worker, push.clock
+        if group.sync:
+            receipt = Receipt(clock, 0, 0.0, applied=False)
+            group.ledger.complete(worker, clock, receipt, push.samples)
+            staged = Staged(worker, clock, push.weight, push.options, push.samples, push.gradients)
+            group.staged[worker, clock] = staged
+        else:
+            await group.tick_others(push.declared)
+            group.version += 1
+            staleness = push.staleness / max(1, len(push.declared))
+            receipt = Receipt(clock, group.version, staleness, applied=True)
+            group.ledger.complete(worker, clock, receipt, push.samples)
+        self._owners.pop((group.spec.name, worker, clock), None)
+        self._report(group, worker, clock, push.weight)
+        return receipt
+
+    def release(self, push: Incoming, session: Session, *, rejected: bool = False) -> None:
+        """A push ends unfinished; what is staged is freed, what is applied stays known."""
+        key = (push.group.spec.name, push.worker, push.clock)
+        if self._owners.get(key) is session:
+            del self._owners[key]
+            if push.group.sync or rejected:
+                push.group.ledger.abandon(push.worker, push.clock)
+
+    def _report(self, group: GroupState, worker: WorkerId, clock: int, weight: float) -> None:
+        staged = pb.Staged(
+            rank=worker.rank, incarnation=worker.incarnation, clock=clock, weight=weight
+        )
+        lead = self._leads.get(group.spec.name)
+        if lead is not None:
+            lead.staged(self.name, staged)
+        else:
+            self._followings[group.map.addresses[group.map.lead]].report(group, staged)
+
+    async def explain(self, group: GroupState) -> str:
+        """Whom the open clock of a group waits for, in words."""
+        lead = self._leads.get(group.spec.name)
+        if lead is not None:
+            return lead.clock.waiting_for(self.views.names) or "nobody; the clock is closing"
+        channel = self._connect(group.map.addresses[group.map.lead])
+        try:
+            request = pb.ExplainRequest(group=group.spec.name)
+            reason: str = (await channel.call("Explain", request, timeout=2.0)).reason
+        except ParameterServerError as error:
+            return f"the lead {group.lead}, which cannot be reached: {error}"
+        finally:
+            await channel.close()
+        return reason
+
+    # The rpcs
+
+    async def Exchange(
+        self, frames: AsyncIterator[bytes], send: Callable[[bytes], Awaitable[None]]
+    ) -> None:
+        """Pushes and pulls of one client."""
+        await Session(self, send).run(frames)
+
+    async def Activate(self, request: pb.ActivateRequest) -> pb.ActivateReply:
+        """The clock of a worker that has become active."""
+        worker = await self.views.admit(request.worker)
+        group = await self.group(request.group, request.map_version)
+        lead = self._leads.get(request.group)
+        if lead is None:
+            raise MovedError(
+                f"{self.name} does not lead group {request.group!r}: {group.lead} does"
+            )
+        clock = lead.clock.activate(worker)
+        group.ledger.expect(worker, clock)
+        return pb.ActivateReply(clock=clock)
+
+    async def Follow(self, reports: AsyncIterator[pb.Report]) -> AsyncIterator[pb.Notice]:
+        """Reports of another server, notices to it."""
+        notices: asyncio.Queue[pb.Notice] = asyncio.Queue()
+        reader = asyncio.create_task(self._read_reports(reports, notices))
+        getter: asyncio.Future[pb.Notice] | None = None
+        try:
+            while True:
+                getter = asyncio.ensure_future(notices.get())
+                await asyncio.wait({getter, reader}, return_when=asyncio.FIRST_COMPLETED)
+                if not getter.done():
+                    reader.result()
+                    return
+                yield getter.result()
+        finally:
+            reader.cancel()
+            if getter is not None:
+                getter.cancel()
+            for lead in self._leads.values():
+                lead.unfollow(notices)
+
+    async def _read_reports(
+        self, reports: AsyncIterator[pb.Report], notices: asyncio.Queue[pb.Notice]
+    ) -> None:
+        async for report in reports:
+            await self.group(report.group, report.map_version)
+            lead = self._leads.get(report.group)
+            if lead is None:
+                raise MovedError(f"{self.name} does not lead group {report.group!r}")
+            if report.hello:
+                lead.follow(report.server, report.next_clock, notices)
+            for staged in report.staged:
+                lead.staged(report.server, staged)
+
+    async def Explain(self, request: pb.ExplainRequest) -> pb.ExplainReply:
+        """Whom a group's clock waits for."""
+        lead = self._leads.get(request.group)
+        if lead is None:
+            raise InvalidRequestError(f"{self.name} does not lead a group {request.group!r}")
+        return pb.ExplainReply(reason=lead.clock.waiting_for(self.views.names))
+
+    async def AppliedSpans(self, request: pb.AppliedSpansRequest) -> pb.AppliedSpansReply:
+        """What a lost worker's pushes were computed on, as far as they were applied."""
+        await self.views.reach(request.view)
+        worker = WorkerId(request.rank, request.incarnation)
+        for key, session in list(self._owners.items()):
+            if key[1] == worker:
+                await session.close()
+        groups = []
+        for task in list(self._groups.values()):
+            group = await asyncio.shield(task)
+            await group.drained()
+            spans = spans_to_proto(group.ledger.applied_spans(worker))
+            groups.append(pb.GroupSpans(group=group.spec.name, spans=spans))
+        return pb.AppliedSpansReply(groups=groups)
+
+    async def Describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
+        """What status shows of this server."""
+        groups = [t.result() for t in self._groups.values() if t.done() and not t.exception()]
+        return pb.DescribeReply(
+            groups=[self._describe(g) for g in groups],
+            resident_bytes=psutil.Process().memory_info().rss,
+            staged_bytes=sum(g.staged_bytes for g in groups),
+            received_bytes=self.received_bytes,
+            sent_bytes=self.sent_bytes,
+            duplicates=sum(g.ledger.duplicates for g in groups),
+            refusals=self.refusals,
+        )
+
+    def _describe(self, group: GroupState) -> pb.GroupStatus:
+        status = pb.GroupStatus(
+            group=group.spec.name,
+            slices=len(group.slices),
+            bytes=sum(s.bytes for s in group.slices.values()),
+            version=group.version,
+            min_clock=group.frontier.value,
+        )
+        lead = self._leads.get(group.spec.name)
+        if lead is not None:
+            active = self.views.active(group.spec.name)
+            status.lead = True
+            status.min_clock = lead.clock.min_clock
+            status.waiting = lead.clock.waiting_for(self.views.names)
+            status.workers.extend(
+                pb.WorkerClock(
+                    rank=w.rank, incarnation=w.incarnation, clock=clock, active=w in active
+                )
+                for w, clock in sorted(lead.clock.workers.items())
+            )
+        return status
+
+    # The job
+
+    def on_view(self, view: scheduler_pb2.View) -> None:
+        """Takes a newer view; a new job begins empty."""
+        if self.views.current.job and view.job != self.views.current.job:
+            self.reset()
+        if self.views.update(view):
+            for lead in self._leads.values():
+                lead.observe(self.views)
+
+    def reset(self) -> None:
+        """Drops everything that belongs to a job."""
+        for following in self._followings.values():
+            following.close()
+        for held in (self._groups, self._leads, self._followings, self._owners):
+            held.clear()
+        self.collectives.clear()
+
+    def close(self) -> None:
+        """Ends threads and streams."""
+        self.reset()
+        self.workshop.close()

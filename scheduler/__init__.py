@@ -1,0 +1,1 @@
+"""The scheduler role: membership, slice map, data shards, job state."""

@@ -1,0 +1,208 @@
+"""The data sets of one job, and the workers that are idle until a shard returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from paramserver.config import SchedulerConfig
+from paramserver.core.dataset import (
+    DatasetSpec,
+    Drained,
+    Empty,
+    Leased,
+    complete,
+    disagreement,
+)
+from paramserver.core.members import Member, Role, State, worker_id
+from paramserver.core.membership import Membership
+from paramserver.core.placement import check_name
+from paramserver.core.shards import ShardQueue
+from paramserver.errors import InvalidRequestError, NotFoundError, ResourceError
+from paramserver.scheduler.journal import Journal
+from paramserver.scheduler.topics import data_topic
+from paramserver.scheduler.words import NAMED, words
+from paramserver.types import Span, WorkerId
+
+
+class Datasets:
+    """Shard queues by name.
+
+    Args:
+        members: whose workers become active with a shard, and idle without.
+        leases: numbers for leases; never repeated.
+        wake: told the topic whose parked callers may be answered.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        members: Membership,
+        journal: Journal,
+        leases: Iterator[int],
+        wake: Callable[[str], None],
+    ) -> None:
+        self._config, self._members, self._journal = config, members, journal
+        self._leases, self._wake = leases, wake
+        self._queues: dict[str, ShardQueue] = {}
+        self._waiting: dict[str, set[str]] = {}  # data set: names of idle workers
+        self._names: dict[WorkerId, str] = {}
+
+    def __iter__(self) -> Iterator[ShardQueue]:
+        return iter(self._queues.values())
+
+    def get(self, name: str) -> ShardQueue:
+        """Raises NotFoundError for a name that nobody opened."""
+        if name not in self._queues:
+            raise NotFoundError(f"data set {name!r} is not open; call client.loader first")
+        return self._queues[name]
+
+    def open(self, member: Member, spec: DatasetSpec, now: float) -> ShardQueue:
+        """Opens a data set, or joins it.
+
+        Raises:
+            InvalidRequestError: a value that cannot work, or workers disagree.
+            ResourceError: too many data sets.
+        """
+        check_name(spec.name, "data set", self._config.limits)
+        wanted = complete(spec, self._config.workers)
+        queue = self._queues.get(spec.name)
+        if queue is None:
+            queue = self._new(wanted, now)
+        elif differs := disagreement(queue.spec, wanted):
+            raise InvalidRequestError(
+                f"data set {spec.name!r} was opened otherwise: {differs}; "
+                "all workers must agree, or use another name"
+            )
+        queue.use(worker_id(member))
+        return queue
+
+    def _new(self, spec: DatasetSpec, now: float) -> ShardQueue:
+        if len(self._queues) >= self._config.limits.groups:
+            raise ResourceError(f"data set {spec.name!r}: a job has at most {len(self._queues)}")
+        queue = self._queues[spec.name] = ShardQueue(spec, self._leases)
+        for member in self._members.live(Role.WORKER):
+            queue.join(worker_id(member))
+        self._waiting[spec.name] = set()
+        self._journal.say(
+            f"data set {spec.name} opened: {spec.size} samples, {queue.shards} shards, "
+            f"{spec.assign}",
+            now,
+        )
+        return queue
+
+    def next(
+        self, member: Member, name: str, epoch: int, sequence: int, waits: bool, now: float
+    ) -> Leased | Drained | Empty:
+        """Leases the next shard; with ``waits``, a worker that gets none is idle until it does.
+
+        Raises:
+            InvalidRequestError: as ``ShardQueue.next``.
+            NotFoundError: an unknown data set.
+        """
+        queue = self.get(name)
+        try:
+            found = queue.next(worker_id(member), epoch, sequence)
+        except InvalidRequestError:
+            self._end_wait(member, name)
+            raise
+        if isinstance(found, Leased):
+            self._waiting[name].discard(member.name)
+            if member.state is not State.ACTIVE:
+                self._members.move([member.name], State.ACTIVE)
+        elif isinstance(found, Drained):
+            self._end_wait(member, name)
+        else:
+            if waits:
+                self._begin_wait(member, name, epoch)
+            return Empty(f"{found.reason}{self._holders(queue, now)}")
+        return found
+
+    def _begin_wait(self, member: Member, name: str, epoch: int) -> None:
+        self._waiting[name].add(member.name)
+        reason = f"waits for epoch {epoch} of data set {name!r}"
+        self._members.move([member.name], State.IDLE, reason)
+
+    def _end_wait(self, member: Member, name: str) -> None:
+        if member.name in self._waiting[name]:
+            self._waiting[name].discard(member.name)
+            self._members.move([member.name], State.ACTIVE)
+
+    def _holders(self, queue: ShardQueue, now: float) -> str:
+        held = [self._members.find(self._names.get(who, "")) for who in queue.holders(NAMED)]
+        members = [m for m in held if m is not None]
+        if not members:
+            return ""
+        return f"; held by {words(self._members, members, now, queue.holding)}"
+
+    def report(
+        self,
+        member: Member,
+        name: str,
+        done: Sequence[Span],
+        returned: Sequence[Span],
+        unpushed: int,
+        now: float,
+    ) -> tuple[int, ...]:
+        """Spans that are done or go back; returns the leases that are not the caller's.
+
+        Raises:
+            InvalidRequestError: a span outside its lease; nothing of the report counts then.
+            NotFoundError: an unknown data set.
+        """
+        said = self.get(name).report(worker_id(member), done, returned, unpushed)
+        self._progress(name, said.drained, said.returned, now)
+        return said.lost
+
+    def recover(self, member: Member, applied: Iterable[Span], now: float) -> None:
+        """The leases of a worker that left: what was applied is done, the rest is free again."""
+        spans = list(applied)
+        who = worker_id(member)
+        for name, queue in self._queues.items():
+            if queue.outstanding(who):
+                back = queue.recover(who, spans)
+                self._journal.say(f"{back} samples of {member.name} returned to {name}", now)
+                self._progress(name, queue.drained, back > 0, now)
+
+    def _progress(self, name: str, drained: bool, returned: bool, now: float) -> None:
+        if drained:
+            self._journal.say(f"epoch {self._queues[name].epoch} of {name} is drained", now)
+            names, self._waiting[name] = self._waiting[name], set()
+            self._members.move(names, State.ACTIVE)
+        if drained or returned:
+            self._wake(data_topic(name))
+
+    # -- members
+
+    def join(self, member: Member) -> None:
+        """A worker is there."""
+        self._names[worker_id(member)] = member.name
+        for queue in self._queues.values():
+            queue.join(worker_id(member))
+
+    def leave(self, member: Member, heir: Member | None) -> None:
+        """A worker is gone; a newer incarnation of it takes over what it was dealt."""
+        self.withdraw(member.name)
+        for queue in self._queues.values():
+            if heir is None:
+                queue.leave(worker_id(member))
+
+    def withdraw(self, name: str) -> None:
+        """A worker waits no more."""
+        for names in self._waiting.values():
+            names.discard(name)
+
+    def outstanding(self, member: Member) -> bool:
+        """Whether a worker holds leases."""
+        return any(queue.outstanding(worker_id(member)) for queue in self._queues.values())
+
+    def epoch(self) -> int:
+        """The open epoch of the first data set: the one that is trained on."""
+        return next((max(queue.epoch, 0) for queue in self._queues.values()), 0)
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when the parts disagree."""
+        for queue in self._queues.values():
+            queue.check_invariants()
+        for names in self._waiting.values():
+            found = [self._members.find(name) for name in names]
+            assert all(m is not None and m.state is State.IDLE for m in found)

@@ -1,0 +1,42 @@
+"""All that ``status`` and ``top`` show, as one message."""
+
+from __future__ import annotations
+
+from paramserver.core.members import Role
+from paramserver.scheduler.convert import dataset_status, group_placement, view_to_proto
+from paramserver.scheduler.state import SchedulerState
+from paramserver.v1 import scheduler_pb2 as pb
+
+
+def status(state: SchedulerState, now: float) -> pb.StatusReply:
+    """What the scheduler knows at this moment. Reads only."""
+    view = view_to_proto(state.members.view())
+    for member in view.members:
+        member.heard_s = now - state.members.heard(member.name)
+    return pb.StatusReply(
+        view=view,
+        workers=_workers(state, now),
+        datasets=[dataset_status(queue) for queue in state.data],
+        groups=[group_placement(group) for group in state.groups],
+        scalars=state.scalars,
+        uptime_s=state.journal.seconds(now),
+        expected_workers=state.config.workers,
+        expected_servers=state.config.servers,
+        events=state.journal.events(),
+    )
+
+
+def _workers(state: SchedulerState, now: float) -> list[pb.WorkerStatus]:
+    return [
+        pb.WorkerStatus(
+            name=member.name,
+            clocks=[
+                pb.GroupClock(group=group, clock=clock)
+                for group, clock in sorted(state.clocks.get(member.name, {}).items())
+            ],
+            stats=state.stats.get(member.name, {}),
+            heard_s=now - state.members.heard(member.name),
+        )
+        for member in state.members.view().members
+        if member.role is Role.WORKER
+    ]

@@ -1,0 +1,351 @@
+"""The Scheduler service of the protocol: decode, one decision, encode. No gRPC here.
+
+Every method takes and returns messages of scheduler.proto and raises ``paramserver.errors``.
+For one event loop; waiting calls are parked coroutines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
+from paramserver.config import SchedulerConfig
+from paramserver.core.dataset import Drained, Empty, Leased
+from paramserver.core.members import Caller, Role
+from paramserver.core.rounds import Released, Waiting
+from paramserver.errors import InvalidRequestError, VersionError
+from paramserver.scheduler.convert import (
+    arrival_to_proto,
+    caller_from_proto,
+    dataset_from_proto,
+    dataset_to_proto,
+    identity_to_proto,
+    job_state_to_proto,
+    role_from_proto,
+    shard_to_proto,
+    view_to_proto,
+)
+from paramserver.scheduler.parking import Parking
+from paramserver.scheduler.recovery import AsyncServerChannel, Recovery
+from paramserver.scheduler.report import status
+from paramserver.scheduler.state import Schedule, SchedulerState, Storing
+from paramserver.scheduler.topics import START, VIEW, data_topic, group_topic, round_topic
+from paramserver.types import PROTOCOL_VERSION
+from paramserver.v1 import common_pb2
+from paramserver.v1 import scheduler_pb2 as pb
+from paramserver.wire.convert import (
+    group_from_proto,
+    group_to_proto,
+    map_to_proto,
+    spans_from_proto,
+)
+
+T = TypeVar("T")
+
+
+class SchedulerService:
+    """One scheduler.
+
+    Args:
+        now: seconds on a monotonic clock; leases run by it.
+        connect: a channel to the server at an address.
+        first_incarnation: incarnations grow from here; by default the seconds since 1970, so
+            that no process of an earlier scheduler is taken for one of this.
+
+    Attributes:
+        ended: set while the job is done or has failed.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        *,
+        now: Callable[[], float] = time.monotonic,
+        connect: Callable[[str], AsyncServerChannel],
+        first_incarnation: int | None = None,
+    ) -> None:
+        first = int(time.time()) if first_incarnation is None else first_incarnation
+        self._config = config
+        self._now = now
+        self.state = SchedulerState(config, now(), first)
+        self.parking = Parking(config.limits.parked_calls)
+        self.recovery = Recovery(self.state, now, connect, self._after)
+        self.ended = asyncio.Event()
+        self._view: pb.View | None = None
+        self._job = self.state.members.job
+
+    # -- the shell of every call
+
+    def _enter(self, identity: common_pb2.Identity) -> Caller:
+        """Who speaks; its lease is renewed. The one place where identities are checked first."""
+        caller = caller_from_proto(identity)
+        self.state.members.renew(caller, self._now())
+        return caller
+
+    def _after(self) -> None:
+        """Does what the state asks for after an event."""
+        members = self.state.members
+        ended = members.ended()
+        if ended or members.job != self._job:
+            self.recovery.stop()
+            self._job = members.job
+        for loss in self.state.take_losses():
+            if not ended:
+                self.recovery.start(loss)
+        wakes = self.state.take_wakes()
+        if self._view is None or self._view.number != members.number:
+            wakes.add(VIEW)
+        self.parking.wake(wakes)
+        if ended:
+            self.ended.set()
+        else:
+            self.ended.clear()
+
+    def _current(self) -> pb.View:
+        view = self.state.members.view()
+        if self._view is None or self._view.number != view.number:
+            self._view = view_to_proto(view)
+        return self._view
+
+    async def _poll(
+        self, topic: str, wait_s: float, attempt: Callable[[], T], pending: Callable[[T], bool]
+    ) -> T:
+        def look() -> T:
+            try:
+                return attempt()
+            finally:
+                self._after()
+
+        if not wait_s >= 0:
+            raise InvalidRequestError(f"wait_s={wait_s}: must be >= 0 (0 = answer at once)")
+        return await self.parking.poll(topic, wait_s, look, pending)
+
+    async def run(self) -> None:
+        """Lets leases lapse, until cancelled."""
+        loop = asyncio.get_running_loop()
+        interval = self._config.heartbeat_s / 2
+        try:
+            while True:
+                begun = loop.time()
+                await asyncio.sleep(interval)
+                late = loop.time() - begun - interval
+                # Nobody could be heard while this process stood still.
+                if late > self._config.heartbeat_s:
+                    self.state.members.forgive(late)
+                self.tick()
+        finally:
+            self.recovery.stop()
+
+    def tick(self) -> None:
+        """Looks once at all leases."""
+        self.state.tick(self._now())
+        self._after()
+
+    # -- members
+
+    async def Register(self, request: pb.RegisterRequest) -> pb.RegisterReply:
+        if request.protocol != PROTOCOL_VERSION:
+            raise VersionError(
+                f"protocol {request.protocol}: this scheduler speaks {PROTOCOL_VERSION}; "
+                "install the same version of paramserver everywhere"
+            )
+        role = role_from_proto(request.role)
+        if role is Role.SERVER and not request.address:
+            raise InvalidRequestError("a server must say at which address it can be reached")
+        done = self.state.register(
+            role,
+            request.name,
+            self._now(),
+            address=request.address,
+            host=request.host,
+            pid=request.pid,
+        )
+        self._after()
+        members = self.state.members
+        return pb.RegisterReply(
+            identity=identity_to_proto(done.member, members.number, members.job),
+            lease_s=self._config.lease_s,
+            heartbeat_s=self._config.heartbeat_s,
+            protocol=PROTOCOL_VERSION,
+            workers=self._config.workers,
+            servers=self._config.servers,
+        )
+
+    async def AwaitStart(self, request: pb.AwaitStartRequest) -> pb.AwaitStartReply:
+        caller = self._enter(request.member)
+
+        def attempt() -> str:
+            self.state.members.check(caller, finished=True)
+            self.state.members.require_job()
+            return self.state.start_reason()
+
+        pending = await self._poll(START, request.wait_s, attempt, bool)
+        return pb.AwaitStartReply(
+            pending=pending, view=self._current(), arrivals=self.state.members.arrivals
+        )
+
+    async def Heartbeat(self, request: pb.HeartbeatRequest) -> pb.HeartbeatReply:
+        caller = caller_from_proto(request.member)
+        clocks = {c.group: c.clock for c in request.clocks}
+        self.state.heartbeat(caller, clocks, request.stats, self._now())
+        members = self.state.members
+        return pb.HeartbeatReply(
+            view=members.number, state=job_state_to_proto(members.state), message=members.message
+        )
+
+    async def Watch(self, request: pb.WatchRequest) -> AsyncIterator[pb.View]:
+        """Every view from now on; ends with FencedError when the member is gone."""
+        caller = self._enter(request.member)
+        seen = 0
+        while True:
+            view = self._current()
+            if view.number != seen:
+                seen = view.number
+                yield view
+            else:
+                await self.parking.wait(VIEW, None)
+                self.state.members.check(caller, finished=True)
+
+    async def GetView(self, request: pb.GetViewRequest) -> pb.View:
+        return self._current()
+
+    async def SetActive(self, request: pb.SetActiveRequest) -> pb.SetActiveReply:
+        view = self.state.set_active(self._enter(request.member), request.active, self._now())
+        self._after()
+        return pb.SetActiveReply(view=view)
+
+    async def Finish(self, request: pb.FinishRequest) -> pb.FinishReply:
+        self.state.finish(caller_from_proto(request.member), self._now())
+        self._after()
+        return pb.FinishReply()
+
+    async def Fail(self, request: pb.FailRequest) -> pb.FailReply:
+        caller = caller_from_proto(request.member)
+        self.state.fail(caller, request.reason, request.fatal, request.exit_code, self._now())
+        self._after()
+        return pb.FailReply()
+
+    # -- groups
+
+    async def RegisterGroup(self, request: pb.RegisterGroupRequest) -> pb.RegisterGroupReply:
+        caller = self._enter(request.member)
+        spec = group_from_proto(request.spec)
+        group = self.state.register_group(caller, spec, self._now())
+        self._after()
+        return pb.RegisterGroupReply(map=map_to_proto(group.map), view=self.state.members.number)
+
+    async def GetGroup(self, request: pb.GetGroupRequest) -> pb.GetGroupReply:
+        group = self.state.groups.get(request.group)
+        return pb.GetGroupReply(
+            spec=group_to_proto(group.spec), map=map_to_proto(group.map), stored=group.stored
+        )
+
+    async def AwaitGroup(self, request: pb.AwaitGroupRequest) -> pb.AwaitGroupReply:
+        caller = self._enter(request.member)
+
+        def attempt() -> Storing:
+            return self.state.await_group(caller, request.group, self._now())
+
+        found = await self._poll(
+            group_topic(request.group), request.wait_s, attempt, lambda s: bool(s.pending)
+        )
+        return pb.AwaitGroupReply(
+            stored=found.stored, initialize=found.initialize, pending=found.pending
+        )
+
+    async def GroupStored(self, request: pb.GroupStoredRequest) -> pb.GroupStoredReply:
+        self.state.group_stored(self._enter(request.member), request.group, self._now())
+        self._after()
+        return pb.GroupStoredReply()
+
+    # -- data
+
+    async def OpenDataset(self, request: pb.OpenDatasetRequest) -> pb.OpenDatasetReply:
+        caller = self._enter(request.member)
+        spec = dataset_from_proto(request.spec, self._config.assign)
+        queue = self.state.open_dataset(caller, spec, self._now())
+        self._after()
+        return pb.OpenDatasetReply(
+            spec=dataset_to_proto(queue.spec, spec.batch_size), epoch=max(queue.epoch, 0)
+        )
+
+    async def NextShard(self, request: pb.NextShardRequest) -> pb.NextShardReply:
+        caller = self._enter(request.member)
+        waits = request.wait_s > 0
+
+        def attempt() -> Leased | Drained | Empty:
+            return self.state.next_shard(
+                caller, request.dataset, request.epoch, request.sequence, waits, self._now()
+            )
+
+        found = await self._poll(
+            data_topic(request.dataset),
+            request.wait_s,
+            attempt,
+            lambda f: isinstance(f, Empty),
+        )
+        return pb.NextShardReply(
+            shard=shard_to_proto(found) if isinstance(found, Leased) else None,
+            drained=isinstance(found, Drained),
+            pending=found.reason if isinstance(found, Empty) else "",
+            view=self.state.members.number,
+        )
+
+    async def ReportSamples(self, request: pb.ReportSamplesRequest) -> pb.ReportSamplesReply:
+        lost = self.state.report(
+            self._enter(request.member),
+            request.dataset,
+            spans_from_proto(request.done),
+            spans_from_proto(request.returned),
+            request.unpushed,
+            self._now(),
+        )
+        self._after()
+        return pb.ReportSamplesReply(lost_leases=lost)
+
+    # -- rounds
+
+    async def Join(self, request: pb.JoinRequest) -> pb.JoinReply:
+        caller = self._enter(request.member)
+
+        def attempt() -> Released | Waiting:
+            return self.state.join_round(caller, request.name, request.sequence, self._now())
+
+        found = await self._poll(
+            round_topic(request.name),
+            request.wait_s,
+            attempt,
+            lambda f: isinstance(f, Waiting),
+        )
+        view = self.state.members.number
+        if isinstance(found, Waiting):
+            reason = self.state.round_reason(found, self._now())
+            return pb.JoinReply(round=found.number, pending=reason, view=view)
+        arrivals = [arrival_to_proto(a) for a in found.arrivals]
+        return pb.JoinReply(released=True, round=found.number, arrivals=arrivals, view=view)
+
+    # -- schedules, scalars, status
+
+    async def Log(self, request: pb.LogRequest) -> pb.LogReply:
+        self.state.log(self._enter(request.member), request.scalars)
+        return pb.LogReply()
+
+    async def SaveSchedule(self, request: pb.SaveScheduleRequest) -> pb.SaveScheduleReply:
+        schedule = Schedule(request.epoch, request.clock, request.state)
+        self.state.save_schedule(self._enter(request.member), schedule)
+        return pb.SaveScheduleReply()
+
+    async def LoadSchedule(self, request: pb.LoadScheduleRequest) -> pb.LoadScheduleReply:
+        self._enter(request.member)
+        kept = self.state.schedule
+        epoch = self.state.job_epoch()
+        if kept is None:
+            return pb.LoadScheduleReply(job_epoch=epoch)
+        return pb.LoadScheduleReply(
+            found=True, epoch=kept.epoch, clock=kept.clock, state=kept.state, job_epoch=epoch
+        )
+
+    async def Status(self, request: pb.StatusRequest) -> pb.StatusReply:
+        return status(self.state, self._now())

@@ -1,0 +1,402 @@
+"""All that the scheduler decides, as one state machine: events in, answers and wakes out.
+
+No I/O: the service asks, answers, and does what ``take_wakes`` and ``take_losses`` say.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from paramserver.config import SchedulerConfig
+from paramserver.core.dataset import DatasetSpec, Drained, Empty, Leased
+from paramserver.core.members import (
+    Caller,
+    JobState,
+    Member,
+    Registered,
+    Role,
+    State,
+    worker_id,
+)
+from paramserver.core.membership import Membership
+from paramserver.core.placement import Group, Groups, GroupSpec, check_name
+from paramserver.core.rounds import Released, Rounds, Waiting
+from paramserver.core.shards import ShardQueue
+from paramserver.errors import (
+    InvalidRequestError,
+    ResourceError,
+)
+from paramserver.scheduler.datasets import Datasets
+from paramserver.scheduler.journal import Journal
+from paramserver.scheduler.topics import EVERYTHING, group_topic, round_topic
+from paramserver.scheduler.words import where, words
+from paramserver.types import Span, WorkerId
+
+MAX_SCALARS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A worker that left with leases: ask the servers which of its samples were applied.
+
+    Attributes:
+        view, job: those in which it is gone.
+    """
+
+    member: Member
+    view: int
+    job: int
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """State of learning-rate schedules, as JSON, and when it was taken."""
+
+    epoch: int
+    clock: int
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Storing:
+    """Whether first values are stored, and if not, whether the caller is to store them."""
+
+    stored: bool = False
+    initialize: bool = False
+    pending: str = ""
+
+
+class SchedulerState:
+    """Membership, groups, data sets, rounds and schedules of one job at a time.
+
+    Args:
+        now: seconds on a monotonic clock; every event carries its own.
+        first_incarnation: must exceed those that any earlier scheduler gave.
+    """
+
+    def __init__(self, config: SchedulerConfig, now: float, first_incarnation: int = 1) -> None:
+        self.config = config
+        self.members = Membership(config.workers, config.servers, config.lease_s, first_incarnation)
+        self.journal = Journal(now)
+        self._leases = itertools.count(1)
+        self._map_version = 0
+        self._rounds_begun = 1
+        self._state = self.members.state
+        self._wakes: set[str] = set()
+        self._losses: list[Loss] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self.groups = Groups(self.config.limits)
+        self.data = Datasets(self.config, self.members, self.journal, self._leases, self._wakes.add)
+        self.rounds = Rounds(self._rounds_begun)
+        self.schedule: Schedule | None = None
+        self.scalars: dict[str, float] = {}
+        self.clocks: dict[str, dict[str, int]] = {}
+        self.stats: dict[str, dict[str, float]] = {}
+        self._names: dict[WorkerId, str] = {}
+        self._losses.clear()
+
+    # -- instructions for the shell
+
+    def take_wakes(self) -> set[str]:
+        """Topics whose parked callers may be answered now; ``EVERYTHING`` for all."""
+        wakes = set(self._wakes)
+        self._wakes.clear()
+        return wakes
+
+    def take_losses(self) -> list[Loss]:
+        """Workers whose leases wait for ``recover``."""
+        losses, self._losses = self._losses, []
+        return losses
+
+    # -- coming and going
+
+    def register(
+        self, role: Role, name: str, now: float, *, address: str, host: str, pid: int
+    ) -> Registered:
+        """A process joins.
+
+        Raises:
+            InvalidRequestError: a bad name or one of another role, or the only job has ended.
+            ResourceError: too many members.
+        """
+        if name:
+            check_name(name, "member", self.config.limits)
+        if self.config.once and self.members.ended() and role is Role.WORKER:
+            raise InvalidRequestError("the job has ended; this scheduler serves one job (once)")
+        done = self.members.register(role, name, now, address=address, host=host, pid=pid)
+        if done.new_job:
+            self._rounds_begun = self.rounds.next_number
+            self._reset()
+        member = done.member
+        where = f" on {member.host}" if member.host else ""
+        rank = f" as rank {member.rank}" if role is Role.WORKER else ""
+        self.journal.say(f"{member.name} registered{rank}{where}", now)
+        if done.replaced is not None and not done.new_job:
+            self._gone(done.replaced, heir=member)
+        if role is Role.WORKER:
+            self._names[worker_id(member)] = member.name
+            self.data.join(member)
+        self._after(now, EVERYTHING)
+        return done
+
+    def finish(self, caller: Caller, now: float) -> None:
+        """A member leaves of its own will. Idempotent."""
+        if self.members.find(caller.name) is None and caller.job == self.members.job:
+            return  # a server or reader that left before
+        self.members.check(caller, finished=True)
+        left = self.members.finish(caller.name)
+        if left is not None:
+            self.journal.say(f"{left.name} finished", now)
+            self._gone(left)
+            self._after(now, EVERYTHING)
+
+    def fail(self, caller: Caller, reason: str, fatal: bool, exit_code: int, now: float) -> None:
+        """A worker failed; fatal: so does the job, with this cause. Idempotent.
+
+        Incarnation 0: a launcher speaks for the process of that name, known here or not.
+        """
+        member = self.members.find(caller.name)
+        if caller.incarnation or caller.job not in (0, self.members.job):
+            member = self.members.check(caller, finished=True)
+        who = caller.name if member is None else where(member)
+        text = f"{who} failed" + (f" with exit code {exit_code}" if exit_code else "")
+        text += f": {reason}" if reason else ""
+        if fatal and self.members.fail(text):
+            self.journal.say(text, now)
+        if member is not None:
+            self._lose(member.name, text, now)
+        self._after(now, EVERYTHING)
+
+    def tick(self, now: float) -> None:
+        """Loses members whose lease has lapsed."""
+        lost = self.members.expire(now)
+        for member in lost:
+            gone = self.members.find(member.name)
+            self.journal.say(f"{member.name} lost: {gone.reason if gone else 'silent'}", now)
+        self._gone(*lost)
+        if lost or self.members.state is not self._state:
+            self._after(now, EVERYTHING)
+
+    def _lose(self, name: str, reason: str, now: float) -> None:
+        left = self.members.lose(name, reason, now)
+        if left is not None:
+            self.journal.say(f"{name} lost: {reason}", now)
+            self._gone(left)
+
+    def _gone(self, *members: Member, heir: Member | None = None) -> None:
+        workers = [m for m in members if m.role is Role.WORKER]
+        for member in members:
+            if self.members.find(member.name) is None:
+                self.clocks.pop(member.name, None)
+                self.stats.pop(member.name, None)
+        for member in workers:
+            self._names.pop(worker_id(member), None)
+            self.data.leave(member, heir)
+        for released in self.rounds.leave([worker_id(m) for m in workers]):
+            self._release(released)
+        self._losses += [
+            Loss(m, self.members.number, self.members.job)
+            for m in workers
+            if self.data.outstanding(m)
+        ]
+
+    def _after(self, now: float, *topics: str) -> None:
+        self._wakes.update(topics)
+        if self.members.state is not self._state:
+            self._state = self.members.state
+            cause = f": {self.members.message}" if self.members.message else ""
+            self.journal.say(f"job {self.members.job} is {self._state.value}{cause}", now)
+            self._wakes.add(EVERYTHING)
+
+    def worker(self, caller: Caller) -> Member:
+        """The live worker that speaks, in a job that has not failed.
+
+        Raises:
+            FencedError, InvalidRequestError: as ``Membership.check``; a server or reader.
+            JobFailedError: with the root cause.
+        """
+        member = self.members.check(caller)
+        self.members.require_job()
+        if member.role is not Role.WORKER:
+            raise InvalidRequestError(f"{member.name} is a {member.role.value}: only workers may")
+        return member
+
+    def heartbeat(
+        self, caller: Caller, clocks: Mapping[str, int], stats: Mapping[str, float], now: float
+    ) -> None:
+        """Renews the lease and keeps what the member says of itself, for status."""
+        member = self.members.renew(caller, now)
+        if len(clocks) > self.config.limits.groups or len(stats) > MAX_SCALARS:
+            raise InvalidRequestError(f"heartbeat of {member.name} has too many entries")
+        self.clocks[caller.name] = dict(clocks)
+        self.stats[caller.name] = dict(stats)
+
+    def set_active(self, caller: Caller, active: bool, now: float) -> int:
+        """Makes a worker active, or not; it leaves any wait. Returns the view number."""
+        member = self.worker(caller)
+        if member.state is State.IDLE:
+            self.rounds.withdraw(worker_id(member))
+            self.data.withdraw(member.name)
+        self.members.move([member.name], State.ACTIVE if active else State.JOINED)
+        self._after(now)
+        return self.members.number
+
+    # -- groups
+
+    def register_group(self, caller: Caller, spec: GroupSpec, now: float) -> Group:
+        """Makes a group known, or joins it.
+
+        Raises:
+            InvalidRequestError, MismatchError: as ``Groups.register``.
+            ResourceError: servers are missing, or too many groups.
+        """
+        member = self.worker(caller)
+        servers = [(s.name, s.address) for s in self.members.live(Role.SERVER)]
+        if len(servers) < self.config.servers:
+            raise ResourceError(self.members.missing())
+        group, new = self.groups.register(spec, servers, self._map_version + 1)
+        if new:
+            self._map_version += 1
+            self.members.hold(name for name, _ in servers)
+            self.journal.say(
+                f"{member.name} registered group {spec.name}: {spec.elements} parameters, "
+                f"{len(group.map.owners)} slices on {len(servers)} servers",
+                now,
+            )
+        self.members.join_group(member.name, spec.name)
+        self._after(now, group_topic(spec.name))
+        return group
+
+    def await_group(self, caller: Caller, name: str, now: float) -> Storing:
+        """Whether first values are stored; the live worker of the lowest rank stores them."""
+        member = self.members.check(caller, finished=True)
+        self.members.require_job()
+        group = self.groups.find(name)
+        if group is None and member.role is not Role.WORKER:
+            return Storing(pending=f"group {name!r} is not registered yet")
+        if self.groups.get(name).stored:
+            return Storing(stored=True)
+        first = self.members.first()
+        if first is not None and first.name == member.name and name in first.groups:
+            return Storing(initialize=True)
+        whom = words(self.members, [first] if first else [], now)
+        return Storing(pending=f"group {name!r} waits for first values of {whom}")
+
+    def group_stored(self, caller: Caller, name: str, now: float) -> None:
+        """First values are on all servers. Idempotent."""
+        member = self.worker(caller)
+        group = self.groups.get(name)
+        if name not in member.groups:
+            raise InvalidRequestError(f"{member.name} has not registered group {name!r}")
+        if not group.stored:
+            group.stored = True
+            self.journal.say(f"{member.name} stored first values of group {name}", now)
+        self._after(now, group_topic(name))
+
+    # -- data
+
+    def open_dataset(self, caller: Caller, spec: DatasetSpec, now: float) -> ShardQueue:
+        """As ``Datasets.open``."""
+        return self.data.open(self.worker(caller), spec, now)
+
+    def next_shard(
+        self, caller: Caller, name: str, epoch: int, sequence: int, waits: bool, now: float
+    ) -> Leased | Drained | Empty:
+        """As ``Datasets.next``."""
+        found = self.data.next(self.worker(caller), name, epoch, sequence, waits, now)
+        self._after(now)
+        return found
+
+    def report(
+        self,
+        caller: Caller,
+        name: str,
+        done: Sequence[Span],
+        returned: Sequence[Span],
+        unpushed: int,
+        now: float,
+    ) -> tuple[int, ...]:
+        """As ``Datasets.report``."""
+        return self.data.report(self.worker(caller), name, done, returned, unpushed, now)
+
+    def recover(self, loss: Loss, applied: Iterable[Span], now: float) -> None:
+        """The leases of a worker that left: what was applied is done, the rest is free again."""
+        if loss.job == self.members.job:
+            self.data.recover(loss.member, applied, now)
+
+    # -- rounds
+
+    def join_round(
+        self, caller: Caller, name: str, sequence: int, now: float
+    ) -> Released | Waiting:
+        """Arrives in a round; idle until it is complete.
+
+        Raises:
+            InvalidRequestError: as ``Rounds.join``.
+        """
+        member = self.worker(caller)
+        if not (0 < len(name) <= self.config.limits.name_length and name.isprintable()):
+            raise InvalidRequestError(
+                f"round name of {len(name)} characters: must have 1 to "
+                f"{self.config.limits.name_length} printable ones"
+            )
+        found = self.rounds.join(name, worker_id(member), sequence, self._names)
+        if isinstance(found, Waiting):
+            self.members.move([member.name], State.IDLE, f"waits in barrier {name!r}")
+            self._after(now)
+        elif not found.again:
+            self._release(found)
+            self._after(now)
+        return found
+
+    def _release(self, released: Released) -> None:
+        names = [self._names[a.worker] for a in released.arrivals]
+        self.members.move(names, State.ACTIVE)
+        self._wakes.add(round_topic(released.name))
+
+    def round_reason(self, waiting: Waiting, now: float) -> str:
+        """Whom an open round waits for, in words."""
+        members = [m for w in waiting.missing if (m := self.members.find(self._names[w]))]
+        whom = words(self.members, members, now, waiting.count)
+        return f"barrier {waiting.name!r} waits for {whom}"
+
+    # -- schedules and scalars
+
+    def save_schedule(self, caller: Caller, schedule: Schedule) -> None:
+        """Keeps the newest by (epoch, clock)."""
+        self.worker(caller)
+        limit = self.config.limits.outbox_bytes
+        if len(schedule.state) > limit:
+            raise ResourceError(
+                f"schedule state of {len(schedule.state)} characters: at most {limit}"
+            )
+        old = self.schedule
+        if old is None or (old.epoch, old.clock) <= (schedule.epoch, schedule.clock):
+            self.schedule = schedule
+
+    def job_epoch(self) -> int:
+        """The epoch a joiner starts in: that of the first data set, or of the newest schedule."""
+        return max(self.data.epoch(), self.schedule.epoch if self.schedule else 0)
+
+    def log(self, caller: Caller, scalars: Mapping[str, float]) -> None:
+        """Keeps the newest value of each scalar."""
+        self.worker(caller)
+        if len(self.scalars.keys() | scalars.keys()) > MAX_SCALARS:
+            raise ResourceError(f"a job has at most {MAX_SCALARS} scalars")
+        self.scalars.update(scalars)
+
+    def start_reason(self) -> str:
+        """Whom the start waits for, in words; empty: the job has started."""
+        return self.members.missing() if self.members.state is JobState.WAITING else ""
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when the parts disagree."""
+        self.members.check_invariants()
+        self.rounds.check_invariants()
+        self.data.check_invariants()
+        live = {worker_id(m): m.name for m in self.members.live(Role.WORKER)}
+        assert self._names == live

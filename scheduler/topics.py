@@ -1,0 +1,19 @@
+"""What a parked call waits on."""
+
+from __future__ import annotations
+
+EVERYTHING = "everything"
+START = "start"
+VIEW = "view"
+
+
+def group_topic(name: str) -> str:
+    return f"group {name}"
+
+
+def data_topic(name: str) -> str:
+    return f"data {name}"
+
+
+def round_topic(name: str) -> str:
+    return f"round {name}"

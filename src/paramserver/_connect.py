@@ -1,0 +1,90 @@
+"""``paramserver.connect``: arguments and environment become a client."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from paramserver.config import ClientConfig
+from paramserver.errors import ConfigurationError
+from paramserver.wire.client import GrpcTransport
+from paramserver.wire.transport import Transport
+from paramserver.worker.client import Client
+from paramserver.worker.session import Session
+
+PREFIX = "PARAMSERVER_"
+
+
+def connect(
+    address: str | None = None,
+    *,
+    name: str | None = None,
+    reader: bool = False,
+    timeout: float = 30.0,
+    wait_timeout: float = 1800.0,
+) -> Client:
+    """Joins the job of a cluster, or starts an embedded cluster in this process.
+
+    Returns when the expected workers have registered. What is not given comes from the environment:
+    ``PARAMSERVER_SCHEDULER`` and ``PARAMSERVER_NAME``, which ``paramserver run`` and
+    ``paramserver worker`` set. Embedded only if neither names anything.
+
+    Args:
+        address: HOST:PORT of the scheduler.
+        name: of this worker in the job; default: the lowest free one.
+        reader: no rank, pulls only, awaited by nobody.
+        timeout: seconds to connect, counted from the last arrival of a role.
+        wait_timeout: seconds that a wait on a peer that still heartbeats may take.
+
+    Raises:
+        ConfigurationError: ``PARAMSERVER_*`` variables without a scheduler, or bad values.
+        ConnectionLostError: nobody answers at the address.
+        WaitTimeoutError: servers or workers are missing; says which.
+    """
+    for what, value in (("timeout", timeout), ("wait_timeout", wait_timeout)):
+        if not value > 0:
+            raise ConfigurationError(f"{what}={value}: must be > 0 seconds")
+    scheduler = address or os.environ.get("PARAMSERVER_SCHEDULER") or None
+    if scheduler is None:
+        _refuse_half_an_environment()
+    # A reader beside a worker must not take the worker's name.
+    given = None if reader else os.environ.get("PARAMSERVER_NAME")
+    identity = None if reader else os.environ.get("PARAMSERVER_IDENTITY_FILE")
+    config = ClientConfig(
+        scheduler=scheduler,
+        name=name or given or None,
+        reader=reader,
+        timeout=timeout,
+        wait_timeout=wait_timeout,
+    )
+    transport = _transport(scheduler)
+    session = Session(
+        config,
+        transport.scheduler(),
+        launched=os.environ.get("PARAMSERVER_LAUNCHED") == "1",
+        identity_file=Path(identity) if identity else None,
+    )
+    try:
+        session.open()
+        return Client(session, transport)
+    except BaseException:
+        transport.close()
+        raise
+
+
+def _refuse_half_an_environment() -> None:
+    found = sorted(key for key in os.environ if key.startswith(PREFIX))
+    if found:
+        raise ConfigurationError(
+            f"{', '.join(found)} set, but no scheduler: set PARAMSERVER_SCHEDULER=HOST:PORT, give "
+            "connect an address, or unset them to run an embedded cluster in this process"
+        )
+
+
+def _transport(scheduler: str | None) -> Transport:
+    if scheduler is not None:
+        return GrpcTransport(scheduler)
+    from paramserver.embedded import EmbeddedTransport
+
+    print("paramserver: no scheduler named, running an embedded cluster in this process")
+    return EmbeddedTransport()

@@ -1,0 +1,1 @@
+"""The command line: reads flags and the environment into configuration values."""

@@ -1,0 +1,112 @@
+"""How commands end: exit codes, which failure came first, and what the scheduler is told."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from paramserver.launch import Child, describe_exit, is_consequence
+
+DONE = 0
+FAILED = 1
+USAGE = 2
+RULE = 78
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """One process of the cluster that ended when it should not have.
+
+    Attributes:
+        name: "worker-1"; "job" where no process of ours ended first.
+        code: exit code; None where no process ended.
+        pid, host: which process, where.
+        after_s: seconds it ran.
+        restarts: how often it had been started again.
+        text: its traceback, or the last it said.
+    """
+
+    name: str
+    code: int | None
+    pid: int = 0
+    host: str = ""
+    after_s: float = 0.0
+    restarts: int = 0
+    text: str = ""
+
+    @property
+    def consequence(self) -> bool:
+        """Whether it ended because another one had failed."""
+        return is_consequence(self.text)
+
+
+def failure_of(child: Child, restarts: int = 0) -> Failure:
+    """The failure of a child that has ended."""
+    return Failure(
+        name=child.name,
+        code=child.code,
+        pid=child.pid,
+        host=socket.gethostname(),
+        after_s=child.ended - child.started,
+        restarts=restarts,
+        text=last_words(list(child.tail)),
+    )
+
+
+def last_words(tail: Sequence[str], limit: int = 20) -> str:
+    """The last traceback of a standard error, its causes included, else its last lines."""
+    starts = [i for i, line in enumerate(tail) if line.startswith("Traceback (most recent call")]
+    if not starts:
+        return "\n".join(tail[-limit:])
+    first = starts[-1]
+    for start in reversed(starts[:-1]):
+        between = "\n".join(tail[start:first])
+        chained = "direct cause of" in between or "another exception occurred" in between
+        if not chained and not is_consequence(between):  # the latter quotes another's traceback
+            break
+        first = start
+    return "\n".join(tail[first:])
+
+
+def root_cause(failures: Sequence[Failure], message: str = "") -> Failure:
+    """The failure to show: the first that is no consequence of another.
+
+    Args:
+        failures: in the order in which they happened.
+        message: why the scheduler says that the job failed; empty: it does not.
+    """
+    for failure in failures:
+        if not failure.consequence:
+            return failure
+    if message or not failures:
+        return Failure(name="job", code=None, host=socket.gethostname(), text=message)
+    return failures[0]
+
+
+def block(cause: Failure, others: Sequence[Failure] = (), message: str = "") -> str:
+    """The root-cause block: which process failed first, where, how, and what it said.
+
+    Args:
+        cause: from ``root_cause``.
+        others: failures that followed; the cause among them is left out.
+        message: why the scheduler says that the job failed; shown unless the cause says it.
+    """
+    lines = [" root cause ".center(RULE, "─")]
+    if cause.code is None:
+        lines.append("the job failed; no process of this cluster ended before that")
+    else:
+        lines.append(f"{cause.name} failed first: {describe_exit(cause.code)}")
+        facts = f"host {cause.host}, pid {cause.pid}, after {cause.after_s:.1f} s"
+        lines.append(facts + (f", restarts {cause.restarts}" if cause.restarts else ""))
+    lines += [f"  {line}" for line in cause.text.splitlines()]
+    first_line = message.partition("\n")[0]
+    if first_line and first_line not in cause.text:
+        lines.append(f"the scheduler says: {first_line}")
+    also = [
+        f"{f.name} ({describe_exit(f.code)})" for f in others if f != cause and f.code is not None
+    ]
+    if also:
+        lines.append(f"then: {', '.join(also)}")
+    lines.append("─" * RULE)
+    return "\n".join(lines)

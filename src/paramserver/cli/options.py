@@ -1,0 +1,159 @@
+"""Options that several commands share, and what an address may be."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import sys
+from collections.abc import Callable
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from paramserver.types import ASSIGNMENTS
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Options after the script are the script's own.
+SCRIPT_SETTINGS = {"allow_interspersed_args": False}
+
+
+def check_address(
+    ctx: click.Context | None, param: click.Parameter | None, value: str | None
+) -> str | None:
+    """HOST:PORT, or [HOST]:PORT for IPv6, as given.
+
+    Raises:
+        click.BadParameter: it cannot be one.
+    """
+    if value is None:
+        return None
+    host, colon, port = value.rpartition(":")
+    if not colon or not host or (":" in host and not host.startswith("[")):
+        raise click.BadParameter(f"{value!r} is not HOST:PORT, such as 127.0.0.1:7070", ctx, param)
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise click.BadParameter(f"{value!r}: the port must be from 0 to 65535", ctx, param)
+    return value
+
+
+def split(address: str) -> tuple[str, int]:
+    """Host without brackets, and port, of an address that was checked."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches ``host``.
+
+    Raises:
+        OSError: the name cannot be resolved.
+    """
+    found = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    return all(ipaddress.ip_address(str(ip).partition("%")[0]).is_loopback for ip in found)
+
+
+def check_bind(bind: str, insecure: bool) -> None:
+    """Refuses an address that cannot be bound, or that needs ``--insecure``.
+
+    Raises:
+        click.UsageError: says why, and the cure.
+    """
+    host, port = split(bind)
+    try:
+        local = is_loopback(host)
+    except (OSError, UnicodeError) as error:
+        raise click.UsageError(f"--bind {bind}: host {host!r} cannot be resolved") from error
+    if not local and not insecure:
+        raise click.UsageError(
+            f"--bind {bind} lets other machines in, without encryption or passwords; "
+            f"add --insecure to accept that, or bind 127.0.0.1:{port}"
+        )
+
+
+def check_script(target: str, module: bool) -> None:
+    """Refuses a script or module that is not there.
+
+    Raises:
+        click.UsageError: names it.
+    """
+    if not module and not Path(target).is_file():
+        raise click.UsageError(f"script {target!r} not found; a module needs -m")
+    if module:
+        top = target.partition(".")[0]
+        found = top in sys.builtin_module_names or PathFinder.find_spec(top, ["", *sys.path])
+        if not found:
+            raise click.UsageError(f"module {target!r} not found")
+
+
+scheduler_option: Callable[[F], F] = click.option(
+    "--scheduler",
+    envvar="PARAMSERVER_SCHEDULER",
+    metavar="HOST:PORT",
+    callback=check_address,
+    required=True,
+    show_envvar=True,
+    help="Address of the scheduler.",
+)
+name_option: Callable[[F], F] = click.option(
+    "--name",
+    envvar="PARAMSERVER_NAME",
+    show_envvar=True,
+    help="Name in the cluster; the scheduler gives one otherwise.",
+)
+assign_option: Callable[[F], F] = click.option(
+    "--assign",
+    type=click.Choice(ASSIGNMENTS),
+    default="dynamic",
+    show_default=True,
+    help="How data shards are dealt to workers.",
+)
+lease_option: Callable[[F], F] = click.option(
+    "--lease",
+    type=click.FloatRange(min=0.1),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Silence after which a member is lost.",
+)
+bind_option: Callable[[F], F] = click.option(
+    "--bind",
+    metavar="HOST:PORT",
+    callback=check_address,
+    default="127.0.0.1:0",
+    show_default=True,
+    help="Where to listen; port 0 lets the system choose.",
+)
+insecure_option: Callable[[F], F] = click.option(
+    "--insecure",
+    is_flag=True,
+    help="Let other machines in, without encryption or passwords.",
+)
+once_option: Callable[[F], F] = click.option(
+    "--once", is_flag=True, help="End when the job ends, with its exit code."
+)
+restarts_option: Callable[[F], F] = click.option(
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=3,
+    show_default=True,
+    help="How often a worker that was killed is started again.",
+)
+module_option: Callable[[F], F] = click.option(
+    "-m", "--module", is_flag=True, help="SCRIPT is a module, as for python -m."
+)
+json_option: Callable[[F], F] = click.option("--json", "as_json", is_flag=True, help="As JSON.")
+log_option: Callable[[F], F] = click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="What the log on standard error says.",
+)
+
+
+def heartbeat(lease_s: float) -> float:
+    """Seconds between heartbeats: 1, or a quarter of a short lease."""
+    return min(1.0, lease_s / 4)

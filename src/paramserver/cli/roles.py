@@ -1,0 +1,255 @@
+"""``scheduler``, ``ps`` and ``worker``: one role in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import click
+
+from paramserver.cli import options
+from paramserver.config import SchedulerConfig, ServerConfig
+from paramserver.launch import (
+    GRACE_S,
+    Child,
+    RestartRule,
+    describe_exit,
+    read_identity,
+    report_exit,
+    script_command,
+    worker_environment,
+)
+
+PARENT = "PARAMSERVER_PARENT"
+
+
+@click.command()
+@options.bind_option
+@click.option(
+    "--workers",
+    envvar="PARAMSERVER_WORKERS",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    show_envvar=True,
+    metavar="N",
+    help="Workers that a job starts with.",
+)
+@click.option(
+    "--servers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Servers that a job starts with.",
+)
+@options.assign_option
+@options.lease_option
+@options.once_option
+@options.insecure_option
+@options.log_option
+def scheduler(
+    bind: str,
+    workers: int,
+    servers: int,
+    assign: str,
+    lease: float,
+    once: bool,
+    insecure: bool,
+    log_level: str,
+) -> None:
+    """The scheduler of a cluster: membership, slice map, data shards, job state.
+
+    Start it first; prints its address when it is ready.
+    """
+    options.check_bind(bind, insecure)
+    config = SchedulerConfig(
+        bind=bind,
+        workers=workers,
+        servers=servers,
+        assign=assign,
+        lease_s=lease,
+        heartbeat_s=options.heartbeat(lease),
+        once=once,
+    )
+    from paramserver.scheduler.main import serve
+
+    run_role(log_level, serve(config, print_ready))
+
+
+@click.command()
+@options.scheduler_option
+@options.bind_option
+@click.option("--advertise", metavar="HOST", help="Host that others reach this server by.")
+@options.name_option
+@click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Tensor operations at a time; 0: one per core, at most 4.",
+)
+@options.once_option
+@options.insecure_option
+@options.log_option
+def ps(
+    scheduler: str,
+    bind: str,
+    advertise: str | None,
+    name: str | None,
+    threads: int,
+    once: bool,
+    insecure: bool,
+    log_level: str,
+) -> None:
+    """A server: holds slices of the parameters and steps them.
+
+    Waits for the scheduler; prints its address when it is ready.
+    """
+    options.check_bind(bind, insecure)
+    config = ServerConfig(
+        scheduler=scheduler,
+        bind=bind,
+        advertise=advertise,
+        name=name,
+        threads=threads,
+        once=once,
+    )
+    from paramserver.ps.main import serve
+
+    run_role(log_level, serve(config, print_ready))
+
+
+@click.command(context_settings=options.SCRIPT_SETTINGS)
+@options.scheduler_option
+@options.name_option
+@options.restarts_option
+@options.module_option
+@click.argument("script")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def worker(
+    ctx: click.Context,
+    scheduler: str,
+    name: str | None,
+    max_restarts: int,
+    module: bool,
+    script: str,
+    args: tuple[str, ...],
+) -> None:
+    """A script as a worker: SCRIPT finds the cluster through its environment.
+
+    Ends with the exit code of the script, and tells the cluster how the script ended.
+    """
+    options.check_script(script, module)
+    with tempfile.TemporaryDirectory(prefix="paramserver-") as folder:
+        identity = Path(folder, "identity.json")
+        launcher = WorkerLauncher(
+            scheduler=scheduler,
+            name=name,
+            command=script_command(script, args, module=module),
+            identity=identity,
+            rule=RestartRule(max_restarts),
+        )
+        ctx.exit(launcher.run())
+
+
+class WorkerLauncher:
+    """Runs one script to its end, again if it was killed, and forwards signals to it."""
+
+    def __init__(
+        self,
+        *,
+        scheduler: str,
+        name: str | None,
+        command: list[str],
+        identity: Path,
+        rule: RestartRule,
+    ) -> None:
+        """Nothing is started yet."""
+        self._scheduler = scheduler
+        self._name = name
+        self._command = command
+        self._identity = identity
+        self._rule = rule
+        self._asked = 0
+        self._events: SimpleQueue[int] = SimpleQueue()
+
+    def run(self) -> int:
+        """The exit code of the script, or of the signal that ended it."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        while True:
+            code = self._once()
+            name = self._name or "worker"
+            if self._asked or not self._rule.restarts(name, code):
+                report_exit(self._scheduler, self._identity, name, code)
+                return code
+            click.echo(f"{name} was killed, {describe_exit(code)}; starting it again", err=True)
+
+    def _once(self) -> int:
+        who = read_identity(self._identity)
+        if who is not None:
+            self._name = who.name  # the name that the scheduler gave before
+        self._identity.unlink(missing_ok=True)
+        env = worker_environment(
+            os.environ, scheduler=self._scheduler, name=self._name, identity=self._identity
+        )
+        name = self._name or "worker"
+        child = Child(name, "worker", self._command, env=env, on_exit=self._on_exit)
+        while number := self._events.get():
+            child.send(signal.SIGKILL if self._asked > 1 else number)
+        assert child.code is not None
+        return child.code
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._asked += 1
+        self._events.put(number)
+
+    def _on_exit(self, child: Child) -> None:
+        self._events.put(0)
+
+
+def print_ready(name: str, address: str) -> None:
+    """Prints the line that says where a role listens; others wait for it."""
+    with suppress(OSError):
+        print(f"paramserver {name} ready at {address}", flush=True)
+
+
+def run_role(log_level: str, work: Coroutine[Any, Any, int]) -> None:
+    """Runs a role to its end and ends the process with its exit code."""
+    logging.basicConfig(
+        level=log_level.upper(),
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+        stream=sys.stderr,
+    )
+    watch_parent()
+    sys.exit(asyncio.run(work))
+
+
+def watch_parent() -> None:
+    """Ends this process soon after the launcher that started it, where the kernel does not."""
+    parent = os.environ.get(PARENT, "")
+    if not parent.isdigit():
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_S)
+        os._exit(143)
+
+    threading.Thread(target=watch, name="watch parent", daemon=True).start()

@@ -1,0 +1,317 @@
+"""``run``: a whole cluster on this machine, from its start to its last process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+import click
+
+from paramserver.cli import options
+from paramserver.cli.exits import (
+    DONE,
+    FAILED,
+    Failure,
+    block,
+    failure_of,
+    root_cause,
+)
+from paramserver.cli.output import Output
+from paramserver.cli.progress import Progress
+from paramserver.cli.state import Source, State
+from paramserver.errors import JobFailedError, ParameterServerError
+from paramserver.launch import (
+    Child,
+    RestartRule,
+    describe_exit,
+    report_exit,
+    role_command,
+    role_environment,
+    script_command,
+    signal_name,
+    stop,
+    worker_environment,
+)
+
+POLL_S = 1.0
+PRINT_S = 5.0  # between status lines where there is no terminal
+SETTLE_S = 3.0  # for the process that failed first to end, when one that followed was faster
+OBEY_S = 15.0  # for workers to end by themselves once the scheduler says that the job failed
+
+
+@click.command(context_settings=options.SCRIPT_SETTINGS)
+@click.option(
+    "-s",
+    "--servers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Servers.",
+)
+@click.option(
+    "-w",
+    "--workers",
+    envvar="PARAMSERVER_WORKERS",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    show_envvar=True,
+    metavar="N",
+    help="Workers.",
+)
+@options.assign_option
+@options.restarts_option
+@options.lease_option
+@click.option("-q", "--quiet", is_flag=True, help="Only what the workers say, and failures.")
+@options.module_option
+@click.argument("script")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def run(
+    ctx: click.Context,
+    servers: int,
+    workers: int,
+    assign: str,
+    max_restarts: int,
+    lease: float,
+    quiet: bool,
+    module: bool,
+    script: str,
+    args: tuple[str, ...],
+) -> None:
+    """A whole cluster on this machine, and SCRIPT on each of its workers.
+
+    Exit codes: 0 done, 1 the job failed, 2 usage, 130 or 143 ended by a signal.
+    """
+    options.check_script(script, module)
+    plan = Plan(
+        servers=servers,
+        workers=workers,
+        assign=assign,
+        lease_s=lease,
+        max_restarts=max_restarts,
+        command=script_command(script, args, module=module),
+    )
+    with tempfile.TemporaryDirectory(prefix="paramserver-") as folder, Output(quiet=quiet) as out:
+        ctx.exit(Supervisor(plan, out, Path(folder)).run())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What ``run`` was asked for; ``command`` is the script's."""
+
+    servers: int
+    workers: int
+    assign: str
+    lease_s: float
+    max_restarts: int
+    command: list[str]
+
+
+class Supervisor:
+    """Starts a cluster, watches it, and ends all of it.
+
+    Attributes:
+        children: its processes by name; of a worker, the newest.
+    """
+
+    def __init__(self, plan: Plan, output: Output, folder: Path) -> None:
+        """Nothing is started yet; ``folder`` is for the workers' identities."""
+        self._plan = plan
+        self._output = output
+        self._folder = folder
+        self._rule = RestartRule(plan.max_restarts)
+        self._progress = Progress()
+        self._events: SimpleQueue[Child | State | int] = SimpleQueue()
+        self.children: dict[str, Child] = {}
+        self._todo: set[str] = set()
+        self._failures: list[Failure] = []
+        self._deadline: float | None = None
+        self._signals: list[int] = []
+        self._hurry = threading.Event()
+        self._printed = ("", 0.0)
+        self._address = ""
+        self._ended = threading.Event()
+
+    def run(self) -> int:
+        """The exit code; no child is left when it returns."""
+        began = time.monotonic()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        try:
+            self._start()
+            self._watch()
+            if not self._failed and not self._signals:
+                self._last_look()
+        except JobFailedError as error:
+            self._failures.append(Failure(name="cluster", code=None, text=str(error)))
+        finally:
+            self._stop_all()
+        return self._verdict(time.monotonic() - began)
+
+    @property
+    def _failed(self) -> bool:
+        return bool(self._failures)
+
+    # -- starting
+
+    def _start(self) -> None:
+        plan = self._plan
+        scheduler = self._start_role(
+            "scheduler",
+            "scheduler",
+            bind="127.0.0.1:0",
+            workers=plan.workers,
+            servers=plan.servers,
+            assign=plan.assign,
+            lease=plan.lease_s,
+        )
+        self._address = scheduler.wait_ready()
+        for i in range(plan.servers):
+            name = f"ps-{i}"
+            self._start_role(name, "ps", scheduler=self._address, name=name, bind="127.0.0.1:0")
+        for i in range(plan.workers):
+            self._start_worker(f"worker-{i}")
+        threading.Thread(target=self._poll, name="poll", daemon=True).start()
+
+    def _start_role(self, name: str, role: str, /, **flags: object) -> Child:
+        child = Child(
+            name,
+            role,
+            role_command(role, **flags),
+            env=role_environment(os.environ),
+            on_line=self._output.line,
+            on_exit=self._events.put,
+        )
+        self.children[name] = child
+        return child
+
+    def _identity(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
+
+    def _start_worker(self, name: str) -> None:
+        self._identity(name).unlink(missing_ok=True)
+        env = worker_environment(
+            os.environ,
+            scheduler=self._address,
+            name=name,
+            identity=self._identity(name),
+            workers=self._plan.workers,
+        )
+        self._todo.add(name)
+        self.children[name] = Child(
+            name,
+            "worker",
+            self._plan.command,
+            env=env,
+            on_line=self._output.line,
+            on_exit=self._events.put,
+        )
+
+    # -- watching
+
+    def _watch(self) -> None:
+        while self._todo and not self._signals:
+            wait = 1.0 if self._deadline is None else self._deadline - time.monotonic()
+            if wait <= 0:
+                return
+            with contextlib.suppress(Empty):
+                event = self._events.get(timeout=min(wait, 1.0))
+                if isinstance(event, Child):
+                    self._on_exit(event)
+                elif isinstance(event, dict):
+                    self._on_state(event)
+            if any(not failure.consequence for failure in self._failures):
+                return
+
+    def _on_exit(self, child: Child) -> None:
+        code = child.code
+        assert code is not None
+        if child is not self.children[child.name]:
+            return
+        if child.role != "worker":
+            self._fail(child)
+        elif code == DONE:
+            self._todo.discard(child.name)
+            report_exit(self._address, self._identity(child.name), child.name, code)
+        elif self._rule.restarts(child.name, code):
+            count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
+            self._output.say(f"{child.name} was killed, {describe_exit(code)}: {count}")
+            self._start_worker(child.name)
+        else:
+            self._fail(child)
+
+    def _fail(self, child: Child) -> None:
+        self._failures.append(failure_of(child, self._rule.used.get(child.name, 0)))
+        self._todo.discard(child.name)
+        self._limit(SETTLE_S)
+
+    def _limit(self, seconds: float) -> None:
+        if self._deadline is None:
+            self._deadline = time.monotonic() + seconds
+
+    def _poll(self) -> None:
+        source = Source(self._address)
+        while not self._ended.wait(POLL_S):
+            with contextlib.suppress(ParameterServerError):
+                self._events.put(source.gather(servers=False, timeout=2.0))
+        source.close()
+
+    def _on_state(self, state: State) -> None:
+        self._progress.update(state, time.monotonic())
+        if state["job"]["state"] == "failed":
+            self._limit(OBEY_S)
+        line, at = self._progress.line(), time.monotonic()
+        if self._output.live:
+            self._output.status(line)
+        elif line != self._printed[0] and at - self._printed[1] >= PRINT_S:
+            self._output.status(line)
+            self._printed = (line, at)
+
+    def _last_look(self) -> None:
+        source = Source(self._address)
+        with contextlib.suppress(ParameterServerError):
+            self._progress.update(source.gather(servers=False, timeout=1.0), time.monotonic())
+        source.close()
+
+    # -- ending
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._signals.append(number)
+        if len(self._signals) > 1:
+            self._hurry.set()
+        self._events.put(number)
+
+    def _stop_all(self) -> None:
+        self._ended.set()
+        there = [child for child in self.children.values() if child.code is None]
+        if self._signals:
+            name = signal_name(128 + self._signals[0])
+            self._output.say(f"{name}: stopping {len(there)} processes; once more kills them")
+        workers = [child for child in there if child.role == "worker"]
+        roles = [child for child in there if child.role != "worker"]
+        # Ctrl-C reaches scripts as such; a scheduler that went first would make them wait for it.
+        stop(workers, self._signals[0] if self._signals else signal.SIGTERM, hurry=self._hurry)
+        stop(roles, hurry=self._hurry)
+
+    def _verdict(self, seconds: float) -> int:
+        job = self._progress.state["job"] if self._progress.state is not None else {}
+        message = str(job.get("message", "")) if job.get("state") == "failed" else ""
+        if self._signals:
+            return 128 + self._signals[0]
+        if self._failed or self._todo or message:
+            cause = root_cause(self._failures, message)
+            self._output.say(block(cause, self._failures, message))
+            return FAILED
+        if not self._output.quiet:
+            restarts = sum(self._rule.used.values())
+            self._output.say(self._progress.summary(seconds, restarts))
+        return DONE

@@ -1,0 +1,110 @@
+"""Configuration: frozen values; the environment is read at two edges only (cli, connect)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from paramserver.errors import ConfigurationError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds that no peer can exceed.
+
+    Attributes:
+        frame_bytes: payload of one frame.
+        tensors: tensors of one group.
+        groups: groups of one job.
+        name_length: characters of a name.
+        in_flight: pushes of one client and group that may be unanswered.
+        parked_calls: calls that may wait at one role.
+        outbox_bytes: answer bytes queued for one slow reader.
+        collective_bytes: bytes kept for open collectives.
+    """
+
+    frame_bytes: int = 1 << 20
+    tensors: int = 100_000
+    groups: int = 256
+    name_length: int = 255
+    in_flight: int = 64
+    parked_calls: int = 10_000
+    outbox_bytes: int = 8 << 20
+    collective_bytes: int = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """What a scheduler is told.
+
+    Attributes:
+        bind: HOST:PORT; port 0 lets the system choose.
+        workers, servers: how many must register before a job starts.
+        assign: how data shards are dealt: "round-robin", "random" or "dynamic".
+        lease_s: seconds without a heartbeat after which a member is lost.
+        heartbeat_s: seconds between heartbeats.
+        once: end when the job ends.
+    """
+
+    bind: str = "127.0.0.1:0"
+    workers: int = 1
+    servers: int = 1
+    assign: str = "dynamic"
+    lease_s: float = 10.0
+    heartbeat_s: float = 1.0
+    once: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "servers"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name}={getattr(self, name)}: must be >= 1")
+        if not 0 < self.heartbeat_s < self.lease_s:
+            raise ConfigurationError(
+                f"heartbeat_s={self.heartbeat_s}, lease_s={self.lease_s}: "
+                "the lease must be longer than a heartbeat; use at least three heartbeats"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """What a server is told.
+
+    Attributes:
+        scheduler: HOST:PORT of the scheduler.
+        bind: HOST:PORT to listen on.
+        advertise: host that others reach this server by; None: the local address of the
+            connection to the scheduler.
+        name: None lets the scheduler give the lowest free one.
+        threads: tensor operations at a time; 0: the number of cores, at most 4.
+        once: end when the job ends.
+    """
+
+    scheduler: str
+    bind: str = "127.0.0.1:0"
+    advertise: str | None = None
+    name: str | None = None
+    threads: int = 0
+    once: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig:
+    """What a client is told; ``paramserver.connect`` makes it from arguments and environment.
+
+    Attributes:
+        scheduler: HOST:PORT; None: an embedded cluster in this process.
+        name: None lets the scheduler give the lowest free one.
+        reader: no rank, pulls only, never awaited.
+        timeout: seconds to connect, counted from the last arrival of a role.
+        wait_timeout: seconds that a wait on a peer that still heartbeats may take.
+    """
+
+    scheduler: str | None = None
+    name: str | None = None
+    reader: bool = False
+    timeout: float = 30.0
+    wait_timeout: float = 1800.0
+    limits: Limits = field(default_factory=Limits)

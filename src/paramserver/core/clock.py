@@ -1,0 +1,319 @@
+"""When a clock closes, and for whom it waits: the lead of a group decides here, for all servers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from paramserver.errors import ClockError, ConfigurationError, FencedError, InvalidRequestError
+from paramserver.types import Async, Consistency, Stale, Sync, WorkerId, canonical
+
+KEPT_CLOSES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """A push on the list of a closed clock."""
+
+    worker: WorkerId
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Sync: apply exactly these pushes of this clock, in this order (by rank)."""
+
+    clock: int
+    contributors: tuple[Contribution, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """Stale, Async: all pushes of active workers with clock < min_clock are applied everywhere."""
+
+    min_clock: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Free what this incarnation staged and no clock has closed."""
+
+    worker: WorkerId
+
+
+Decision = Close | Advance | Drop
+
+
+def may_read(consistency: Consistency, clock: int, frontier: int) -> bool:
+    """Whether the values of ``clock`` may be read.
+
+    Args:
+        clock: the step that the reader is about to start.
+        frontier: clocks that count as complete: closed ones under Sync, min_clock under Stale.
+    """
+    if isinstance(consistency, Async):
+        return True
+    bound = consistency.bound if isinstance(consistency, Stale) else 0
+    return frontier >= clock - bound
+
+
+@dataclass(slots=True)
+class _Mark:
+    """How far one push has come."""
+
+    weight: float
+    servers: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Worker:
+    """``clock`` is the first one that is not complete on every server."""
+
+    clock: int
+    marks: dict[int, _Mark] = field(default_factory=dict)
+
+
+class GroupClock:
+    """The clocks of one group, kept by its lead.
+
+    Events go in (a view, a push staged or applied on a server), decisions come out, to be carried
+    out by every server in the order given. Not thread-safe; never blocks.
+
+    Args:
+        consistency: the group's; ``Stale(0)`` counts as ``Sync()``.
+        servers: names of all servers that hold slices of the group, the lead among them.
+
+    Attributes:
+        next_clock: Sync: the first clock that has not closed.
+    """
+
+    def __init__(self, consistency: Consistency, servers: Sequence[str]) -> None:
+        if not servers or len(set(servers)) != len(servers):
+            raise ConfigurationError(f"servers={list(servers)}: at least one, each named once")
+        self._consistency = canonical(consistency)
+        self._sync = isinstance(self._consistency, Sync)
+        self._servers = frozenset(servers)
+        self._workers: dict[WorkerId, _Worker] = {}
+        self._active: frozenset[WorkerId] = frozenset()
+        self._fence: dict[int, int] = {}  # rank: newest incarnation that is lost
+        self._started = False
+        self._min = 0
+        self._closes: deque[Close] = deque(maxlen=KEPT_CLOSES)
+        self.next_clock = 0
+
+    @property
+    def min_clock(self) -> int:
+        """Clocks that count as complete: the ``frontier`` of ``may_read``."""
+        return self.next_clock if self._sync else self._min
+
+    @property
+    def workers(self) -> dict[WorkerId, int]:
+        """The clock of every worker known here, lost ones left out."""
+        return {worker: known.clock for worker, known in self._workers.items()}
+
+    def observe(
+        self, *, started: bool, active: Collection[WorkerId], lost: Collection[WorkerId]
+    ) -> list[Decision]:
+        """Takes the newest view.
+
+        Args:
+            started: all expected workers have been active or idle once; until then nothing closes.
+            active: workers that clocks of this group wait for.
+            lost: incarnations that are lost, in this view or an earlier one; a newer incarnation
+                in ``active`` makes the older ones of its rank lost too.
+        """
+        self._started = self._started or started
+        decisions: list[Decision] = []
+        for worker in sorted(lost):
+            decisions += self._lose(worker.rank, worker.incarnation, named=worker)
+        for worker in sorted(active):
+            decisions += self._lose(worker.rank, worker.incarnation - 1)
+        live = frozenset(w for w in active if not self._fenced(w))
+        for worker in live - self._active:
+            self._raise_to(worker, self.min_clock)
+        self._active = live
+        return decisions + self._proceed()
+
+    def staged(self, server: str, worker: WorkerId, clock: int, weight: float) -> list[Decision]:
+        """A push is complete on one server: staged under Sync, applied otherwise.
+
+        Reports heard before, of closed clocks and of lost workers change nothing.
+        """
+        if server not in self._servers:
+            raise InvalidRequestError(
+                f"server {server!r} holds no slice of this group; "
+                f"its servers are {', '.join(sorted(self._servers))}"
+            )
+        if self._fenced(worker):
+            return []
+        known = self._workers.setdefault(worker, _Worker(self.min_clock))
+        if clock < (self.next_clock if self._sync else known.clock):
+            return []
+        known.marks.setdefault(clock, _Mark(weight)).servers.add(server)
+        self._advance(known)
+        return self._proceed()
+
+    def activate(self, worker: WorkerId) -> int:
+        """The clock that an active worker is on: max(its own, min_clock). Idempotent.
+
+        Raises:
+            FencedError: this incarnation is lost.
+            ClockError: it is not active in the newest view observed.
+        """
+        if self._fenced(worker):
+            raise FencedError(
+                f"rank {worker.rank}, incarnation {worker.incarnation}: lost, or a newer one came"
+            )
+        if worker not in self._active:
+            raise ClockError(
+                f"rank {worker.rank} is not active in this group: no clock waits for it; "
+                "set it active at the scheduler first"
+            )
+        return self._workers[worker].clock
+
+    def worker_clock(self, worker: WorkerId) -> int:
+        """The first clock of the worker that is not complete on every server."""
+        known = self._workers.get(worker)
+        return self.min_clock if known is None else known.clock
+
+    def waiting_for(self, names: Mapping[WorkerId, str]) -> str:
+        """Whom the open clock waits for, in words; empty when nobody is waited for."""
+        if isinstance(self._consistency, Async):
+            return ""
+        clock = self.min_clock
+        if not self._started:
+            return f"clock {clock} waits for all expected workers to have been active or idle"
+        missing = sorted(w for w in self._active if self._workers[w].clock <= clock)
+        if not missing or not self._someone_waits():
+            return ""
+        spare = self._consistency.backup if isinstance(self._consistency, Sync) else 0
+        count = f"{max(1, len(missing) - spare)} of " if spare else ""
+        told = ", ".join(f"{names.get(w, f'rank {w.rank}')} ({self._progress(w)})" for w in missing)
+        return f"clock {clock} waits for {count}{told}"
+
+    def closes_from(self, clock: int) -> list[Close]:
+        """The closes of ``clock`` and later, for a server that follows again.
+
+        Raises:
+            ClockError: they are not kept any more.
+        """
+        oldest = self.next_clock - len(self._closes)
+        if clock < oldest:
+            raise ClockError(f"close of clock {clock} is gone: the oldest kept is {oldest}")
+        return [close for close in self._closes if close.clock >= clock]
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError where the state cannot be."""
+        for worker, known in self._workers.items():
+            assert not self._fenced(worker), f"{worker} is lost but has a clock"
+            floor = self.next_clock if self._sync else known.clock
+            assert all(clock >= floor for clock in known.marks), f"{worker} has passed marks"
+            assert all(m.servers <= self._servers for m in known.marks.values())
+            assert not self._complete(known, known.clock), f"{worker} should have advanced"
+            if self._sync:
+                done = range(self.next_clock, known.clock)
+                assert all(self._complete(known, c) for c in done), f"{worker} skipped a clock"
+        for worker in self._active:
+            assert self._workers[worker].clock >= self.min_clock, f"{worker} is below min_clock"
+        clocks = [close.clock for close in self._closes]
+        assert clocks == list(range(self.next_clock - len(clocks), self.next_clock))
+        for close in self._closes:
+            assert close.contributors, f"clock {close.clock} closed without a push"
+            ranks = [c.worker.rank for c in close.contributors]
+            assert ranks == sorted(set(ranks)), f"clock {close.clock}: not one push per rank"
+
+    def _fenced(self, worker: WorkerId) -> bool:
+        return worker.incarnation <= self._fence.get(worker.rank, -1)
+
+    def _lose(self, rank: int, newest: int, named: WorkerId | None = None) -> list[Decision]:
+        """Incarnations of a rank up to ``newest`` are lost; each is dropped once."""
+        if newest <= self._fence.get(rank, -1):
+            return []
+        gone = {w for w in self._workers if w.rank == rank and w.incarnation <= newest}
+        if named is not None:  # followers may hold pushes of which nothing was reported
+            gone.add(named)
+        self._fence[rank] = newest
+        for worker in gone:
+            self._workers.pop(worker, None)
+        self._active -= gone
+        return [Drop(worker) for worker in sorted(gone)]
+
+    def _raise_to(self, worker: WorkerId, clock: int) -> None:
+        known = self._workers.setdefault(worker, _Worker(clock))
+        known.clock = max(known.clock, clock)
+        self._advance(known)
+
+    def _advance(self, known: _Worker) -> None:
+        """Moves a worker past the clocks it has completed everywhere."""
+        while self._complete(known, known.clock):
+            if not self._sync:
+                del known.marks[known.clock]
+            known.clock += 1
+        if not self._sync:
+            for clock in [c for c in known.marks if c < known.clock]:
+                del known.marks[clock]
+
+    def _complete(self, known: _Worker, clock: int) -> bool:
+        mark = known.marks.get(clock)
+        return mark is not None and len(mark.servers) == len(self._servers)
+
+    def _proceed(self) -> list[Decision]:
+        if not self._started:
+            return []
+        decisions: list[Decision] = []
+        if self._sync:
+            while (close := self._close()) is not None:
+                decisions.append(close)
+        else:
+            lowest = min((self._workers[w].clock for w in self._active), default=self._min)
+            if lowest > self._min:
+                self._min = lowest
+                decisions.append(Advance(lowest))
+        return decisions
+
+    def _close(self) -> Close | None:
+        """Closes the open clock if nobody that counts is missing."""
+        assert isinstance(self._consistency, Sync)
+        clock = self.next_clock
+        missing = sum(self._workers[w].clock <= clock for w in self._active)
+        if missing > self._consistency.backup:
+            return None
+        contributors = tuple(
+            Contribution(worker, known.marks[clock].weight)
+            for worker, known in sorted(self._workers.items(), key=_by_worker)
+            if self._complete(known, clock)
+        )
+        if not contributors:
+            return None
+        close = Close(clock, contributors)
+        self._closes.append(close)
+        self.next_clock += 1
+        self._pass(clock, self._workers.values())
+        for worker in self._active:
+            self._raise_to(worker, self.next_clock)
+        return close
+
+    @staticmethod
+    def _pass(clock: int, workers: Iterable[_Worker]) -> None:
+        for known in workers:
+            known.marks.pop(clock, None)
+
+    def _someone_waits(self) -> bool:
+        """Whether a worker is so far ahead that its next read has to wait."""
+        clocks = [known.clock for known in self._workers.values()]
+        return self._sync or not all(
+            may_read(self._consistency, clock, self._min) for clock in clocks
+        )
+
+    def _progress(self, worker: WorkerId) -> str:
+        known = self._workers[worker]
+        mark = known.marks.get(known.clock)
+        if mark is None:
+            return f"at clock {known.clock}, nothing pushed"
+        word = "staged" if self._sync else "applied"
+        return f"{word} on {len(mark.servers)} of {len(self._servers)} servers"
+
+
+def _by_worker(item: tuple[WorkerId, _Worker]) -> WorkerId:
+    return item[0]

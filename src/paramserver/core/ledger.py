@@ -1,0 +1,361 @@
+"""Exactly-once record of one group on one server: what each push did, and for which samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from paramserver.errors import ClockError, FencedError, InvalidRequestError, ResourceError
+from paramserver.types import Span, WorkerId
+
+WINDOW = 64
+KEPT_LEASES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a completed push did on this server.
+
+    Attributes:
+        clock: that the push carried.
+        version: of the group here after it; meaningless until applied.
+        staleness: in versions, mean over its slices.
+        applied: False while it is staged under Sync.
+        dropped: its clock closed without it.
+    """
+
+    clock: int
+    version: int
+    staleness: float
+    applied: bool
+    dropped: bool = False
+
+    @property
+    def settled(self) -> bool:
+        """Nothing more will happen to the push."""
+        return self.applied or self.dropped
+
+
+@dataclass(slots=True)
+class _Push:
+    """A push under way: the slices it declared, and checksums of those taken."""
+
+    slices: frozenset[int]
+    taken: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Worker:
+    """``next`` is the clock that the next new push must carry; None: any."""
+
+    next: int | None = None
+    holes: set[int] = field(default_factory=set)
+    open: dict[int, _Push] = field(default_factory=dict)
+    receipts: dict[int, Receipt] = field(default_factory=dict)
+    pending: dict[int, tuple[Span, ...]] = field(default_factory=dict)
+    staged: int = 0
+    leases: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+
+
+class Ledger:
+    """What every worker pushed to one group of one server.
+
+    A push is opened, its slices are taken one by one, then it is completed with a receipt; under
+    Sync the receipt is amended when its clock closes. Not thread-safe; never blocks.
+
+    Args:
+        keep: receipts kept per worker, for duplicates; at least ``WINDOW``.
+
+    Attributes:
+        duplicates: slices that came again after they had been taken.
+    """
+
+    def __init__(self, *, keep: int = 128) -> None:
+        self._keep = max(keep, WINDOW)
+        self._workers: dict[WorkerId, _Worker] = {}
+        self._newest: dict[int, int] = {}
+        self.duplicates = 0
+
+    def open(self, worker: WorkerId, clock: int, slices: Sequence[int]) -> Receipt | None:
+        """Begins a push, or resumes one that is under way.
+
+        The first push of an incarnation may carry any clock, unless ``expect`` has set it.
+
+        Returns:
+            None: take its slices. A receipt: it was completed before.
+
+        Raises:
+            FencedError: a newer incarnation of the rank has come.
+            ClockError: the clock has passed, or skips one.
+            InvalidRequestError: resumed with other slices, or a slice declared twice.
+            ResourceError: too many pushes of this worker are under way or staged.
+        """
+        self._fence(worker)
+        declared = _declared(clock, slices)
+        known = self._workers.get(worker) or _Worker()
+        receipt = known.receipts.get(clock)
+        if receipt is not None:
+            self.duplicates += len(declared)
+            return receipt
+        if clock in known.open:
+            if known.open[clock].slices != declared:
+                raise InvalidRequestError(f"clock {clock}: resumed with other slices than before")
+            return None
+        self._admit(known, clock)
+        self._newest[worker.rank] = worker.incarnation
+        self._workers[worker] = known
+        known.open[clock] = _Push(declared)
+        return None
+
+    def redeclare(self, worker: WorkerId, clock: int, slices: Sequence[int]) -> None:
+        """Replaces the slices of an open, deferred push; those taken beyond them are forgotten."""
+        push = self._open(worker, clock)
+        push.slices = _declared(clock, slices)
+        push.taken = {s: checksum for s, checksum in push.taken.items() if s in push.slices}
+
+    def take(
+        self, worker: WorkerId, clock: int, slice_: int, checksum: int, *, replace: bool = False
+    ) -> bool:
+        """Records one slice of an open push.
+
+        Args:
+            replace: other bytes take the place of earlier ones (a deferred push).
+
+        Returns:
+            True: apply or stage it. False: it was taken before, with the same bytes.
+
+        Raises:
+            InvalidRequestError: the push is not open, the slice was not declared, or it was taken
+                with other bytes.
+            FencedError: a newer incarnation of the rank has come.
+        """
+        self._fence(worker)
+        known = self._workers.get(worker)
+        push = known.open.get(clock) if known else None
+        if push is None:
+            if known and clock in known.receipts:
+                self.duplicates += 1
+                return False
+            raise InvalidRequestError(f"clock {clock}: slice {slice_} of a push that is not open")
+        before = push.taken.get(slice_)
+        if before is None:
+            if slice_ not in push.slices:
+                raise InvalidRequestError(f"clock {clock}: slice {slice_} was not declared")
+        elif before == checksum:
+            self.duplicates += 1
+            return False
+        elif not replace:
+            raise InvalidRequestError(
+                f"clock {clock}: slice {slice_} came before with other bytes; "
+                "a push that is sent again must be the same"
+            )
+        push.taken[slice_] = checksum
+        return True
+
+    def missing(self, worker: WorkerId, clock: int) -> frozenset[int]:
+        """Declared slices of an open push that have not been taken."""
+        push = self._open(worker, clock)
+        return push.slices.difference(push.taken)
+
+    def complete(
+        self, worker: WorkerId, clock: int, receipt: Receipt, samples: Sequence[Span]
+    ) -> None:
+        """All slices were taken: the push is staged, or applied, as the receipt says.
+
+        Raises:
+            InvalidRequestError: slices are missing, or a span is malformed.
+        """
+        push = self._open(worker, clock)
+        if len(push.taken) != len(push.slices):
+            count = len(push.slices) - len(push.taken)
+            raise InvalidRequestError(
+                f"clock {clock}: {count} of {len(push.slices)} slices missing"
+            )
+        spans = check_spans(samples)
+        known = self._workers[worker]
+        del known.open[clock]
+        known.receipts[clock] = receipt
+        if receipt.applied:
+            _count(known, spans)
+        elif not receipt.dropped:
+            known.staged += 1
+            known.pending[clock] = spans
+        self._trim(known)
+
+    def amend(self, worker: WorkerId, clock: int, receipt: Receipt) -> None:
+        """A staged push was applied or dropped; its spans count only when applied.
+
+        A push under way may be dropped too. A settled one stays as it is.
+
+        Raises:
+            InvalidRequestError: no such push, or one under way would count as applied.
+        """
+        known = self._workers.get(worker)
+        before = known.receipts.get(clock) if known else None
+        if known is not None and before is None and clock in known.open and receipt.dropped:
+            del known.open[clock]
+        elif known is None or before is None:
+            raise InvalidRequestError(f"clock {clock}: no completed push of rank {worker.rank}")
+        elif before.settled:
+            return
+        elif receipt.settled:
+            known.staged -= 1
+            spans = known.pending.pop(clock)
+            if receipt.applied:
+                _count(known, spans)
+        known.receipts[clock] = receipt
+        self._trim(known)
+
+    def abandon(self, worker: WorkerId, clock: int) -> None:
+        """A push that was not completed, or only staged, was freed: it may be sent again whole.
+
+        What was applied or dropped, or never came, stays as it is.
+        """
+        known = self._workers.get(worker)
+        if known is None:
+            return
+        receipt = known.receipts.get(clock)
+        if known.open.pop(clock, None) is None:
+            if receipt is None or receipt.settled:
+                return
+            del known.receipts[clock]
+            del known.pending[clock]
+            known.staged -= 1
+        assert known.next is not None
+        known.holes.add(clock)
+        while known.next - 1 in known.holes:
+            known.next -= 1
+            known.holes.remove(known.next)
+
+    def expect(self, worker: WorkerId, clock: int) -> None:
+        """The lead set the worker's clock (activation, dropped push). Never moves backwards.
+
+        Raises:
+            FencedError: a newer incarnation of the rank has come.
+        """
+        self._fence(worker)
+        self._newest[worker.rank] = worker.incarnation
+        known = self._workers.setdefault(worker, _Worker())
+        if known.next is None or clock > known.next:
+            known.next = clock
+        known.holes = {hole for hole in known.holes if hole >= clock}
+
+    def expected(self, worker: WorkerId) -> int | None:
+        """The clock that the next new push must carry; None: any."""
+        known = self._workers.get(worker)
+        return known.next if known else None
+
+    def receipt(self, worker: WorkerId, clock: int) -> Receipt | None:
+        """The receipt of a completed push, while it is kept."""
+        known = self._workers.get(worker)
+        return known.receipts.get(clock) if known else None
+
+    def applied_spans(self, worker: WorkerId) -> list[Span]:
+        """Samples of applied pushes, merged, by lease; of the newest ``KEPT_LEASES`` leases."""
+        known = self._workers.get(worker)
+        if known is None:
+            return []
+        return [
+            Span(lease, start, stop)
+            for lease, spans in sorted(known.leases.items())
+            for start, stop in spans
+        ]
+
+    def forget(self, rank: int, below: int) -> None:
+        """Frees all records of incarnations below ``below``, and keeps them fenced."""
+        self._newest[rank] = max(below, self._newest.get(rank, below))
+        for worker in [w for w in self._workers if w.rank == rank and w.incarnation < below]:
+            del self._workers[worker]
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError where the state cannot be."""
+        for worker, known in self._workers.items():
+            assert worker.incarnation <= self._newest[worker.rank], f"{worker} is ahead"
+            assert not known.open.keys() & known.receipts.keys(), f"{worker}: open and completed"
+            for clock, push in known.open.items():
+                assert push.taken.keys() <= push.slices, f"{worker} took undeclared slices"
+                assert known.next is not None
+                assert clock < known.next, f"{worker} opened a clock ahead of its next"
+                assert clock not in known.holes
+            unsettled = {c for c, r in known.receipts.items() if not r.settled}
+            assert known.pending.keys() == unsettled, f"{worker}: spans of settled pushes pend"
+            assert known.staged == len(unsettled)
+            assert known.staged + len(known.open) <= WINDOW
+            assert len(known.receipts) <= self._keep
+            assert len(known.leases) <= KEPT_LEASES
+            for spans in known.leases.values():
+                ends = [end for span in spans for end in span]
+                assert ends == sorted(set(ends)), f"{worker}: spans overlap or touch"
+
+    def _fence(self, worker: WorkerId) -> None:
+        newest = self._newest.get(worker.rank, worker.incarnation)
+        if worker.incarnation < newest:
+            raise FencedError(
+                f"rank {worker.rank}: incarnation {worker.incarnation} is fenced, "
+                f"{newest} has come; stop this process or register again"
+            )
+
+    def _admit(self, known: _Worker, clock: int) -> None:
+        """Checks that a new push may carry this clock, and moves the next one."""
+        if clock < 0:
+            raise ClockError(f"clock {clock}: must be >= 0")
+        if len(known.open) + known.staged >= WINDOW:
+            raise ResourceError(f"clock {clock}: {WINDOW} pushes wait already; pull before pushing")
+        if clock in known.holes:
+            known.holes.remove(clock)
+            return
+        if known.next is not None and clock != known.next:
+            what = "has passed" if clock < known.next else "skips one"
+            raise ClockError(f"clock {clock} {what}: expected clock {known.next}")
+        known.next = clock + 1
+
+    def _open(self, worker: WorkerId, clock: int) -> _Push:
+        known = self._workers.get(worker)
+        if known is None or clock not in known.open:
+            raise InvalidRequestError(f"clock {clock}: rank {worker.rank} has no open push of it")
+        return known.open[clock]
+
+    def _trim(self, known: _Worker) -> None:
+        """Forgets the oldest settled receipts beyond the number kept."""
+        while len(known.receipts) > self._keep:
+            oldest = min(c for c, receipt in known.receipts.items() if receipt.settled)
+            del known.receipts[oldest]
+
+
+def _declared(clock: int, slices: Sequence[int]) -> frozenset[int]:
+    declared = frozenset(slices)
+    if len(declared) != len(slices):
+        raise InvalidRequestError(f"clock {clock}: a slice is declared twice")
+    return declared
+
+
+def check_spans(samples: Sequence[Span]) -> tuple[Span, ...]:
+    """The spans that hold samples.
+
+    Raises:
+        InvalidRequestError: a span that begins below 0 or ends before it begins.
+    """
+    for span in samples:
+        if not 0 <= span.start <= span.stop:
+            raise InvalidRequestError(
+                f"samples [{span.start}, {span.stop}) of lease {span.lease}: "
+                "must begin at 0 or later and not end before they begin"
+            )
+    return tuple(span for span in samples if span.start < span.stop)
+
+
+def _count(known: _Worker, spans: Sequence[Span]) -> None:
+    for span in spans:
+        merged = _merge(known.leases.pop(span.lease, []), span.start, span.stop)
+        known.leases[span.lease] = merged  # the lease touched last is the newest
+    while len(known.leases) > KEPT_LEASES:
+        del known.leases[next(iter(known.leases))]
+
+
+def _merge(spans: list[tuple[int, int]], start: int, stop: int) -> list[tuple[int, int]]:
+    """Sorted disjoint spans with one more; spans that touch become one."""
+    apart = [span for span in spans if span[1] < start or span[0] > stop]
+    for low, high in spans:
+        if not (high < start or low > stop):
+            start, stop = min(start, low), max(stop, high)
+    return sorted([*apart, (start, stop)])

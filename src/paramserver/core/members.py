@@ -1,0 +1,97 @@
+"""Members of a job, their states, and which state may follow which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from paramserver.types import WorkerId
+
+
+class Role(Enum):
+    SERVER = "server"
+    WORKER = "worker"
+    READER = "reader"
+
+
+class State(Enum):
+    JOINED = "joined"
+    ACTIVE = "active"
+    IDLE = "idle"
+    FINISHED = "finished"
+    LOST = "lost"
+
+
+class JobState(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+LIVE = frozenset({State.JOINED, State.ACTIVE, State.IDLE})
+MOVES = {
+    State.JOINED: frozenset({State.ACTIVE, State.IDLE, State.FINISHED, State.LOST}),
+    State.ACTIVE: frozenset({State.JOINED, State.IDLE, State.FINISHED, State.LOST}),
+    State.IDLE: frozenset({State.JOINED, State.ACTIVE, State.FINISHED, State.LOST}),
+    State.FINISHED: frozenset[State](),
+    State.LOST: frozenset[State](),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One process. ``groups``: those in which a clock may wait for it; ``been``: it has been
+    active or idle; ``reason``: why it is idle, or was lost."""
+
+    name: str
+    role: Role
+    rank: int
+    incarnation: int
+    state: State = State.JOINED
+    address: str = ""
+    host: str = ""
+    pid: int = 0
+    groups: tuple[str, ...] = ()
+    reason: str = ""
+    been: bool = False
+
+    @property
+    def live(self) -> bool:
+        return self.state in LIVE
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All members at one moment; servers first, then workers by rank, then readers."""
+
+    number: int
+    job: int
+    state: JobState
+    message: str
+    members: tuple[Member, ...]
+    started: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """``replaced``: the older incarnation of the name, lost by this; ``new_job``: all state of
+    the job before is void."""
+
+    member: Member
+    replaced: Member | None
+    new_job: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who says that it speaks."""
+
+    name: str
+    incarnation: int
+    job: int
+
+
+def worker_id(member: Member) -> WorkerId:
+    """A worker as clocks, rounds and leases know it."""
+    return WorkerId(member.rank, member.incarnation)

@@ -1,0 +1,402 @@
+"""Who is in the job: names, incarnations, ranks, leases, states, and the number of the view.
+
+    JOINED ──> ACTIVE <──> IDLE        any of these ──> FINISHED
+       ^─────────┴───────────┘                      ──> LOST
+
+A name that registers again gets a higher incarnation and keeps its rank; the older one is fenced.
+An illegal event raises and changes nothing. The view number grows with every visible change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from paramserver.core.members import (
+    LIVE,
+    MOVES,
+    Caller,
+    JobState,
+    Member,
+    Registered,
+    Role,
+    State,
+    View,
+)
+from paramserver.errors import FencedError, InvalidRequestError, JobFailedError, ResourceError
+
+MAX_MEMBERS = 10_000
+DESERTED_LEASES = 3
+DESERTED_S = 30.0
+_PREFIXES = {Role.SERVER: "ps", Role.WORKER: "worker", Role.READER: "reader"}
+_ORDER = {Role.SERVER: 0, Role.WORKER: 1, Role.READER: 2}
+
+
+class Membership:
+    """The members and the state of one job at a time.
+
+    Args:
+        workers, servers: how many must register before the job runs.
+        lease_s: seconds without a word after which a member is lost.
+        first_incarnation: incarnations grow from here.
+    """
+
+    def __init__(
+        self, workers: int, servers: int, lease_s: float, first_incarnation: int = 1
+    ) -> None:
+        self.workers, self.servers, self.lease_s = workers, servers, lease_s
+        self.number = 1
+        self.job = 1
+        self.state = JobState.WAITING
+        self.message = ""
+        self.started = False
+        self.arrivals = 0
+        self._members: dict[str, Member] = {}
+        self._heard: dict[str, float] = {}
+        self._ranks: dict[str, int] = {}
+        self._holders: set[str] = set()  # servers with slices of this job
+        self._live_workers = 0
+        self._live_servers = 0
+        self._unbeen = 0  # live workers that were never active or idle
+        self._first = first_incarnation
+        self._incarnation = first_incarnation - 1
+        self._deserted: float | None = None
+        self._view: View | None = None
+
+    # -- reading
+
+    def view(self) -> View:
+        """The newest view; the same object until something changes."""
+        if self._view is None or self._view.number != self.number:
+            members = sorted(self._members.values(), key=_place)
+            self._view = View(
+                self.number, self.job, self.state, self.message, tuple(members), self.started
+            )
+        return self._view
+
+    def find(self, name: str) -> Member | None:
+        return self._members.get(name)
+
+    def live(self, role: Role) -> list[Member]:
+        """Members of a role that have neither finished nor been lost, in the order of a view."""
+        return sorted((m for m in self._members.values() if m.role is role and m.live), key=_place)
+
+    def ended(self) -> bool:
+        return self.state in (JobState.DONE, JobState.FAILED)
+
+    def heard(self, name: str) -> float:
+        """When a member was last heard."""
+        return self._heard[name]
+
+    def chief(self) -> Member | None:
+        """The worker of the lowest rank that is not lost; a finished one stays chief."""
+        workers = (m for m in self._members.values() if m.role is Role.WORKER)
+        return min((m for m in workers if m.state is not State.LOST), key=_rank, default=None)
+
+    def first(self) -> Member | None:
+        """The live worker of the lowest rank: the one that stores first values."""
+        workers = (m for m in self._members.values() if m.role is Role.WORKER)
+        return min((m for m in workers if m.live), key=_rank, default=None)
+
+    def missing(self) -> str:
+        """Whom the start of the job waits for, in words; empty: for nobody."""
+        absent = []
+        if self._live_servers < self.servers:
+            absent.append(_absent(self.servers - self._live_servers, self.servers, "server"))
+        if self._live_workers < self.workers and self.state is JobState.WAITING:
+            absent.append(_absent(self.workers - self._live_workers, self.workers, "worker"))
+        return f"waiting for {' and '.join(absent)}" if absent else ""
+
+    def renew(self, caller: Caller, now: float) -> Member:
+        """A member was heard: its lease begins anew. Raises as ``check``."""
+        member = self.check(caller, finished=True)
+        self._heard[caller.name] = now
+        return member
+
+    def check(self, caller: Caller, *, finished: bool = False) -> Member:
+        """The member that speaks.
+
+        Args:
+            finished: whether a worker that has finished may still say this.
+
+        Raises:
+            FencedError: of an ended job, an older incarnation, or a lost lease.
+            InvalidRequestError: unknown, or finished.
+        """
+        member = self._members.get(caller.name)
+        if caller.job != self.job and (member is None or member.role is not Role.SERVER):
+            raise FencedError(
+                f"{caller.name or 'the caller'} belongs to job {caller.job}; this is job "
+                f"{self.job}; connect again"
+            )
+        if member is None and self._first <= caller.incarnation <= self._incarnation:
+            raise FencedError(f"{caller.name!r} has left or was not heard; register again")
+        if member is None:
+            raise InvalidRequestError(f"{caller.name!r} is not registered; register first")
+        if member.incarnation != caller.incarnation:
+            self._refuse_incarnation(member, caller)
+        if member.state is State.LOST:
+            raise FencedError(f"{member.name} was lost: {member.reason}; register again")
+        if member.state is State.FINISHED and not finished:
+            raise InvalidRequestError(f"{member.name} has finished; register again to go on")
+        return member
+
+    def _refuse_incarnation(self, member: Member, caller: Caller) -> None:
+        if caller.incarnation > member.incarnation:
+            raise InvalidRequestError(
+                f"incarnation {caller.incarnation} of {member.name} was never given; register first"
+            )
+        raise FencedError(
+            f"incarnation {caller.incarnation} of {member.name} is fenced: "
+            f"incarnation {member.incarnation} has registered (host {member.host or 'unknown'}, "
+            f"pid {member.pid})"
+        )
+
+    def require_job(self) -> None:
+        """Raises JobFailedError when the job has failed: nobody should go on working."""
+        if self.state is JobState.FAILED:
+            raise JobFailedError(self.message)
+
+    # -- events
+
+    def register(
+        self,
+        role: Role,
+        name: str,
+        now: float,
+        *,
+        address: str = "",
+        host: str = "",
+        pid: int = 0,
+    ) -> Registered:
+        """A process joins; a worker after the end of a job begins the next one.
+
+        Raises:
+            InvalidRequestError: the name belongs to another role.
+            ResourceError: too many members.
+        """
+        new_job = role is Role.WORKER and self.ended()
+        self._check_register(role, name, new_job)
+        if new_job:
+            self._begin_job()
+        name = name or self._free_name(role, address)
+        old = self._members.get(name)
+        replaced = self._leave(old, State.LOST, "a newer incarnation registered") if old else None
+        self._incarnation += 1
+        member = Member(
+            name, role, self._rank_of(role, name), self._incarnation,
+            address=address, host=host, pid=pid,
+        )  # fmt: skip
+        self._members[name] = member
+        self._heard[name] = now
+        self.arrivals += 1
+        self._deserted = None if role is Role.WORKER else self._deserted
+        self._count(member, +1)
+        if replaced and name in self._holders:
+            self._fail(f"server {name} restarted; the slices it held are gone")
+        self._changed()
+        return Registered(member, replaced, new_job)
+
+    def _check_register(self, role: Role, name: str, new_job: bool) -> None:
+        old = self._members.get(name)
+        dropped = new_job and old is not None and old.role is not Role.SERVER
+        if old is not None and old.role is not role and not dropped:
+            raise InvalidRequestError(f"name {name!r} belongs to a {old.role.value}; take another")
+        if old is None and len(self._members) >= MAX_MEMBERS and not new_job:
+            raise ResourceError(f"the job has {len(self._members)} members: no more are admitted")
+
+    def _begin_job(self) -> None:
+        self.job += 1
+        self.state, self.message, self.started = JobState.WAITING, "", False
+        self._deserted = None
+        self._ranks.clear()
+        self._holders.clear()
+        for name in [n for n in self._members if not self._is_live_server(n)]:
+            del self._members[name], self._heard[name]
+        self._live_workers = self._unbeen = 0
+
+    def _is_live_server(self, name: str) -> bool:
+        member = self._members.get(name)
+        return member is not None and member.role is Role.SERVER and member.live
+
+    def _free_name(self, role: Role, address: str) -> str:
+        # A server whose answer was lost asks again: it must not count twice.
+        if role is Role.SERVER and address:
+            for member in self._members.values():
+                if member.role is role and member.live and member.address == address:
+                    return member.name
+        number = 0
+        while (old := self._members.get(f"{_PREFIXES[role]}-{number}")) and not (
+            old.role is role and old.state is State.LOST
+        ):
+            number += 1
+        return f"{_PREFIXES[role]}-{number}"
+
+    def _rank_of(self, role: Role, name: str) -> int:
+        if role is not Role.WORKER:
+            return -1
+        if name not in self._ranks:
+            self._ranks[name] = len(self._ranks)  # never given back: bound for the job
+        return self._ranks[name]
+
+    def join_group(self, name: str, group: str) -> None:
+        """A clock of that group may wait for this worker from now on."""
+        member = self._worker(name)
+        if group not in member.groups:
+            self._members[name] = replace(member, groups=(*member.groups, group))
+            self._changed()
+
+    def hold(self, servers: Iterable[str]) -> None:
+        """These servers hold slices from now on: the job fails when one of them restarts."""
+        self._holders.update(servers)
+
+    def move(self, names: Iterable[str], state: State, reason: str = "") -> None:
+        """Workers become joined, active or idle, all in one view; all or none.
+
+        Raises:
+            InvalidRequestError: a member that is no live worker.
+        """
+        if state not in LIVE:
+            raise InvalidRequestError(f"a worker does not move to {state.value} by itself")
+        members = [self._worker(name) for name in names]
+        for member in members:
+            if member.state is not state and state not in MOVES[member.state]:
+                raise InvalidRequestError(
+                    f"{member.name} is {member.state.value}: it cannot become {state.value}"
+                )
+        changed = [m for m in members if m.state is not state or m.reason != reason]
+        for member in changed:
+            been = member.been or state is not State.JOINED
+            self._unbeen -= been and not member.been
+            self._members[member.name] = replace(member, state=state, reason=reason, been=been)
+        if changed:
+            self._changed()
+
+    def finish(self, name: str) -> Member | None:
+        """A member leaves of its own will; returns it as it was, None if it had left before.
+
+        The job is done when its last worker has finished; it fails when a server leaves it.
+        """
+        member = self._members.get(name)
+        if member is None or not member.live:
+            return None
+        self._leave(member, State.FINISHED, "")
+        if member.role is Role.SERVER and self.state is JobState.RUNNING:
+            self._fail(f"server {name} was stopped while the job ran")
+        elif member.role is Role.WORKER and not self._live_workers:
+            self._end()
+        self._changed()
+        return member
+
+    def _end(self) -> None:
+        if self.state is JobState.RUNNING:
+            self.state = JobState.DONE
+        elif self.state is JobState.WAITING:
+            self._fail(f"the last worker left before the job started: {self.missing()}")
+
+    def lose(self, name: str, reason: str, now: float) -> Member | None:
+        """A member is gone without a word of its own; returns it as it was, None if it had left."""
+        member = self._members.get(name)
+        if member is None or not member.live:
+            return None
+        self._leave(member, State.LOST, reason)
+        if member.role is Role.SERVER and self.state is JobState.RUNNING:
+            self._fail(f"server {name} was lost: {reason}; the slices it held are gone")
+        elif member.role is Role.WORKER and not self._live_workers:
+            self._deserted = now
+        self._changed()
+        return member
+
+    def fail(self, message: str) -> bool:
+        """The job fails; the first cause stays. Returns whether this was it."""
+        first = not self.ended()
+        if first:
+            self._fail(message)
+            self._changed()
+        return first
+
+    def expire(self, now: float) -> list[Member]:
+        """Loses every member whose lease has lapsed; a job that nobody came back to fails."""
+        silent = [
+            m for m in self._members.values() if m.live and now - self._heard[m.name] > self.lease_s
+        ]
+        for member in silent:
+            quiet = now - self._heard[member.name]
+            self.lose(member.name, f"not heard for {quiet:.1f} s", now)
+        grace = max(DESERTED_S, DESERTED_LEASES * self.lease_s)
+        if self._deserted is not None and now - self._deserted > grace:
+            self._deserted = None
+            if self.state is JobState.RUNNING:
+                self.fail(f"no worker is left, and none came back within {grace:.0f} s")
+        return silent
+
+    def forgive(self, seconds: float) -> None:
+        """Leases stood still for so long: this process itself had stopped."""
+        for name in self._heard:
+            self._heard[name] += seconds
+
+    # -- inside
+
+    def _worker(self, name: str) -> Member:
+        member = self._members.get(name)
+        if member is None or member.role is not Role.WORKER or not member.live:
+            state = "unknown" if member is None else f"a {member.state.value} {member.role.value}"
+            raise InvalidRequestError(f"{name!r} is {state}: only a live worker can do this")
+        return member
+
+    def _leave(self, member: Member, state: State, reason: str) -> Member | None:
+        if not member.live:
+            return None
+        self._count(member, -1)
+        if member.role is Role.WORKER or (member.role is Role.SERVER and state is State.LOST):
+            self._members[member.name] = replace(member, state=state, reason=reason)
+        else:  # nobody needs to know of it any more
+            del self._members[member.name], self._heard[member.name]
+        return member
+
+    def _count(self, member: Member, change: int) -> None:
+        if member.role is Role.SERVER:
+            self._live_servers += change
+        elif member.role is Role.WORKER:
+            self._live_workers += change
+            self._unbeen += change if not member.been else 0
+
+    def _fail(self, message: str) -> None:
+        if not self.ended():
+            self.state, self.message = JobState.FAILED, message
+
+    def _changed(self) -> None:
+        full = self._live_workers >= self.workers and self._live_servers >= self.servers
+        if self.state is JobState.WAITING and full:
+            self.state = JobState.RUNNING
+        if self.state is JobState.RUNNING and not self._unbeen and self._live_workers:
+            self.started = True
+        self.number += 1
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when the parts disagree."""
+        workers = [m for m in self._members.values() if m.role is Role.WORKER]
+        ranks = [m.rank for m in workers]
+        assert len(set(ranks)) == len(ranks), "two names share a rank"
+        assert all(self._ranks[m.name] == m.rank for m in workers)
+        incarnations = [m.incarnation for m in self._members.values()]
+        assert len(set(incarnations)) == len(incarnations), "two members share an incarnation"
+        assert self._live_workers == sum(m.live for m in workers)
+        assert self._live_servers == len(self.live(Role.SERVER))
+        assert self._unbeen == sum(m.live and not m.been for m in workers)
+        assert self._heard.keys() == self._members.keys()
+        assert not (self.started and self.state is JobState.WAITING)
+        assert self.state is not JobState.DONE or not self._live_workers
+
+
+def _rank(member: Member) -> int:
+    return member.rank
+
+
+def _place(member: Member) -> tuple[int, int, int, str]:
+    # By length first: ps-10 stands behind ps-9.
+    return _ORDER[member.role], member.rank, len(member.name), member.name
+
+
+def _absent(count: int, of: int, what: str) -> str:
+    return f"{count} of {of} {what}s" if of > 1 else f"1 {what}"

@@ -1,0 +1,46 @@
+"""Sorted, disjoint half-open ranges of positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+Range = tuple[int, int]
+
+
+class Ranges:
+    """A set of positions as ranges; the usual case, cutting from the front, costs O(1)."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: Iterable[Range] = ()) -> None:
+        self.parts: list[Range] = [p for p in parts if p[0] < p[1]]
+
+    def __len__(self) -> int:
+        return sum(stop - start for start, stop in self.parts)
+
+    def __bool__(self) -> bool:
+        return bool(self.parts)
+
+    def take(self, start: int, stop: int) -> list[Range]:
+        """Removes [start, stop) and returns the parts of it that were here."""
+        if not self.parts or start >= stop:
+            return []
+        first = self.parts[0]
+        if len(self.parts) == 1 and first[0] == start and stop <= first[1]:
+            self.parts = [(stop, first[1])] if stop < first[1] else []
+            return [(start, stop)]
+        taken: list[Range] = []
+        kept: list[Range] = []
+        for left, right in self.parts:
+            low, high = max(left, start), min(right, stop)
+            if low >= high:
+                kept.append((left, right))
+                continue
+            taken.append((low, high))
+            kept += [part for part in ((left, low), (high, right)) if part[0] < part[1]]
+        self.parts = kept
+        return taken
+
+    def overlap(self, start: int, stop: int) -> int:
+        """How many positions of [start, stop) are here."""
+        return sum(max(0, min(right, stop) - max(left, start)) for left, right in self.parts)

@@ -1,0 +1,164 @@
+"""Values that every floor speaks of: consistency models, data types, members, results."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from paramserver.errors import ConfigurationError
+
+PROTOCOL_VERSION = 1
+
+ScaleLr = Literal["inverse", "sqrt", "none"]
+SCALES = ("inverse", "sqrt", "none")
+ASSIGNMENTS = ("round-robin", "random", "dynamic")
+
+ITEM_SIZES = {
+    "float32": 4,
+    "float64": 8,
+    "bfloat16": 2,
+    "float16": 2,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+}
+FLOATING = frozenset({"float32", "float64", "bfloat16", "float16"})
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """One step per clock over the weighted mean of all workers' gradients.
+
+    Args:
+        backup: how many of the slowest workers a clock does not wait for.
+        deterministic: add gradients in rank order, so that a run repeats bit for bit.
+    """
+
+    backup: int = 0
+    deterministic: bool = True
+
+    def __post_init__(self) -> None:
+        if self.backup < 0:
+            raise ConfigurationError(f"backup={self.backup}: must be >= 0 (0 = wait for all)")
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """A worker may be at most ``bound`` clocks ahead of the slowest (bounded staleness).
+
+    Args:
+        bound: clocks; 0 is ``Sync()``.
+        scale_lr: learning rate by staleness t in versions: "inverse" lr/max(1,t),
+            "sqrt" lr/sqrt(max(1,t)), "none".
+    """
+
+    bound: int
+    scale_lr: ScaleLr = "inverse"
+
+    def __post_init__(self) -> None:
+        if self.bound < 0:
+            raise ConfigurationError(
+                f"bound={self.bound}: must be >= 0 (0 = synchronous; Async() has no bound)"
+            )
+        _check_scale(self.scale_lr)
+
+
+@dataclass(frozen=True, slots=True)
+class Async:
+    """Pushes are applied on arrival; nobody waits for anybody.
+
+    Args:
+        scale_lr: as for ``Stale``.
+    """
+
+    scale_lr: ScaleLr = "inverse"
+
+    def __post_init__(self) -> None:
+        _check_scale(self.scale_lr)
+
+
+Consistency = Sync | Stale | Async
+
+
+def _check_scale(scale: str) -> None:
+    if scale not in SCALES:
+        raise ConfigurationError(f"scale_lr={scale!r}: must be one of {', '.join(SCALES)}")
+
+
+def canonical(consistency: Consistency) -> Consistency:
+    """``Stale(0)`` is ``Sync()``: per-clock aggregation, not application on arrival."""
+    if isinstance(consistency, Stale) and consistency.bound == 0:
+        return Sync()
+    return consistency
+
+
+def lr_factor(scale: ScaleLr, staleness: int) -> float:
+    """What a learning rate is multiplied by at a staleness in versions (Zhang et al., 2016)."""
+    if scale == "inverse":
+        return 1.0 / max(1, staleness)
+    if scale == "sqrt":
+        return 1.0 / math.sqrt(max(1, staleness))
+    return 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one push did.
+
+    Attributes:
+        clock: the clock that the push carried.
+        version: versions of the group after it; None where the push has not been applied yet.
+        staleness: versions applied between the pull it was computed on and its application.
+        waited: seconds blocked.
+        sent_bytes, received_bytes: payload bytes.
+        dropped: the clock had closed without this push (``Sync(backup=...)``).
+    """
+
+    clock: int
+    version: int | None
+    staleness: float
+    waited: float
+    sent_bytes: int
+    received_bytes: int
+    dropped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DataShard:
+    """A leased range of samples: positions [start, stop) of the epoch's order.
+
+    Attributes:
+        id: number of the shard in its epoch.
+        epoch: 0-based.
+        start, stop: positions in the epoch's (shuffled) order.
+        indices: the sample indices at those positions.
+        lease: number of the lease.
+    """
+
+    id: int
+    epoch: int
+    start: int
+    stop: int
+    indices: tuple[int, ...]
+    lease: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class WorkerId:
+    """A worker as clocks and ledgers know it; ordered by rank."""
+
+    rank: int
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Positions [start, stop) of the data shard held under a lease."""
+
+    lease: int
+    start: int
+    stop: int

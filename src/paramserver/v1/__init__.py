@@ -1,0 +1,1 @@
+"""Generated from protos/paramserver/v1; never edited (make protos)."""

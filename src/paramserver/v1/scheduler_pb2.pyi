@@ -1,0 +1,572 @@
+from paramserver.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLE_UNSPECIFIED: _ClassVar[Role]
+    ROLE_SERVER: _ClassVar[Role]
+    ROLE_WORKER: _ClassVar[Role]
+    ROLE_READER: _ClassVar[Role]
+
+class MemberState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MEMBER_STATE_UNSPECIFIED: _ClassVar[MemberState]
+    MEMBER_JOINED: _ClassVar[MemberState]
+    MEMBER_ACTIVE: _ClassVar[MemberState]
+    MEMBER_IDLE: _ClassVar[MemberState]
+    MEMBER_FINISHED: _ClassVar[MemberState]
+    MEMBER_LOST: _ClassVar[MemberState]
+
+class JobState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    JOB_STATE_UNSPECIFIED: _ClassVar[JobState]
+    JOB_WAITING: _ClassVar[JobState]
+    JOB_RUNNING: _ClassVar[JobState]
+    JOB_DONE: _ClassVar[JobState]
+    JOB_FAILED: _ClassVar[JobState]
+ROLE_UNSPECIFIED: Role
+ROLE_SERVER: Role
+ROLE_WORKER: Role
+ROLE_READER: Role
+MEMBER_STATE_UNSPECIFIED: MemberState
+MEMBER_JOINED: MemberState
+MEMBER_ACTIVE: MemberState
+MEMBER_IDLE: MemberState
+MEMBER_FINISHED: MemberState
+MEMBER_LOST: MemberState
+JOB_STATE_UNSPECIFIED: JobState
+JOB_WAITING: JobState
+JOB_RUNNING: JobState
+JOB_DONE: JobState
+JOB_FAILED: JobState
+
+class Member(_message.Message):
+    __slots__ = ("name", "role", "rank", "incarnation", "state", "address", "groups", "host", "pid", "heard_s", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    HEARD_S_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    role: Role
+    rank: int
+    incarnation: int
+    state: MemberState
+    address: str
+    groups: _containers.RepeatedScalarFieldContainer[str]
+    host: str
+    pid: int
+    heard_s: float
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., state: _Optional[_Union[MemberState, str]] = ..., address: _Optional[str] = ..., groups: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., heard_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class View(_message.Message):
+    __slots__ = ("number", "job", "state", "message", "members", "started")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    job: int
+    state: JobState
+    message: str
+    members: _containers.RepeatedCompositeFieldContainer[Member]
+    started: bool
+    def __init__(self, number: _Optional[int] = ..., job: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., started: bool = ...) -> None: ...
+
+class RegisterRequest(_message.Message):
+    __slots__ = ("protocol", "role", "name", "address", "host", "pid")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    role: Role
+    name: str
+    address: str
+    host: str
+    pid: int
+    def __init__(self, protocol: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class RegisterReply(_message.Message):
+    __slots__ = ("identity", "lease_s", "heartbeat_s", "protocol", "workers", "servers")
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    LEASE_S_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    SERVERS_FIELD_NUMBER: _ClassVar[int]
+    identity: _common_pb2.Identity
+    lease_s: float
+    heartbeat_s: float
+    protocol: int
+    workers: int
+    servers: int
+    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., lease_s: _Optional[float] = ..., heartbeat_s: _Optional[float] = ..., protocol: _Optional[int] = ..., workers: _Optional[int] = ..., servers: _Optional[int] = ...) -> None: ...
+
+class AwaitStartRequest(_message.Message):
+    __slots__ = ("member", "wait_s")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    wait_s: float
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., wait_s: _Optional[float] = ...) -> None: ...
+
+class AwaitStartReply(_message.Message):
+    __slots__ = ("pending", "view", "arrivals")
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    ARRIVALS_FIELD_NUMBER: _ClassVar[int]
+    pending: str
+    view: View
+    arrivals: int
+    def __init__(self, pending: _Optional[str] = ..., view: _Optional[_Union[View, _Mapping]] = ..., arrivals: _Optional[int] = ...) -> None: ...
+
+class HeartbeatRequest(_message.Message):
+    __slots__ = ("member", "clocks", "stats")
+    class StatsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    CLOCKS_FIELD_NUMBER: _ClassVar[int]
+    STATS_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    clocks: _containers.RepeatedCompositeFieldContainer[GroupClock]
+    stats: _containers.ScalarMap[str, float]
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., clocks: _Optional[_Iterable[_Union[GroupClock, _Mapping]]] = ..., stats: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class GroupClock(_message.Message):
+    __slots__ = ("group", "clock")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    clock: int
+    def __init__(self, group: _Optional[str] = ..., clock: _Optional[int] = ...) -> None: ...
+
+class HeartbeatReply(_message.Message):
+    __slots__ = ("view", "state", "message")
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    view: int
+    state: JobState
+    message: str
+    def __init__(self, view: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ...) -> None: ...
+
+class WatchRequest(_message.Message):
+    __slots__ = ("member",)
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ...) -> None: ...
+
+class GetViewRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RegisterGroupRequest(_message.Message):
+    __slots__ = ("member", "spec")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    spec: _common_pb2.GroupSpec
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., spec: _Optional[_Union[_common_pb2.GroupSpec, _Mapping]] = ...) -> None: ...
+
+class RegisterGroupReply(_message.Message):
+    __slots__ = ("map", "view")
+    MAP_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    map: _common_pb2.SliceMap
+    view: int
+    def __init__(self, map: _Optional[_Union[_common_pb2.SliceMap, _Mapping]] = ..., view: _Optional[int] = ...) -> None: ...
+
+class GetGroupRequest(_message.Message):
+    __slots__ = ("group",)
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    def __init__(self, group: _Optional[str] = ...) -> None: ...
+
+class GetGroupReply(_message.Message):
+    __slots__ = ("spec", "map", "stored")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    MAP_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    spec: _common_pb2.GroupSpec
+    map: _common_pb2.SliceMap
+    stored: bool
+    def __init__(self, spec: _Optional[_Union[_common_pb2.GroupSpec, _Mapping]] = ..., map: _Optional[_Union[_common_pb2.SliceMap, _Mapping]] = ..., stored: bool = ...) -> None: ...
+
+class AwaitGroupRequest(_message.Message):
+    __slots__ = ("member", "group", "wait_s")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    group: str
+    wait_s: float
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., group: _Optional[str] = ..., wait_s: _Optional[float] = ...) -> None: ...
+
+class AwaitGroupReply(_message.Message):
+    __slots__ = ("stored", "initialize", "pending")
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    INITIALIZE_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    stored: bool
+    initialize: bool
+    pending: str
+    def __init__(self, stored: bool = ..., initialize: bool = ..., pending: _Optional[str] = ...) -> None: ...
+
+class GroupStoredRequest(_message.Message):
+    __slots__ = ("member", "group")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    group: str
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., group: _Optional[str] = ...) -> None: ...
+
+class GroupStoredReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SetActiveRequest(_message.Message):
+    __slots__ = ("member", "active")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    active: bool
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., active: bool = ...) -> None: ...
+
+class SetActiveReply(_message.Message):
+    __slots__ = ("view",)
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    view: int
+    def __init__(self, view: _Optional[int] = ...) -> None: ...
+
+class OpenDatasetRequest(_message.Message):
+    __slots__ = ("member", "spec")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    spec: DatasetSpec
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., spec: _Optional[_Union[DatasetSpec, _Mapping]] = ...) -> None: ...
+
+class DatasetSpec(_message.Message):
+    __slots__ = ("name", "size", "batch_size", "shard_size", "seed", "shuffle", "assign")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHARD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SHUFFLE_FIELD_NUMBER: _ClassVar[int]
+    ASSIGN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size: int
+    batch_size: int
+    shard_size: int
+    seed: int
+    shuffle: bool
+    assign: str
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., batch_size: _Optional[int] = ..., shard_size: _Optional[int] = ..., seed: _Optional[int] = ..., shuffle: bool = ..., assign: _Optional[str] = ...) -> None: ...
+
+class OpenDatasetReply(_message.Message):
+    __slots__ = ("spec", "epoch")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    spec: DatasetSpec
+    epoch: int
+    def __init__(self, spec: _Optional[_Union[DatasetSpec, _Mapping]] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class NextShardRequest(_message.Message):
+    __slots__ = ("member", "dataset", "epoch", "sequence", "wait_s")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    dataset: str
+    epoch: int
+    sequence: int
+    wait_s: float
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., wait_s: _Optional[float] = ...) -> None: ...
+
+class Shard(_message.Message):
+    __slots__ = ("lease", "id", "epoch", "start", "stop")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    lease: int
+    id: int
+    epoch: int
+    start: int
+    stop: int
+    def __init__(self, lease: _Optional[int] = ..., id: _Optional[int] = ..., epoch: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
+
+class NextShardReply(_message.Message):
+    __slots__ = ("shard", "drained", "pending", "view")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    DRAINED_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    shard: Shard
+    drained: bool
+    pending: str
+    view: int
+    def __init__(self, shard: _Optional[_Union[Shard, _Mapping]] = ..., drained: bool = ..., pending: _Optional[str] = ..., view: _Optional[int] = ...) -> None: ...
+
+class ReportSamplesRequest(_message.Message):
+    __slots__ = ("member", "dataset", "done", "returned", "unpushed")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    RETURNED_FIELD_NUMBER: _ClassVar[int]
+    UNPUSHED_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    dataset: str
+    done: _containers.RepeatedCompositeFieldContainer[_common_pb2.Span]
+    returned: _containers.RepeatedCompositeFieldContainer[_common_pb2.Span]
+    unpushed: int
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., dataset: _Optional[str] = ..., done: _Optional[_Iterable[_Union[_common_pb2.Span, _Mapping]]] = ..., returned: _Optional[_Iterable[_Union[_common_pb2.Span, _Mapping]]] = ..., unpushed: _Optional[int] = ...) -> None: ...
+
+class ReportSamplesReply(_message.Message):
+    __slots__ = ("lost_leases",)
+    LOST_LEASES_FIELD_NUMBER: _ClassVar[int]
+    lost_leases: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, lost_leases: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class JoinRequest(_message.Message):
+    __slots__ = ("member", "name", "sequence", "wait_s")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    name: str
+    sequence: int
+    wait_s: float
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., name: _Optional[str] = ..., sequence: _Optional[int] = ..., wait_s: _Optional[float] = ...) -> None: ...
+
+class JoinReply(_message.Message):
+    __slots__ = ("released", "round", "arrivals", "pending", "view")
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ARRIVALS_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    released: bool
+    round: int
+    arrivals: _containers.RepeatedCompositeFieldContainer[Arrival]
+    pending: str
+    view: int
+    def __init__(self, released: bool = ..., round: _Optional[int] = ..., arrivals: _Optional[_Iterable[_Union[Arrival, _Mapping]]] = ..., pending: _Optional[str] = ..., view: _Optional[int] = ...) -> None: ...
+
+class Arrival(_message.Message):
+    __slots__ = ("rank", "incarnation", "sequence")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    incarnation: int
+    sequence: int
+    def __init__(self, rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class FinishRequest(_message.Message):
+    __slots__ = ("member",)
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ...) -> None: ...
+
+class FinishReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class FailRequest(_message.Message):
+    __slots__ = ("member", "reason", "fatal", "exit_code")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    FATAL_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    reason: str
+    fatal: bool
+    exit_code: int
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., reason: _Optional[str] = ..., fatal: bool = ..., exit_code: _Optional[int] = ...) -> None: ...
+
+class FailReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class LogRequest(_message.Message):
+    __slots__ = ("member", "scalars")
+    class ScalarsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    SCALARS_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    scalars: _containers.ScalarMap[str, float]
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., scalars: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class LogReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SaveScheduleRequest(_message.Message):
+    __slots__ = ("member", "epoch", "clock", "state")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    epoch: int
+    clock: int
+    state: str
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., epoch: _Optional[int] = ..., clock: _Optional[int] = ..., state: _Optional[str] = ...) -> None: ...
+
+class SaveScheduleReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class LoadScheduleRequest(_message.Message):
+    __slots__ = ("member",)
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ...) -> None: ...
+
+class LoadScheduleReply(_message.Message):
+    __slots__ = ("found", "epoch", "clock", "state", "job_epoch")
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    JOB_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    found: bool
+    epoch: int
+    clock: int
+    state: str
+    job_epoch: int
+    def __init__(self, found: bool = ..., epoch: _Optional[int] = ..., clock: _Optional[int] = ..., state: _Optional[str] = ..., job_epoch: _Optional[int] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusReply(_message.Message):
+    __slots__ = ("view", "workers", "datasets", "groups", "scalars", "uptime_s", "expected_workers", "expected_servers", "events")
+    class ScalarsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    DATASETS_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    SCALARS_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_SERVERS_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    view: View
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
+    datasets: _containers.RepeatedCompositeFieldContainer[DatasetStatus]
+    groups: _containers.RepeatedCompositeFieldContainer[GroupPlacement]
+    scalars: _containers.ScalarMap[str, float]
+    uptime_s: float
+    expected_workers: int
+    expected_servers: int
+    events: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, view: _Optional[_Union[View, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., datasets: _Optional[_Iterable[_Union[DatasetStatus, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[GroupPlacement, _Mapping]]] = ..., scalars: _Optional[_Mapping[str, float]] = ..., uptime_s: _Optional[float] = ..., expected_workers: _Optional[int] = ..., expected_servers: _Optional[int] = ..., events: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class WorkerStatus(_message.Message):
+    __slots__ = ("name", "clocks", "stats", "heard_s")
+    class StatsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CLOCKS_FIELD_NUMBER: _ClassVar[int]
+    STATS_FIELD_NUMBER: _ClassVar[int]
+    HEARD_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    clocks: _containers.RepeatedCompositeFieldContainer[GroupClock]
+    stats: _containers.ScalarMap[str, float]
+    heard_s: float
+    def __init__(self, name: _Optional[str] = ..., clocks: _Optional[_Iterable[_Union[GroupClock, _Mapping]]] = ..., stats: _Optional[_Mapping[str, float]] = ..., heard_s: _Optional[float] = ...) -> None: ...
+
+class DatasetStatus(_message.Message):
+    __slots__ = ("spec", "epoch", "shards", "free", "leased", "done", "requeued", "samples_done", "unpushed")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    FREE_FIELD_NUMBER: _ClassVar[int]
+    LEASED_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    REQUEUED_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_DONE_FIELD_NUMBER: _ClassVar[int]
+    UNPUSHED_FIELD_NUMBER: _ClassVar[int]
+    spec: DatasetSpec
+    epoch: int
+    shards: int
+    free: int
+    leased: int
+    done: int
+    requeued: int
+    samples_done: int
+    unpushed: int
+    def __init__(self, spec: _Optional[_Union[DatasetSpec, _Mapping]] = ..., epoch: _Optional[int] = ..., shards: _Optional[int] = ..., free: _Optional[int] = ..., leased: _Optional[int] = ..., done: _Optional[int] = ..., requeued: _Optional[int] = ..., samples_done: _Optional[int] = ..., unpushed: _Optional[int] = ...) -> None: ...
+
+class GroupPlacement(_message.Message):
+    __slots__ = ("group", "optimizer", "consistency", "parameters", "bytes", "slices", "server_bytes", "servers", "lead", "stored")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    SERVER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SERVERS_FIELD_NUMBER: _ClassVar[int]
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    optimizer: str
+    consistency: _common_pb2.Consistency
+    parameters: int
+    bytes: int
+    slices: int
+    server_bytes: _containers.RepeatedScalarFieldContainer[int]
+    servers: _containers.RepeatedScalarFieldContainer[str]
+    lead: str
+    stored: bool
+    def __init__(self, group: _Optional[str] = ..., optimizer: _Optional[str] = ..., consistency: _Optional[_Union[_common_pb2.Consistency, _Mapping]] = ..., parameters: _Optional[int] = ..., bytes: _Optional[int] = ..., slices: _Optional[int] = ..., server_bytes: _Optional[_Iterable[int]] = ..., servers: _Optional[_Iterable[str]] = ..., lead: _Optional[str] = ..., stored: bool = ...) -> None: ...

@@ -1,0 +1,384 @@
+from paramserver.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Frame(_message.Message):
+    __slots__ = ("header", "padding", "payload")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    padding: bytes
+    payload: bytes
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., padding: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class Header(_message.Message):
+    __slots__ = ("records",)
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    records: _containers.RepeatedCompositeFieldContainer[Record]
+    def __init__(self, records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ...) -> None: ...
+
+class Record(_message.Message):
+    __slots__ = ("request", "push", "data", "commit", "pull", "store", "contribute", "collect", "cancel", "accepted", "done", "failure", "waiting")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    PUSH_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    PULL_FIELD_NUMBER: _ClassVar[int]
+    STORE_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTE_FIELD_NUMBER: _ClassVar[int]
+    COLLECT_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    push: Push
+    data: Data
+    commit: Commit
+    pull: Pull
+    store: Store
+    contribute: Contribute
+    collect: Collect
+    cancel: Cancel
+    accepted: Accepted
+    done: Done
+    failure: _common_pb2.Failure
+    waiting: Waiting
+    def __init__(self, request: _Optional[int] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., data: _Optional[_Union[Data, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ..., store: _Optional[_Union[Store, _Mapping]] = ..., contribute: _Optional[_Union[Contribute, _Mapping]] = ..., collect: _Optional[_Union[Collect, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., failure: _Optional[_Union[_common_pb2.Failure, _Mapping]] = ..., waiting: _Optional[_Union[Waiting, _Mapping]] = ...) -> None: ...
+
+class Data(_message.Message):
+    __slots__ = ("slices", "sizes", "checksums", "versions")
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    slices: _containers.RepeatedScalarFieldContainer[int]
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    checksums: _containers.RepeatedScalarFieldContainer[int]
+    versions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, slices: _Optional[_Iterable[int]] = ..., sizes: _Optional[_Iterable[int]] = ..., checksums: _Optional[_Iterable[int]] = ..., versions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Push(_message.Message):
+    __slots__ = ("worker", "group", "map_version", "clock", "weight", "wire_dtype", "slices", "bases", "samples", "options", "deferred", "pull", "activated")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIRE_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    BASES_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    DEFERRED_FIELD_NUMBER: _ClassVar[int]
+    PULL_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATED_FIELD_NUMBER: _ClassVar[int]
+    worker: _common_pb2.Identity
+    group: str
+    map_version: int
+    clock: int
+    weight: float
+    wire_dtype: _common_pb2.DType
+    slices: _containers.RepeatedScalarFieldContainer[int]
+    bases: _containers.RepeatedScalarFieldContainer[int]
+    samples: _containers.RepeatedCompositeFieldContainer[_common_pb2.Span]
+    options: _containers.RepeatedCompositeFieldContainer[_common_pb2.Options]
+    deferred: bool
+    pull: Pull
+    activated: bool
+    def __init__(self, worker: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., group: _Optional[str] = ..., map_version: _Optional[int] = ..., clock: _Optional[int] = ..., weight: _Optional[float] = ..., wire_dtype: _Optional[_Union[_common_pb2.DType, str]] = ..., slices: _Optional[_Iterable[int]] = ..., bases: _Optional[_Iterable[int]] = ..., samples: _Optional[_Iterable[_Union[_common_pb2.Span, _Mapping]]] = ..., options: _Optional[_Iterable[_Union[_common_pb2.Options, _Mapping]]] = ..., deferred: bool = ..., pull: _Optional[_Union[Pull, _Mapping]] = ..., activated: bool = ...) -> None: ...
+
+class Commit(_message.Message):
+    __slots__ = ("weight", "samples", "options", "slices")
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    weight: float
+    samples: _containers.RepeatedCompositeFieldContainer[_common_pb2.Span]
+    options: _containers.RepeatedCompositeFieldContainer[_common_pb2.Options]
+    slices: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, weight: _Optional[float] = ..., samples: _Optional[_Iterable[_Union[_common_pb2.Span, _Mapping]]] = ..., options: _Optional[_Iterable[_Union[_common_pb2.Options, _Mapping]]] = ..., slices: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Pull(_message.Message):
+    __slots__ = ("worker", "group", "map_version", "clock", "slices", "have", "wire_dtype", "timeout", "latest")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    HAVE_FIELD_NUMBER: _ClassVar[int]
+    WIRE_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    LATEST_FIELD_NUMBER: _ClassVar[int]
+    worker: _common_pb2.Identity
+    group: str
+    map_version: int
+    clock: int
+    slices: _containers.RepeatedScalarFieldContainer[int]
+    have: _containers.RepeatedScalarFieldContainer[int]
+    wire_dtype: _common_pb2.DType
+    timeout: float
+    latest: bool
+    def __init__(self, worker: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., group: _Optional[str] = ..., map_version: _Optional[int] = ..., clock: _Optional[int] = ..., slices: _Optional[_Iterable[int]] = ..., have: _Optional[_Iterable[int]] = ..., wire_dtype: _Optional[_Union[_common_pb2.DType, str]] = ..., timeout: _Optional[float] = ..., latest: bool = ...) -> None: ...
+
+class Store(_message.Message):
+    __slots__ = ("worker", "group", "map_version", "slices")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    worker: _common_pb2.Identity
+    group: str
+    map_version: int
+    slices: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, worker: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., group: _Optional[str] = ..., map_version: _Optional[int] = ..., slices: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Contribute(_message.Message):
+    __slots__ = ("worker", "name", "sequence", "dtype", "pieces", "sizes")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    PIECES_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    worker: _common_pb2.Identity
+    name: str
+    sequence: int
+    dtype: _common_pb2.DType
+    pieces: _containers.RepeatedScalarFieldContainer[int]
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, worker: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., name: _Optional[str] = ..., sequence: _Optional[int] = ..., dtype: _Optional[_Union[_common_pb2.DType, str]] = ..., pieces: _Optional[_Iterable[int]] = ..., sizes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Collect(_message.Message):
+    __slots__ = ("worker", "name", "round", "op", "contributions")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    OP_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    worker: _common_pb2.Identity
+    name: str
+    round: int
+    op: str
+    contributions: _containers.RepeatedCompositeFieldContainer[Contribution]
+    def __init__(self, worker: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., name: _Optional[str] = ..., round: _Optional[int] = ..., op: _Optional[str] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ...) -> None: ...
+
+class Contribution(_message.Message):
+    __slots__ = ("rank", "incarnation", "sequence")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    incarnation: int
+    sequence: int
+    def __init__(self, rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class Cancel(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Accepted(_message.Message):
+    __slots__ = ("clock", "version", "staleness", "dropped", "applied", "refused")
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    clock: int
+    version: int
+    staleness: float
+    dropped: bool
+    applied: bool
+    refused: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, clock: _Optional[int] = ..., version: _Optional[int] = ..., staleness: _Optional[float] = ..., dropped: bool = ..., applied: bool = ..., refused: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Done(_message.Message):
+    __slots__ = ("clock", "version", "dropped", "staleness")
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    clock: int
+    version: int
+    dropped: bool
+    staleness: float
+    def __init__(self, clock: _Optional[int] = ..., version: _Optional[int] = ..., dropped: bool = ..., staleness: _Optional[float] = ...) -> None: ...
+
+class Waiting(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class ActivateRequest(_message.Message):
+    __slots__ = ("worker", "group", "map_version")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    worker: _common_pb2.Identity
+    group: str
+    map_version: int
+    def __init__(self, worker: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., group: _Optional[str] = ..., map_version: _Optional[int] = ...) -> None: ...
+
+class ActivateReply(_message.Message):
+    __slots__ = ("clock",)
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    clock: int
+    def __init__(self, clock: _Optional[int] = ...) -> None: ...
+
+class Report(_message.Message):
+    __slots__ = ("server", "group", "map_version", "staged", "hello", "next_clock")
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STAGED_FIELD_NUMBER: _ClassVar[int]
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    NEXT_CLOCK_FIELD_NUMBER: _ClassVar[int]
+    server: str
+    group: str
+    map_version: int
+    staged: _containers.RepeatedCompositeFieldContainer[Staged]
+    hello: bool
+    next_clock: int
+    def __init__(self, server: _Optional[str] = ..., group: _Optional[str] = ..., map_version: _Optional[int] = ..., staged: _Optional[_Iterable[_Union[Staged, _Mapping]]] = ..., hello: bool = ..., next_clock: _Optional[int] = ...) -> None: ...
+
+class Staged(_message.Message):
+    __slots__ = ("rank", "incarnation", "clock", "weight")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    incarnation: int
+    clock: int
+    weight: float
+    def __init__(self, rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., clock: _Optional[int] = ..., weight: _Optional[float] = ...) -> None: ...
+
+class Notice(_message.Message):
+    __slots__ = ("group", "close", "min_clock", "drop")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    MIN_CLOCK_FIELD_NUMBER: _ClassVar[int]
+    DROP_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    close: Close
+    min_clock: int
+    drop: Drop
+    def __init__(self, group: _Optional[str] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., min_clock: _Optional[int] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ...) -> None: ...
+
+class Close(_message.Message):
+    __slots__ = ("clock", "contributors")
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTORS_FIELD_NUMBER: _ClassVar[int]
+    clock: int
+    contributors: _containers.RepeatedCompositeFieldContainer[Staged]
+    def __init__(self, clock: _Optional[int] = ..., contributors: _Optional[_Iterable[_Union[Staged, _Mapping]]] = ...) -> None: ...
+
+class Drop(_message.Message):
+    __slots__ = ("rank", "incarnation")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    incarnation: int
+    def __init__(self, rank: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("group",)
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    def __init__(self, group: _Optional[str] = ...) -> None: ...
+
+class ExplainReply(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class AppliedSpansRequest(_message.Message):
+    __slots__ = ("view", "job", "rank", "incarnation")
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    view: int
+    job: int
+    rank: int
+    incarnation: int
+    def __init__(self, view: _Optional[int] = ..., job: _Optional[int] = ..., rank: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
+
+class AppliedSpansReply(_message.Message):
+    __slots__ = ("groups",)
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedCompositeFieldContainer[GroupSpans]
+    def __init__(self, groups: _Optional[_Iterable[_Union[GroupSpans, _Mapping]]] = ...) -> None: ...
+
+class GroupSpans(_message.Message):
+    __slots__ = ("group", "spans")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    spans: _containers.RepeatedCompositeFieldContainer[_common_pb2.Span]
+    def __init__(self, group: _Optional[str] = ..., spans: _Optional[_Iterable[_Union[_common_pb2.Span, _Mapping]]] = ...) -> None: ...
+
+class DescribeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DescribeReply(_message.Message):
+    __slots__ = ("groups", "resident_bytes", "staged_bytes", "received_bytes", "sent_bytes", "duplicates", "refusals")
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STAGED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATES_FIELD_NUMBER: _ClassVar[int]
+    REFUSALS_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedCompositeFieldContainer[GroupStatus]
+    resident_bytes: int
+    staged_bytes: int
+    received_bytes: int
+    sent_bytes: int
+    duplicates: int
+    refusals: int
+    def __init__(self, groups: _Optional[_Iterable[_Union[GroupStatus, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., staged_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., duplicates: _Optional[int] = ..., refusals: _Optional[int] = ...) -> None: ...
+
+class GroupStatus(_message.Message):
+    __slots__ = ("group", "slices", "bytes", "version", "min_clock", "lead", "waiting", "workers")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MIN_CLOCK_FIELD_NUMBER: _ClassVar[int]
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    slices: int
+    bytes: int
+    version: int
+    min_clock: int
+    lead: bool
+    waiting: str
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerClock]
+    def __init__(self, group: _Optional[str] = ..., slices: _Optional[int] = ..., bytes: _Optional[int] = ..., version: _Optional[int] = ..., min_clock: _Optional[int] = ..., lead: bool = ..., waiting: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[WorkerClock, _Mapping]]] = ...) -> None: ...
+
+class WorkerClock(_message.Message):
+    __slots__ = ("rank", "incarnation", "clock", "active")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    incarnation: int
+    clock: int
+    active: bool
+    def __init__(self, rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., clock: _Optional[int] = ..., active: bool = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""Frames, channels, retries: the only place that knows bytes."""

@@ -1,0 +1,148 @@
+"""gRPC channels for clients, which block, and for roles, which await."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from paramserver.errors import ConnectionLostError
+from paramserver.wire.methods import METHODS
+from paramserver.wire.options import CLIENT_OPTIONS, tune_allocator
+from paramserver.wire.status import from_rpc_error
+from paramserver.wire.transport import Channel, FrameStream
+
+
+class _GrpcStream:
+    def __init__(self, call: Any, peer: str) -> None:
+        self._call = call
+        self._peer = peer
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._call
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self._peer) from error
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+class GrpcChannel:
+    """A connection to one peer, kept open; thread-safe."""
+
+    def __init__(self, address: str, peer: str = "") -> None:
+        self._peer = f"{peer or 'peer'} at {address}"
+        self._channel = grpc.insecure_channel(address, options=CLIENT_OPTIONS)
+        self._calls = {
+            name: self._channel.unary_unary(
+                m.path,
+                request_serializer=m.request.SerializeToString,
+                response_deserializer=m.reply.FromString,
+            )
+            for name, m in METHODS.items()
+            if not m.client_streams and not m.server_streams
+        }
+        self._exchange = self._channel.stream_stream(METHODS["Exchange"].path)
+
+    def call(self, method: str, request: Message, *, timeout: float = 30.0) -> Any:
+        """The reply of a unary rpc; tried again until ``timeout`` while the peer is away."""
+        deadline = time.monotonic() + timeout
+        pause = 0.05
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                return self._calls[method](request, timeout=max(left, 0.001), wait_for_ready=True)
+            except grpc.RpcError as error:
+                cause = from_rpc_error(error, self._peer)
+                if not isinstance(cause, ConnectionLostError) or left <= pause:
+                    raise cause from error
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
+
+    def exchange(self, outgoing: Iterator[bytes]) -> FrameStream:
+        """Opens ``Exchange``; fails at once when the peer is not there."""
+        return _GrpcStream(self._exchange(outgoing), self._peer)
+
+    def close(self) -> None:
+        """Closes the connection; calls under way end with ConnectionLostError."""
+        self._channel.close()
+
+
+def scheduler_channel(address: str) -> Channel:
+    """A channel to the scheduler at HOST:PORT."""
+    return GrpcChannel(address, "scheduler")
+
+
+class GrpcTransport:
+    """Reaches a cluster whose scheduler is at HOST:PORT; one channel per server."""
+
+    def __init__(self, address: str) -> None:
+        tune_allocator()
+        self._lock = threading.Lock()
+        self._scheduler = scheduler_channel(address)
+        self._servers: dict[str, Channel] = {}
+
+    def scheduler(self) -> Channel:
+        """The channel to the scheduler."""
+        return self._scheduler
+
+    def server(self, address: str) -> Channel:
+        """The channel to the server at HOST:PORT."""
+        with self._lock:
+            if address not in self._servers:
+                self._servers[address] = GrpcChannel(address, "server")
+            return self._servers[address]
+
+    def close(self) -> None:
+        """Closes all channels."""
+        self._scheduler.close()
+        with self._lock:
+            for channel in self._servers.values():
+                channel.close()
+            self._servers.clear()
+
+
+class AsyncGrpcChannel:
+    """A connection to one peer for a role; used on the role's event loop only."""
+
+    def __init__(self, address: str, peer: str = "peer") -> None:
+        self._peer = f"{peer} at {address}"
+        self._channel = grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
+
+    async def call(self, method: str, request: Message, *, timeout: float = 30.0) -> Any:
+        """The reply of a unary rpc; waits for the peer to be there, but tries once."""
+        m = METHODS[method]
+        call = self._channel.unary_unary(m.path, m.request.SerializeToString, m.reply.FromString)
+        try:
+            return await call(request, timeout=timeout, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self._peer) from error
+
+    async def stream(self, method: str, request: Message) -> AsyncIterator[Any]:
+        """The replies of a server-streaming rpc."""
+        m = METHODS[method]
+        call = self._channel.unary_stream(m.path, m.request.SerializeToString, m.reply.FromString)
+        try:
+            async for reply in call(request):
+                yield reply
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self._peer) from error
+
+    async def duplex(self, method: str, requests: AsyncIterator[Message]) -> AsyncIterator[Any]:
+        """The replies of a bidirectional rpc."""
+        m = METHODS[method]
+        call = self._channel.stream_stream(m.path, m.request.SerializeToString, m.reply.FromString)
+        try:
+            async for reply in call(requests):
+                yield reply
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self._peer) from error
+
+    async def close(self) -> None:
+        """Closes the connection."""
+        await self._channel.close()

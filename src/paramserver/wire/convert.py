@@ -1,0 +1,211 @@
+"""Protobuf messages <-> core values that every role speaks of. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+from paramserver.core.placement import RULES, GroupSpec, Option, SliceMap
+from paramserver.core.slices import TensorSpec
+from paramserver.errors import ConfigurationError, InvalidRequestError
+from paramserver.types import (
+    ITEM_SIZES,
+    Async,
+    Consistency,
+    ScaleLr,
+    Span,
+    Stale,
+    Sync,
+    WorkerId,
+)
+from paramserver.v1 import common_pb2 as pb
+
+_DTYPES = {n: cast(pb.DType, pb.DType.Value(f"DTYPE_{n.upper()}")) for n in ITEM_SIZES}
+_DTYPE_NAMES = {int(value): name for name, value in _DTYPES.items()}
+_RULES = {n: cast(pb.Rule, pb.Rule.Value(f"RULE_{n.upper()}")) for n in RULES}
+_RULE_NAMES = {int(value): name for name, value in _RULES.items()}
+
+
+def dtype_to_proto(name: str) -> pb.DType:
+    """Raises ConfigurationError for a name that is not in ``types.ITEM_SIZES``."""
+    if name not in _DTYPES:
+        raise ConfigurationError(f"dtype {name!r}: must be one of {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def dtype_from_proto(value: int) -> str:
+    """Raises InvalidRequestError for an unknown or unset number."""
+    if value not in _DTYPE_NAMES:
+        raise InvalidRequestError(f"dtype number {value}: must be one of {_known(_DTYPE_NAMES)}")
+    return _DTYPE_NAMES[value]
+
+
+def rule_to_proto(name: str) -> pb.Rule:
+    """Raises ConfigurationError for a name that is not in ``placement.RULES``."""
+    if name not in _RULES:
+        raise ConfigurationError(f"rule {name!r}: must be one of {', '.join(_RULES)}")
+    return _RULES[name]
+
+
+def rule_from_proto(value: int) -> str:
+    """Raises InvalidRequestError for an unknown or unset number."""
+    if value not in _RULE_NAMES:
+        raise InvalidRequestError(f"rule number {value}: must be one of {_known(_RULE_NAMES)}")
+    return _RULE_NAMES[value]
+
+
+def _known(names: Mapping[int, str]) -> str:
+    return ", ".join(f"{number} ({name})" for number, name in names.items())
+
+
+def value_to_proto(value: object, name: str = "value") -> pb.Value:
+    """A hyper-parameter as data; sequences of numbers become floats.
+
+    Raises:
+        ConfigurationError: a value that is neither number, flag, text, None nor numbers.
+    """
+    if value is None:
+        return pb.Value(none=True)
+    if isinstance(value, bool):  # before int: True is one
+        return pb.Value(flag=value)
+    if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
+        return pb.Value(integer=value)
+    if isinstance(value, float):
+        return pb.Value(number=value)
+    if isinstance(value, str):
+        return pb.Value(text=value)
+    if isinstance(value, (tuple, list)) and all(isinstance(v, (int, float)) for v in value):
+        return pb.Value(numbers=pb.Numbers(values=[float(v) for v in value]))
+    raise ConfigurationError(
+        f"{name}={value!r}: a hyper-parameter must be a number, a flag, text, None "
+        "or a tuple of numbers"
+    )
+
+
+def value_from_proto(message: pb.Value, name: str = "value") -> Option:
+    """Raises InvalidRequestError for a value without a kind."""
+    kind = message.WhichOneof("kind")
+    if kind == "none":
+        return None
+    if kind == "numbers":
+        return tuple(message.numbers.values)
+    if kind is None:
+        raise InvalidRequestError(f"hyper-parameter {name!r} has no value")
+    return cast(Option, getattr(message, kind))
+
+
+def options_to_proto(options: Mapping[str, object]) -> pb.Options:
+    """Raises ConfigurationError as ``value_to_proto``."""
+    return pb.Options(values={name: value_to_proto(v, name) for name, v in options.items()})
+
+
+def options_from_proto(message: pb.Options) -> dict[str, Option]:
+    """Raises InvalidRequestError as ``value_from_proto``; names are sorted."""
+    return {name: value_from_proto(message.values[name], name) for name in sorted(message.values)}
+
+
+def consistency_to_proto(consistency: Consistency) -> pb.Consistency:
+    if isinstance(consistency, Sync):
+        return pb.Consistency(
+            kind="sync", backup=consistency.backup, deterministic=consistency.deterministic
+        )
+    if isinstance(consistency, Stale):
+        return pb.Consistency(kind="stale", bound=consistency.bound, scale_lr=consistency.scale_lr)
+    return pb.Consistency(kind="async", scale_lr=consistency.scale_lr)
+
+
+def consistency_from_proto(message: pb.Consistency) -> Consistency:
+    """Raises InvalidRequestError for an unknown kind or a value that cannot work."""
+    scale = cast(ScaleLr, message.scale_lr or "inverse")
+    try:
+        if message.kind == "sync":
+            return Sync(message.backup, message.deterministic)
+        if message.kind == "stale":
+            return Stale(message.bound, scale)
+        if message.kind == "async":
+            return Async(scale)
+    except ConfigurationError as error:
+        raise InvalidRequestError(str(error)) from None
+    raise InvalidRequestError(
+        f"consistency kind {message.kind!r}: must be 'sync', 'stale' or 'async'"
+    )
+
+
+def tensor_to_proto(tensor: TensorSpec) -> pb.TensorSpec:
+    return pb.TensorSpec(
+        name=tensor.name,
+        shape=tensor.shape,
+        dtype=dtype_to_proto(tensor.dtype),
+        rule=rule_to_proto(tensor.rule),
+        param_group=tensor.param_group,
+    )
+
+
+def tensor_from_proto(message: pb.TensorSpec) -> TensorSpec:
+    return TensorSpec(
+        message.name,
+        tuple(message.shape),
+        dtype_from_proto(message.dtype),
+        rule_from_proto(message.rule),
+        message.param_group,
+    )
+
+
+def group_to_proto(spec: GroupSpec) -> pb.GroupSpec:
+    return pb.GroupSpec(
+        name=spec.name,
+        tensors=[tensor_to_proto(t) for t in spec.tensors],
+        optimizer=spec.optimizer,
+        param_groups=[options_to_proto(o) for o in spec.param_groups],
+        consistency=consistency_to_proto(spec.consistency),
+    )
+
+
+def group_from_proto(message: pb.GroupSpec) -> GroupSpec:
+    """The specification as given; what it may say is checked by ``placement.check_spec``.
+
+    Raises:
+        InvalidRequestError: unknown numbers, a kind or value that cannot work.
+    """
+    return GroupSpec(
+        message.name,
+        tuple(tensor_from_proto(t) for t in message.tensors),
+        message.optimizer,
+        tuple(options_from_proto(o) for o in message.param_groups),
+        consistency_from_proto(message.consistency),
+    )
+
+
+def map_to_proto(made: SliceMap) -> pb.SliceMap:
+    return pb.SliceMap(
+        version=made.version,
+        servers=made.servers,
+        addresses=made.addresses,
+        slice_elements=made.slice_elements,
+        owners=made.owners,
+        lead=made.lead,
+    )
+
+
+def map_from_proto(message: pb.SliceMap) -> SliceMap:
+    return SliceMap(
+        message.version,
+        tuple(message.servers),
+        tuple(message.addresses),
+        message.slice_elements,
+        tuple(message.owners),
+        message.lead,
+    )
+
+
+def spans_to_proto(spans: Iterable[Span]) -> list[pb.Span]:
+    return [pb.Span(lease=s.lease, start=s.start, stop=s.stop) for s in spans]
+
+
+def spans_from_proto(messages: Iterable[pb.Span]) -> tuple[Span, ...]:
+    return tuple(Span(m.lease, m.start, m.stop) for m in messages)
+
+
+def worker_from_proto(message: pb.Identity) -> WorkerId:
+    """Who speaks, as clocks and ledgers know it."""
+    return WorkerId(message.rank, message.incarnation)

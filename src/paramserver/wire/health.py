@@ -1,0 +1,24 @@
+"""``python -m paramserver.wire.health HOST:PORT``: exit 0 if the role there is serving."""
+
+from __future__ import annotations
+
+import sys
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+
+def is_serving(address: str, timeout: float = 3.0) -> bool:
+    """Whether the role at HOST:PORT answers that it serves, within ``timeout`` seconds."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            reply = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=timeout
+            )
+        except grpc.RpcError:
+            return False
+    return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+if __name__ == "__main__":
+    sys.exit(0 if is_serving(sys.argv[1]) else 1)

@@ -1,0 +1,51 @@
+"""The tree of errors, its way over the wire, and the table of statuses."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from paramserver import errors
+from paramserver.wire.status import CODES, from_failure, to_failure, to_status
+
+ALL = sorted(errors.all_errors().values(), key=lambda e: e.__name__)
+
+
+def test_every_error_has_a_reason_of_its_own() -> None:
+    count, todo = 0, [errors.ParameterServerError]
+    while todo:
+        count += 1
+        todo.extend(todo.pop().__subclasses__())
+    assert count == len(errors.all_errors())
+
+
+def test_the_table_of_statuses_is_total() -> None:
+    assert set(CODES) == set(ALL)
+
+
+@pytest.mark.parametrize("error", ALL)
+def test_an_error_crosses_the_wire(error: type[errors.ParameterServerError]) -> None:
+    again = from_failure(to_failure(error("x=1: must be 2; set it", tensor="w")))
+    assert type(again) is error
+    assert str(again) == "x=1: must be 2; set it"
+    assert again.details == {"tensor": "w"}
+
+
+@pytest.mark.parametrize("error", ALL)
+def test_an_error_has_a_status(error: type[errors.ParameterServerError]) -> None:
+    status = to_status(error("why"))
+    assert status.code is CODES[error]
+    assert status.code is not grpc.StatusCode.OK
+    assert status.details == "why"
+
+
+def test_every_error_is_drawn_in_the_tree() -> None:
+    assert errors.__doc__ is not None
+    for error in ALL:
+        assert error.__name__ in errors.__doc__
+
+
+def test_an_unknown_reason_keeps_its_name() -> None:
+    error = errors.from_wire("FROM_THE_FUTURE", "why", {})
+    assert type(error) is errors.ParameterServerError
+    assert error.reason == "FROM_THE_FUTURE"

@@ -1,0 +1,70 @@
+"""The examples do on a real cluster what they say they do."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def clean_environment() -> dict[str, str]:
+    """Ours without what names a cluster."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("PARAMSERVER_")}
+
+
+def output_of(*command: str, timeout: float = 240) -> str:
+    """What a command printed, once it has ended well."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def cluster(servers: int, workers: int, example: str, *args: str) -> str:
+    return output_of(
+        "-m", "paramserver", "run", f"-s{servers}", f"-w{workers}", f"examples/{example}.py", *args
+    )
+
+
+def accuracy(text: str) -> float:
+    """The one accuracy that the chief printed, in percent."""
+    found = re.findall(r"test accuracy ([\d.]+) %", text)
+    assert len(found) == 1, text
+    return float(found[0])
+
+
+@pytest.mark.parametrize("consistency", ["sync", "stale:3", "async"])
+def test_digits(consistency: str) -> None:
+    assert accuracy(cluster(2, 4, "digits", "--consistency", consistency)) >= 97
+
+
+def test_digits_without_a_cluster() -> None:
+    assert accuracy(output_of("examples/digits.py", "--epochs", "8")) >= 97
+
+
+def test_by_hand() -> None:
+    assert accuracy(cluster(1, 2, "by_hand")) >= 95
+
+
+def test_char_lm(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("to be or not to be, that is the question. " * 2_000)
+    said = cluster(2, 2, "char_lm", "--text", str(text), "--epochs", "1")
+    bits = re.findall(r"epoch 0: ([\d.]+) bits per byte", said)
+    assert len(bits) == 1, said
+    # Uniform bytes cost 8 bits; letters by their frequency alone about 4.
+    assert float(bits[0]) < 3

@@ -1,0 +1,233 @@
+"""The real thing: ``paramserver run`` and roles started by hand, with real ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = str(Path(__file__).parent / "scripts" / "linear.py")
+COMMAND = [sys.executable, "-m", "paramserver"]
+WAIT_S = 90.0
+
+
+class Running:
+    """A command under way, its output collected."""
+
+    def __init__(self, *args: str) -> None:
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+        )
+        self.out: list[str] = []
+        self.err: list[str] = []
+        pairs = [(self.process.stdout, self.out), (self.process.stderr, self.err)]
+        self._pumps = [threading.Thread(target=self._pump, args=pair) for pair in pairs]
+        for pump in self._pumps:
+            pump.start()
+
+    @staticmethod
+    def _pump(stream: Iterator[str] | None, into: list[str]) -> None:
+        assert stream is not None
+        into.extend(stream)
+
+    def tree(self) -> list[psutil.Process]:
+        """All processes that the command has started."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def wait(self, timeout: float = WAIT_S) -> int:
+        """Its exit code."""
+        code = self.process.wait(timeout)
+        for pump in self._pumps:
+            pump.join(timeout)
+        return code
+
+    def close(self) -> None:
+        """Ends it, whatever it does."""
+        self.process.kill()
+        self.process.wait()
+        for pump in self._pumps:
+            pump.join()
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Running]]:
+    with ExitStack() as stack:
+
+        def begin(*args: str) -> Running:
+            running = Running(*args)
+            stack.callback(running.close)
+            return running
+
+        yield begin
+
+
+Start = Callable[..., Running]
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Waits for a condition of other processes."""
+    deadline = time.monotonic() + WAIT_S
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {WAIT_S} s"
+        pause.wait(0.05)
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether a process has ended, reaped or not."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def said(running: Running, words: str) -> bool:
+    """Whether a line of its standard output has these words."""
+    return any(words in line for line in list(running.out))
+
+
+def test_run_trains(start: Start) -> None:
+    run = start("run", "-s", "2", "-w", "2", SCRIPT, "--epochs", "4")
+    code = run.wait()
+    err = "".join(run.err)
+    assert code == 0, err
+    [loss] = [line for line in run.out if "final loss" in line]
+    assert float(loss.split()[-1]) < 0.1
+    assert re.search(r"^done in .*2 workers, 2 servers, 4 epochs.*2,048 samples", err, re.M), err
+
+
+def test_run_shows_the_root_cause(start: Start) -> None:
+    args = ("--who", "worker-1", "--how", "raise", "--epochs", "1000")
+    run = start("run", "-s", "1", "-w", "2", SCRIPT, *args)
+    assert run.wait() == 1
+    block = "".join(run.err).partition(" root cause ")[2]
+    assert "worker-1 failed first: exit code 1" in block
+    assert "ValueError: told to go wrong" in block
+
+
+def test_an_exit_code_of_a_script_fails_the_job(start: Start) -> None:
+    args = ("--who", "worker-0", "--how", "exit", "--epochs", "1000")
+    run = start("run", "-s", "1", "-w", "2", SCRIPT, *args)
+    assert run.wait() == 1
+    assert "worker-0 failed first: exit code 3" in "".join(run.err)
+
+
+def test_a_killed_worker_comes_back_and_the_job_ends_well(start: Start, tmp_path: Path) -> None:
+    args = ("--who", "worker-1", "--how", "die", "--mark", str(tmp_path / "mark"))
+    run = start("run", "-s", "2", "-w", "2", "--lease", "2", SCRIPT, *args, "--pause", "0.01")
+    code = run.wait()
+    err = "".join(run.err)
+    assert code == 0, err
+    assert "worker-1 was killed, exit code 137 (SIGKILL): restart 1 of 3" in err
+    assert said(run, "final loss")
+
+
+def test_a_killed_server_is_the_root_cause(start: Start) -> None:
+    run = start("run", "-s", "2", "-w", "2", SCRIPT, "--epochs", "1000", "--pause", "0.01")
+    until(lambda: said(run, "at step 3"), "the third step")
+    [server] = [p for p in run.tree() if "ps-1" in p.cmdline()]
+    server.kill()
+    assert run.wait() == 1
+    assert "ps-1 failed first: exit code 137 (SIGKILL)" in "".join(run.err)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_all_of_it(start: Start, number: int, code: int) -> None:
+    run = start("run", "-s", "2", "-w", "2", SCRIPT, "--epochs", "1000", "--pause", "0.01")
+    until(lambda: said(run, "at step 3"), "the third step")
+    tree = run.tree()
+    assert len(tree) >= 5
+    began = time.monotonic()
+    run.process.send_signal(number)
+    assert run.wait() == code
+    assert time.monotonic() - began < 10
+    assert all(gone(process) for process in tree)
+    assert "Traceback" not in "".join(run.err)
+
+
+def test_nothing_outlives_a_run_that_is_killed(start: Start) -> None:
+    run = start("run", "-s", "1", "-w", "2", SCRIPT, "--epochs", "1000", "--pause", "0.01")
+    until(lambda: said(run, "at step 3"), "the third step")
+    tree = run.tree()
+    run.process.kill()
+    until(lambda: all(gone(process) for process in tree), "the end of all processes")
+
+
+READY = re.compile(r"^paramserver (\S+) ready at (\S+)$", re.MULTILINE)
+
+
+def ready(role: Running) -> str:
+    """The address of a role, once it is ready."""
+    until(lambda: READY.search("".join(role.out)) or role.process.poll() is not None, "ready line")
+    found = READY.search("".join(role.out))
+    assert found is not None, "".join(role.err)
+    return found[2]
+
+
+def status(address: str) -> dict[str, object]:
+    """What ``status --json`` says."""
+    done = subprocess.run(
+        [*COMMAND, "status", "--scheduler", address, "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=WAIT_S,
+    )
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def test_roles_by_hand(start: Start) -> None:
+    scheduler = start("scheduler", "--workers", "2", "--servers", "2")
+    address = ready(scheduler)
+    servers = [start("ps", "--scheduler", address) for _ in range(2)]
+    for server in servers:
+        ready(server)
+    for _ in range(2):  # a second job on the same roles
+        workers = [start("worker", "--scheduler", address, SCRIPT) for _ in range(2)]
+        for worker in workers:
+            assert worker.wait() == 0, "".join(worker.err)
+        state = status(address)
+        assert isinstance(state["job"], dict)
+        assert state["job"]["state"] == "done"
+    for role in (*servers, scheduler):
+        began = time.monotonic()
+        role.process.terminate()
+        assert role.wait() == 0, "".join(role.err)
+        assert time.monotonic() - began < 2.0
+
+
+def test_a_server_waits_for_its_scheduler_and_says_so(start: Start) -> None:
+    server = start("ps", "--scheduler", "127.0.0.1:1")
+    until(lambda: "waiting for the scheduler" in "".join(server.err), "the reason")
+    assert server.process.poll() is None
+
+
+def test_a_port_in_use_is_bad_usage(start: Start) -> None:
+    address = ready(start("scheduler"))
+    second = start("scheduler", "--bind", address)
+    assert second.wait() == 2
+    assert "".join(second.err).count("\n") == 1
+    assert "in use" in "".join(second.err)
+
+
+def test_roles_end_once_the_job_has(start: Start) -> None:
+    scheduler = start("scheduler", "--once")
+    address = ready(scheduler)
+    server = start("ps", "--scheduler", address, "--once")
+    worker = start("worker", "--scheduler", address, SCRIPT)
+    assert [role.wait() for role in (worker, server, scheduler)] == [0, 0, 0]

@@ -1,0 +1,115 @@
+"""Tensors reduced through the servers: contributed in pieces, collected over one closed list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from paramserver.errors import ChecksumError, InvalidRequestError
+from paramserver.v1 import scheduler_pb2
+from paramserver.v1 import server_pb2 as pb
+from paramserver.wire.convert import dtype_to_proto
+from paramserver.wire.frames import Piece
+from paramserver.wire.tensors import NAMES, as_bytes, checksum, flat_host, from_bytes
+from paramserver.worker.link import Links, Part
+from paramserver.worker.operation import Operation, ServerAnswers
+from paramserver.worker.session import Session
+
+PIECE_BYTES = 1 << 20
+
+
+class Collective:
+    """One worker's part in the reduction of one tensor.
+
+    Args:
+        tensor: any shape; the result has its shape, type and device.
+        name, sequence: of the round this worker is about to join.
+    """
+
+    def __init__(
+        self, session: Session, links: Links, tensor: Tensor, name: str, sequence: int
+    ) -> None:
+        if tensor.dtype not in NAMES:
+            raise InvalidRequestError(f"all_reduce of {tensor.dtype}: convert the tensor first")
+        self._session = session
+        self._links = links
+        self._tensor = tensor
+        self._flat = flat_host(tensor)
+        self._name = name
+        self._sequence = sequence
+        step = PIECE_BYTES // self._flat.itemsize
+        size = self._flat.numel()
+        self._ranges = [(i, min(i + step, size)) for i in range(0, max(size, 1), step)]
+        self._addresses = [
+            m.address
+            for m in sorted(session.view().members, key=lambda m: m.name)
+            if m.role == scheduler_pb2.ROLE_SERVER
+        ]
+
+    def contribute(self) -> None:
+        """Sends this worker's tensor; returns when the servers have it."""
+        operation = Operation(len(self._shares()))
+        for server, pieces in self._shares().items():
+            answers = ServerAnswers(
+                operation, server, None, lambda wanted: self._data(list(wanted))
+            )
+            operation.submit(self._links.to(self._addresses[server]), answers, self._open(pieces))
+        self._wait(operation)
+
+    def collect(self, round_: int, op: str, arrivals: Sequence[scheduler_pb2.Arrival]) -> Tensor:
+        """The reduction over the arrivals of the released round, the same for all of them."""
+        result = torch.empty_like(self._flat)
+
+        def take(data: pb.Data, pieces: Sequence[Piece]) -> None:
+            for index, mark, piece in zip(data.slices, data.checksums, pieces, strict=True):
+                if checksum(piece) != mark:
+                    raise ChecksumError(f"piece {index}: bytes changed on the way here")
+                start, stop = self._ranges[index]
+                result[start:stop] = from_bytes(piece, result.dtype)
+
+        collect = pb.Collect(worker=self._session.identity(), name=self._name, round=round_, op=op)
+        for a in arrivals:
+            collect.contributions.add(rank=a.rank, incarnation=a.incarnation, sequence=a.sequence)
+        operation = Operation(len(self._shares()))
+        for server in self._shares():
+            answers = ServerAnswers(operation, server, take)
+            link = self._links.to(self._addresses[server])
+            operation.submit(link, answers, lambda: [(pb.Record(collect=collect), ())])
+        self._wait(operation)
+        return result.view(self._tensor.shape).to(self._tensor.device)
+
+    def _shares(self) -> dict[int, list[int]]:
+        shares: dict[int, list[int]] = {}
+        for index in range(len(self._ranges)):
+            shares.setdefault(index % len(self._addresses), []).append(index)
+        return shares
+
+    def _piece(self, index: int) -> Piece:
+        start, stop = self._ranges[index]
+        return as_bytes(self._flat[start:stop])
+
+    def _open(self, pieces: list[int]) -> Part:
+        contribute = pb.Contribute(
+            worker=self._session.identity(),
+            name=self._name,
+            sequence=self._sequence,
+            dtype=dtype_to_proto(NAMES[self._flat.dtype]),
+            pieces=pieces,
+            sizes=[len(self._piece(i)) for i in pieces],
+        )
+        return lambda: [(pb.Record(contribute=contribute), ()), *self._data(pieces)()]
+
+    def _data(self, pieces: list[int]) -> Part:
+        def record(index: int) -> tuple[pb.Record, Sequence[Piece]]:
+            piece = self._piece(index)
+            data = pb.Data(slices=[index], sizes=[len(piece)], checksums=[checksum(piece)])
+            return pb.Record(data=data), [piece]
+
+        return lambda: [record(index) for index in pieces]
+
+    def _wait(self, operation: Operation) -> None:
+        session = self._session
+        what = f"all_reduce {self._name!r}"
+        operation.wait(operation.done, session.config.wait_timeout, session.check, what)

@@ -1,0 +1,115 @@
+"""A push that is sent while the backward pass still runs, and counts only when it is committed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from paramserver.core.slices import Slice
+from paramserver.types import StepResult
+from paramserver.v1 import server_pb2 as pb
+from paramserver.wire.convert import options_to_proto, spans_to_proto
+from paramserver.worker.group import Group
+from paramserver.worker.link import Link, Part, Request
+from paramserver.worker.operation import Operation, ServerAnswers
+from paramserver.worker.parts import Out, data_record
+from paramserver.worker.plan import Shard, pieces_of
+
+
+class DeferredPush:
+    """Gradients staged on the servers until ``commit``; dropped there if it never comes."""
+
+    def __init__(self, group: Group) -> None:
+        group.session.check()
+        self._group = group
+        self._began = time.monotonic()
+        self._flat: dict[int, Tensor] = {}
+        self._operation = Operation(len(group.plan.shards))
+        self._requests: list[tuple[Shard, Link, Request]] = []
+        push = group.push_record(group.clock, 0.0, None, None)
+        push.deferred = True
+        for shard in group.plan.shards:
+            self._open(shard, push)
+
+    def _open(self, shard: Shard, push: pb.Push) -> None:
+        group = self._group
+        mine = pb.Push()
+        mine.CopyFrom(push)
+        tensors = group.spec.tensors
+        pushable = [s for s in shard.slices if tensors[s.tensor].rule != "frozen"]
+        mine.slices.extend(s.index for s in pushable)
+        mine.bases.extend(group.held.versions[s.index] for s in pushable)
+        link = group.links.to(shard.address)
+        answers = ServerAnswers(self._operation, shard.index, None, lambda _: self._bytes(pushable))
+        request = self._operation.submit(link, answers, lambda: [(pb.Record(push=mine), ())])
+        self._requests.append((shard, link, request))
+
+    def send(self, name: str, gradient: Tensor) -> None:
+        """Sends one tensor's gradient; sent again, it takes the place of the first.
+
+        Raises:
+            NonFiniteError: NaN or infinity; give the push up.
+        """
+        group = self._group
+        # A copy: the caller may go on accumulating into the gradient while it is being sent.
+        flat = group.plan.outgoing({name: gradient.clone()}, group.wire_dtype, group.clock)
+        self._flat.update(flat)
+        for shard, link, request in self._requests:
+            mine = [s for s in shard.slices if s.tensor in flat]
+            if mine:
+                self._operation.sent_bytes += sum(
+                    s.elements * flat[s.tensor].itemsize for s in mine
+                )
+                link.submit(request, self._bytes(mine))
+
+    def _bytes(self, slices: Sequence[Slice]) -> Part:
+        def part() -> Iterator[Out]:
+            for piece in slices:
+                if piece.tensor in self._flat:
+                    yield data_record(pieces_of([piece], self._flat))
+
+        return part
+
+    def give_up(self) -> None:
+        """The push is not to count; the clock stays."""
+        self._operation.give_up()
+
+    def commit(
+        self,
+        into: Mapping[str, Tensor],
+        *,
+        weight: float | None = None,
+        options: Sequence[Mapping[str, Any]] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> StepResult:
+        """Makes the push count, and copies the next clock's values to ``into``, in place.
+
+        Args:
+            names: the tensors that the push has after all; default: all that were sent.
+        """
+        group = self._group
+        clock = group.clock
+        kept = set(self._flat)
+        if names is not None:
+            kept &= {group.plan.number[n] for n in names}
+        settled_weight, ticket = group.begin(weight)
+        commit = pb.Commit(
+            weight=settled_weight,
+            samples=spans_to_proto(ticket.spans),
+            options=[options_to_proto(o) for o in options or ()],
+        )
+        group.track(self._operation, ticket)
+        for shard, link, request in self._requests:
+            mine = pb.Commit()
+            mine.CopyFrom(commit)
+            mine.slices.extend(s.index for s in shard.slices if s.tensor in kept)
+            link.submit(request, _record(mine))
+        group.ticked()
+        return group.finish_deferred(self._operation, clock, self._began, into)
+
+
+def _record(commit: pb.Commit) -> Part:
+    return lambda: [(pb.Record(commit=commit), ())]

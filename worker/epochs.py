@@ -1,0 +1,168 @@
+"""Epochs of the job, and the schedules that travel with them."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from torch.optim import Optimizer
+
+from paramserver.errors import ConfigurationError, ConnectionLostError, MismatchError
+from paramserver.v1 import scheduler_pb2
+from paramserver.worker import states
+from paramserver.worker.session import Session
+
+CAPTURE_S = 1.0
+
+
+class Stateful(Protocol):
+    """Anything with torch's pair of state methods: a learning-rate scheduler, a GradScaler."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+class Schedule:
+    """State of schedules as the chief saves it and joiners load it.
+
+    The param groups of the client's optimizers are part of it: a learning-rate scheduler continues
+    from the rate that it finds there.
+
+    Args:
+        is_chief: whether this worker saves.
+        optimizers: the client's optimizers by group.
+        clock: the clock to tag states with.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        is_chief: Callable[[], bool],
+        optimizers: Callable[[], Mapping[str, Optimizer]],
+        clock: Callable[[], int],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._session = session
+        self._is_chief = is_chief
+        self._optimizers = optimizers
+        self._clock = clock
+        self._now = now
+        self._stateful: Sequence[Stateful] = ()
+        self._epoch: int | None = None
+        self._captured = 0.0
+        self._lock = threading.Lock()
+        self._unsent: scheduler_pb2.SaveScheduleRequest | None = None
+        session.add_chore(self.send)
+
+    def epochs(self, n: int, stateful: Sequence[Stateful]) -> Iterator[int]:
+        """Epoch numbers from the one that the job is in; see ``Client.epochs``."""
+        self._session.check()
+        self._stateful = stateful
+        start = self._load()
+        if start:
+            self._warn_of_forgotten(start)
+        try:
+            for epoch in range(start, n):
+                self._save(epoch)
+                yield epoch
+            self._save(max(start, n))
+        finally:
+            self._epoch = None
+
+    def asked(self) -> None:
+        """A loop asked for its next batch: a good moment to see how schedules stand."""
+        now = self._now()
+        if self._epoch is not None and now - self._captured >= CAPTURE_S:
+            self._captured = now
+            self._capture(self._epoch)
+
+    def _save(self, epoch: int) -> None:
+        self._session.check()
+        self._epoch = epoch
+        self._captured = self._now()
+        self._capture(epoch)
+        self.send()
+
+    def _capture(self, epoch: int) -> None:
+        if not self._is_chief():
+            return
+        state = {
+            "stateful": [item.state_dict() for item in self._stateful],
+            "optimizers": {
+                name: [_options(group) for group in optimizer.param_groups]
+                for name, optimizer in self._optimizers().items()
+            },
+        }
+        request = scheduler_pb2.SaveScheduleRequest(
+            member=self._session.identity(),
+            epoch=epoch,
+            clock=self._clock(),
+            state=states.dumps(state),
+        )
+        with self._lock:
+            self._unsent = request
+
+    def send(self) -> None:
+        """Sends the newest state that was not sent; later, if the scheduler is away."""
+        with self._lock:
+            request, self._unsent = self._unsent, None
+        if request is None:
+            return
+        try:
+            self._session.scheduler.call("SaveSchedule", request)
+        except ConnectionLostError:
+            with self._lock:
+                self._unsent = self._unsent or request
+
+    def _load(self) -> int:
+        request = scheduler_pb2.LoadScheduleRequest(member=self._session.identity())
+        reply = self._session.scheduler.call("LoadSchedule", request)
+        if reply.found and reply.job_epoch:
+            self._restore(states.loads(reply.state))
+        return int(reply.job_epoch)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        saved = state["stateful"]
+        if len(saved) != len(self._stateful):
+            raise MismatchError(
+                f"client.epochs got {len(self._stateful)} objects with state, the chief "
+                f"{len(saved)}; give the same ones, in the same order, on every worker"
+            )
+        for item, content in zip(self._stateful, saved, strict=True):
+            item.load_state_dict(content)
+        for name, optimizer in self._optimizers().items():
+            for group, options in zip(
+                optimizer.param_groups, state["optimizers"].get(name, ()), strict=False
+            ):
+                group.update(options)
+
+    def _warn_of_forgotten(self, start: int) -> None:
+        known = [getattr(item, "optimizer", None) for item in self._stateful]
+        for name, optimizer in self._optimizers().items():
+            scheduled = any("initial_lr" in group for group in optimizer.param_groups)
+            if scheduled and optimizer not in known:
+                warnings.warn(
+                    f"starting at epoch {start}, but the learning-rate scheduler of group "
+                    f"{name!r} was not given to client.epochs and starts from the beginning; "
+                    "write client.epochs(n, scheduler)",
+                    stacklevel=4,
+                )
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "params"}
+
+
+def check_epochs(n: int, stateful: Sequence[object]) -> None:
+    """Raises ConfigurationError for arguments that cannot work."""
+    if n < 0:
+        raise ConfigurationError(f"epochs({n}): must be >= 0")
+    for item in stateful:
+        if not (hasattr(item, "state_dict") and hasattr(item, "load_state_dict")):
+            raise ConfigurationError(
+                f"epochs(..., {type(item).__name__}): needs state_dict and load_state_dict"
+            )

@@ -1,0 +1,374 @@
+"""A group of dense tensors as a worker sees it: pushes and pulls, exactly once, in order."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from torch import Tensor
+
+from paramserver.core.placement import GroupSpec, SliceMap
+from paramserver.errors import InvalidRequestError, RefusedError
+from paramserver.types import StepResult, Sync
+from paramserver.v1 import common_pb2
+from paramserver.v1 import server_pb2 as pb
+from paramserver.wire.convert import dtype_to_proto, options_to_proto, spans_to_proto
+from paramserver.wire.transport import Transport
+from paramserver.worker.batches import Ticket
+from paramserver.worker.link import Links
+from paramserver.worker.operation import Operation, ServerAnswers
+from paramserver.worker.parts import PushParts, StoreParts, pull_record
+from paramserver.worker.plan import Plan, empty_like
+from paramserver.worker.session import Session
+from paramserver.worker.values import Held, Landing
+
+
+class Group:
+    """Dense tensors under one name, with one optimizer and one consistency model.
+
+    Made by ``client.register`` or ``client.optimizer``. One thread at a time.
+
+    Attributes:
+        name: of the group.
+        spec: what was registered.
+        clock: the 0-based index of the step this worker is on.
+        last: what the newest push did; None before the first.
+        wire_dtype: "bfloat16" or "float16" casts what travels; "" for none.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        transport: Transport,
+        links: Links,
+        spec: GroupSpec,
+        slice_map: SliceMap,
+        *,
+        wire_dtype: str = "",
+    ) -> None:
+        self.name = spec.name
+        self.spec = spec
+        self.wire_dtype = wire_dtype
+        self.clock = 0
+        self.last: StepResult | None = None
+        self.plan = Plan(spec, slice_map)
+        self.session = session
+        self._transport = transport
+        self.links = links
+        self.held = Held(self.plan)
+        self._activated = True  # the next push is the first since an activation
+        self._open: set[Future[StepResult]] = set()
+        self._window = threading.Semaphore(session.config.limits.in_flight)
+        self._changed = threading.Condition()
+        self._unsettled = 0
+        session.add_group(self.name, lambda: self.clock, self.settle)
+
+    # What users call
+
+    def pull(self) -> dict[str, Tensor]:
+        """The values that this worker may read at its clock, as new tensors.
+
+        Waits as the group's consistency says.
+
+        Raises:
+            WaitTimeoutError: names whom it waited for.
+        """
+        into = empty_like(self.spec, self.plan.number, self.plan)
+        self.pull_into(into)
+        return into
+
+    def push(self, tensors: Mapping[str, Tensor], weight: float | None = None) -> StepResult:
+        """Pushes gradients (or, without an optimizer, updates) and ticks the clock.
+
+        Does not wait for other workers. Returns when every server has accepted it.
+
+        Args:
+            tensors: by name, in the registered shapes; absent ones count as zero.
+            weight: samples that the gradients are a mean over; default: those handed out by a
+                loader since the last push, else 1.
+
+        Raises:
+            NonFiniteError: NaN or infinity; nothing was sent, the clock stays.
+            InvalidRequestError: an unknown name or a wrong shape; nothing was sent.
+        """
+        return self._finish_push(*self._start_push(tensors, weight, None, None))
+
+    def push_async(
+        self, tensors: Mapping[str, Tensor], weight: float | None = None
+    ) -> Future[StepResult]:
+        """As ``push``, without waiting; a 65th unanswered one waits for room."""
+        copies = {name: t.detach().clone() for name, t in tensors.items()}
+        while not self._window.acquire(timeout=1.0):
+            self.session.check()
+        try:
+            operation, _ticket, clock, began = self._start_push(copies, weight, None, None)
+        except BaseException:
+            self._window.release()
+            raise
+        result: Future[StepResult] = Future()
+
+        def answered(accepted: Future[None]) -> None:
+            self._window.release()
+            error = accepted.exception()
+            if error is not None:
+                result.set_exception(error)
+            else:
+                result.set_result(self._result(operation, clock, began))
+
+        operation.accepted.add_done_callback(answered)
+        return result
+
+    def push_pull(
+        self,
+        tensors: Mapping[str, Tensor],
+        weight: float | None = None,
+        *,
+        into: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """``push`` and ``pull`` in one round trip; what the push did is in ``last``.
+
+        Args:
+            into: tensors to write the values to; default: new ones.
+        """
+        place = into if into is not None else empty_like(self.spec, self.plan.number, self.plan)
+        self.exchange(tensors, place, weight=weight)
+        return dict(place)
+
+    # What the client and the optimizer call
+
+    def exchange(
+        self,
+        gradients: Mapping[str, Tensor],
+        into: Mapping[str, Tensor],
+        *,
+        weight: float | None = None,
+        options: Sequence[Mapping[str, Any]] | None = None,
+    ) -> StepResult:
+        """Pushes ``gradients`` and copies the next clock's values to ``into``, in place."""
+        landing = Landing(self.plan, self.held, into, self.wire_dtype)
+        operation, ticket, clock, began = self._start_push(gradients, weight, options, landing)
+        return self.complete_exchange(operation, ticket, clock, began, landing)
+
+    def complete_exchange(
+        self, operation: Operation, ticket: Ticket, clock: int, began: float, landing: Landing
+    ) -> StepResult:
+        """Waits for the values of a push that pulls."""
+        self._wait_push(operation, operation.done, clock)
+        landing.finish()
+        self._jump(operation)
+        self.last = self._result(operation, clock, began)
+        return self.last
+
+    def pull_into(self, into: Mapping[str, Tensor], *, latest: bool = False) -> None:
+        """Copies the values of this clock to ``into``, in place; ``latest``: without waiting."""
+        self.session.check()
+        self.plan.check_names(into)
+        for name, tensor in into.items():
+            self.plan.check_shape(name, tensor)
+        held = Held(self.plan) if latest else self.held
+        landing = Landing(self.plan, held, into, "" if latest else self.wire_dtype)
+        operation = Operation(len(self.plan.shards))
+        for shard in self.plan.shards:
+            answers = ServerAnswers(operation, shard.index, landing.take)
+            record = pull_record(self, shard, held, latest=latest)
+            operation.submit(self.links.to(shard.address), answers, record.part)
+        self._wait(operation, operation.done, f"pull at clock {self.clock} of group {self.name!r}")
+        landing.finish()
+
+    def read(self) -> dict[str, Tensor]:
+        """The newest values, uncast, whatever their clock, as new tensors."""
+        into = empty_like(self.spec, self.plan.number, self.plan)
+        self.pull_into(into, latest=True)
+        return into
+
+    def store(self, values: Mapping[str, Tensor]) -> None:
+        """Stores first values on all servers; those that are stored already stay."""
+        self.session.check()
+        missing = set(self.plan.number) - set(values)
+        if missing:
+            raise InvalidRequestError(f"first values of {sorted(missing)[0]!r} are missing")
+        operation = Operation(len(self.plan.shards))
+        for shard in self.plan.shards:
+            parts = StoreParts(self, shard, values)
+            answers = ServerAnswers(operation, shard.index, None, parts.some)
+            operation.submit(self.links.to(shard.address), answers, parts.all)
+        self._wait(operation, operation.done, f"storing first values of group {self.name!r}")
+
+    def activate(self) -> None:
+        """Learns this worker's clock from the lead; the values of that clock are to be pulled."""
+        self.session.check()
+        self.settle()
+        request = pb.ActivateRequest(
+            worker=self.identity(), group=self.name, map_version=self.plan.map.version
+        )
+        address = self.plan.map.addresses[self.plan.map.lead]
+        reply = self._transport.server(address).call("Activate", request)
+        self.clock = max(self.clock, reply.clock)
+        self._activated = True
+
+    def settle(self) -> None:
+        """Returns when every push of this group is applied or dropped."""
+        deadline = time.monotonic() + self.session.config.wait_timeout
+        with self._changed:
+            while self._unsettled and time.monotonic() < deadline:
+                self._changed.wait(timeout=0.5)
+                self.session.check()
+
+    def identity(self) -> common_pb2.Identity:
+        """Who speaks."""
+        return self.session.identity()
+
+    # How a push goes
+
+    def _start_push(
+        self,
+        tensors: Mapping[str, Tensor],
+        weight: float | None,
+        options: Sequence[Mapping[str, Any]] | None,
+        landing: Landing | None,
+    ) -> tuple[Operation, Ticket, int, float]:
+        began = time.monotonic()
+        self.session.check()
+        self.session.refuse_reader("push")
+        clock = self.clock
+        flat = self.plan.outgoing(tensors, self.wire_dtype, clock)
+        weight, ticket = self.begin(weight)
+        try:
+            push = self.push_record(clock, weight, ticket, options)
+            operation = Operation(len(self.plan.shards))
+            self.track(operation, ticket)
+            for shard in self.plan.shards:
+                parts = PushParts(self, shard, push, flat, pulls=landing is not None)
+                take = None if landing is None else landing.take
+                answers = ServerAnswers(operation, shard.index, take, parts.some)
+                operation.submit(self.links.to(shard.address), answers, parts.all)
+                operation.sent_bytes += parts.size
+        except BaseException:
+            self.session.abort_push(ticket)
+            raise
+        self.ticked()
+        return operation, ticket, clock, began
+
+    def begin(self, weight: float | None) -> tuple[float, Ticket]:
+        """A push starts: its weight, and the ticket with the samples it carries."""
+        samples = self.session.samples_since(self.name)
+        ticket = self.session.begin_push(self.name)
+        if weight is not None:
+            return float(weight), ticket
+        return float(samples) if samples else 1.0, ticket
+
+    def finish_deferred(
+        self, operation: Operation, clock: int, began: float, into: Mapping[str, Tensor]
+    ) -> StepResult:
+        """Waits for a committed push, then for the values of the next clock."""
+        self._wait_push(operation, operation.accepted, clock)
+        self._jump(operation)
+        self.pull_into(into)
+        self.last = self._result(operation, clock, began)
+        return self.last
+
+    def ticked(self) -> None:
+        """A push was sent: the worker is on the next clock."""
+        self.clock += 1
+        self._activated = False
+
+    def push_record(
+        self,
+        clock: int,
+        weight: float,
+        ticket: Ticket | None,
+        options: Sequence[Mapping[str, Any]] | None,
+    ) -> pb.Push:
+        """What opens a push on every server."""
+        return pb.Push(
+            worker=self.identity(),
+            group=self.name,
+            map_version=self.plan.map.version,
+            clock=clock,
+            weight=weight,
+            wire_dtype=self.wire_number,
+            samples=spans_to_proto(ticket.spans) if ticket else [],
+            options=[options_to_proto(o) for o in options or ()],
+            activated=self._activated,
+        )
+
+    @property
+    def wire_number(self) -> common_pb2.DType:
+        """The wire data type as the protocol numbers it."""
+        if not self.wire_dtype:
+            return common_pb2.DTYPE_UNSPECIFIED
+        return dtype_to_proto(self.wire_dtype)
+
+    def track(self, operation: Operation, ticket: Ticket) -> None:
+        """Settles the ticket when the push is applied or dropped."""
+        with self._changed:
+            self._unsettled += 1
+
+        def settled(done: Future[None]) -> None:
+            if done.exception() is not None:
+                self.session.abort_push(ticket)
+            else:
+                self.session.settle_push(ticket, dropped=_dropped(operation))
+            with self._changed:
+                self._unsettled -= 1
+                self._changed.notify_all()
+
+        operation.done.add_done_callback(settled)
+
+    def _finish_push(
+        self, operation: Operation, ticket: Ticket, clock: int, began: float
+    ) -> StepResult:
+        self._wait_push(operation, operation.accepted, clock)
+        self._jump(operation)
+        self.last = self._result(operation, clock, began)
+        return self.last
+
+    def _wait(self, operation: Operation, future: Future[None], what: str) -> None:
+        operation.wait(future, self.session.config.wait_timeout, self.session.check, what)
+
+    def _wait_push(self, operation: Operation, future: Future[None], clock: int) -> None:
+        try:
+            self._wait(operation, future, f"step {clock} of group {self.name!r}")
+        except RefusedError:
+            self.clock = clock  # a refused push does not tick
+            self._activated = True
+            raise
+
+    def _jump(self, operation: Operation) -> None:
+        """A dropped push sets the clock to the lead's."""
+        if _dropped(operation):
+            clocks = [a.clock for a in operation.accepts.values() if a.dropped]
+            clocks += [d.clock for d in operation.dones.values()]
+            self.clock = max(self.clock, *clocks)
+            self._activated = True
+
+    def _result(self, operation: Operation, clock: int, began: float) -> StepResult:
+        lead = self.plan.map.lead
+        accepted = operation.accepts.get(lead)
+        done = operation.dones.get(lead)
+        version: int | None = None
+        if isinstance(self.spec.consistency, Sync):
+            version = done.version if done is not None else None
+        elif accepted is not None:
+            version = accepted.version
+        staleness = [a.staleness for a in operation.accepts.values()]
+        result = StepResult(
+            clock=clock,
+            version=version,
+            staleness=sum(staleness) / len(staleness) if staleness else 0.0,
+            waited=time.monotonic() - began,
+            sent_bytes=operation.sent_bytes,
+            received_bytes=operation.received_bytes,
+            dropped=_dropped(operation),
+        )
+        self.session.count(result, 0.0)
+        return result
+
+
+def _dropped(operation: Operation) -> bool:
+    return any(a.dropped for a in operation.accepts.values()) or any(
+        d.dropped for d in operation.dones.values()
+    )

@@ -1,0 +1,171 @@
+"""One operation over all servers of a group: many requests, one outcome."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from typing import TypeVar
+
+from paramserver.errors import ParameterServerError, WaitTimeoutError
+from paramserver.v1 import server_pb2 as pb
+from paramserver.wire.frames import Piece
+from paramserver.worker.link import Link, Part, Request
+
+T = TypeVar("T")
+
+CHECK_EVERY = 0.5  # seconds between looks at whether the job still stands
+GRACE = 5.0  # beyond the server's own deadline, which gives the better reason
+
+
+class Operation:
+    """Counts the answers of several servers.
+
+    Attributes:
+        accepted: resolves when every server has accepted the push.
+        done: resolves when every server is done.
+        accepts, dones: what the servers said, by server index.
+        sent_bytes, received_bytes: payload.
+    """
+
+    def __init__(self, servers: int) -> None:
+        self.accepted: Future[None] = Future()
+        self.done: Future[None] = Future()
+        self.accepts: dict[int, pb.Accepted] = {}
+        self.dones: dict[int, pb.Done] = {}
+        self.sent_bytes = self.received_bytes = 0
+        self.reason = ""
+        self._servers = servers
+        self._lock = threading.Lock()
+        self._requests: list[tuple[Link, Request]] = []
+        if not servers:
+            self.accepted.set_result(None)
+            self.done.set_result(None)
+
+    def submit(self, link: Link, answers: ServerAnswers, part: Part) -> Request:
+        """Sends one server's share."""
+        request = Request(answers)
+        answers.attach(link, request)
+        self._requests.append((link, request))
+        link.submit(request, part)
+        return request
+
+    def requests(self) -> list[tuple[Link, Request]]:
+        """The requests sent so far."""
+        return list(self._requests)
+
+    def accept(self, server: int, accepted: pb.Accepted) -> None:
+        """A server has accepted; called again after a break."""
+        with self._lock:
+            self.accepts[server] = accepted
+            complete = len(self.accepts) == self._servers
+        if complete:
+            _resolve(self.accepted)
+
+    def finish(self, server: int, done: pb.Done) -> None:
+        """A server is done."""
+        with self._lock:
+            self.dones[server] = done
+            complete = len(self.dones) == self._servers
+        if complete:
+            _resolve(self.accepted)
+            _resolve(self.done)
+
+    def fail(self, error: ParameterServerError) -> None:
+        """The first failure is the operation's; the other requests are given up."""
+        with self._lock:
+            first = not self.done.done()
+            for future in (self.accepted, self.done):
+                if not future.done():
+                    future.set_exception(error)
+        if first:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Cancels what is still under way."""
+        for link, request in self._requests:
+            link.cancel(request)
+
+    def wait(self, future: Future[T], timeout: float, check: Callable[[], None], what: str) -> T:
+        """The result of ``future``.
+
+        Raises:
+            WaitTimeoutError: ``timeout`` seconds and a grace have passed; says whom it waited for.
+        """
+        deadline = time.monotonic() + timeout + GRACE
+        while True:
+            try:
+                return future.result(timeout=CHECK_EVERY)
+            except NotYet:
+                if future.done():
+                    raise
+            try:
+                check()
+                if time.monotonic() > deadline:
+                    raise WaitTimeoutError(
+                        f"{what}: no answer within {timeout:g} s (wait_timeout): "
+                        f"{self.reason or 'the servers said nothing'}"
+                    )
+            except ParameterServerError:
+                self.give_up()
+                raise
+
+
+def _resolve(future: Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class ServerAnswers:
+    """One server's answers to one operation.
+
+    Args:
+        index: of the server in the slice map.
+        take: receives slices of values; returns nothing, raises ChecksumError.
+        resend: produces the bytes of refused slices again.
+    """
+
+    def __init__(
+        self,
+        operation: Operation,
+        index: int,
+        take: Callable[[pb.Data, Sequence[Piece]], None] | None = None,
+        resend: Callable[[Iterable[int]], Part] | None = None,
+    ) -> None:
+        self._operation = operation
+        self._index = index
+        self._take = take
+        self._resend = resend
+        self._where: tuple[Link, Request] | None = None
+
+    def attach(self, link: Link, request: Request) -> None:
+        """The request that these are the answers to."""
+        self._where = (link, request)
+
+    def data(self, data: pb.Data, pieces: Sequence[Piece]) -> None:
+        """Values arrived."""
+        self._operation.received_bytes += sum(len(p) for p in pieces)
+        if self._take is not None:
+            self._take(data, pieces)
+
+    def accepted(self, accepted: pb.Accepted) -> None:
+        """The push is staged or applied, or some of its bytes must be sent again."""
+        if accepted.refused and self._resend is not None and self._where is not None:
+            link, request = self._where
+            link.again(request, self._resend(accepted.refused))
+        else:
+            self._operation.accept(self._index, accepted)
+
+    def done(self, done: pb.Done) -> None:
+        """Nothing more comes."""
+        self._operation.finish(self._index, done)
+
+    def waiting(self, reason: str) -> None:
+        """The server told whom it waits for."""
+        self._operation.reason = reason
+
+    def failed(self, error: ParameterServerError) -> None:
+        """The server refused."""
+        self._operation.fail(error)

@@ -1,0 +1,283 @@
+"""The torch optimizer whose step happens on the servers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, overload
+
+import torch
+from torch import Tensor
+
+from paramserver.core.placement import GroupSpec, Option
+from paramserver.errors import ConfigurationError, InvalidRequestError, UnsupportedError
+from paramserver.types import Consistency, StepResult, canonical
+from paramserver.worker.group import Group
+from paramserver.worker.overlap import Overlap
+from paramserver.worker.parameters import (
+    Members,
+    Model,
+    check_class,
+    construct,
+    hyper_parameters,
+    members,
+    tensor_specs,
+)
+from paramserver.worker.registry import Registry
+
+WIRE_DTYPES = {None: "", "bf16": "bfloat16", "fp16": "float16"}
+
+
+class ServerOptimizer(torch.optim.Optimizer):
+    """Pushes gradients, ticks the clock, pulls what the consistency model asks for.
+
+    Learning-rate schedulers, GradScaler, accelerate, Lightning and HF Trainer drive it as any torch
+    optimizer. Optimizer state lives on the servers; hyper-parameters changed in ``param_groups``
+    travel with the next push.
+
+    Attributes:
+        last: what the last step did; None before the first.
+    """
+
+    _step_supports_amp_scaling = True  # so that a scaler calls step() even on an overflow
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+
+    def __init__(
+        self,
+        found: Members,
+        optimizer_class: type[torch.optim.Optimizer],
+        hyperparameters: Mapping[str, Any],
+    ) -> None:
+        """Not connected yet: ``bind`` gives it its group.
+
+        Raises:
+            ConfigurationError, UnsupportedError: hyper-parameters that torch or servers refuse.
+        """
+        self._group: Group | None = None
+        self._members = found
+        params = [
+            {"params": [tensor for _, tensor in pairs], **options}
+            for pairs, options in found.param_groups
+        ]
+        # torch itself checks and completes the hyper-parameters; its state is not used.
+        model = construct(optimizer_class, params, hyperparameters)
+        super().__init__(model.param_groups, dict(model.defaults))
+        self._frozen = frozenset(name for name, t in found.named if not t.requires_grad)
+        self._registered = self.options()
+        # Kernels of batch norm do not mark what they write to, so pulled values are kept apart.
+        self._pulled = {n: b.detach().contiguous().clone() for n, b in found.buffers.items()}
+        self._overlap: Overlap | None = None
+        self.last: StepResult | None = None
+
+    def bind(self, group: Group, *, overlap: bool) -> None:
+        """Steps go to this group from now on."""
+        self._group = group
+        if overlap:
+            self._overlap = Overlap(group, self._trained())
+
+    @property
+    def group(self) -> Group:
+        """The group on the servers."""
+        if self._group is None:
+            raise InvalidRequestError("this optimizer has no group; make it by client.optimizer")
+        return self._group
+
+    @property
+    def members(self) -> Members:
+        """The tensors, by name."""
+        return self._members
+
+    def _trained(self) -> list[tuple[str, Tensor]]:
+        return [(name, p) for name, p in self._members.named if name not in self._frozen]
+
+    def options(self) -> tuple[dict[str, Option], ...]:
+        """The present hyper-parameters of each param group, as they travel."""
+        return tuple(hyper_parameters(group, self.defaults) for group in self.param_groups)
+
+    @overload
+    def step(self, closure: None = None, *, weight: float | None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float], *, weight: float | None = None) -> float: ...
+
+    @torch.no_grad()
+    def step(
+        self, closure: Callable[[], float] | None = None, *, weight: float | None = None
+    ) -> float | None:
+        """One step: gradients to the servers, fresh values back, all of them in place.
+
+        Args:
+            closure: computes the loss and gradients again; called once.
+            weight: samples in the batch; default: those that ``client.loader`` handed out since
+                the last step, else 1.
+
+        Raises:
+            NonFiniteError: NaN or infinity in a gradient; nothing was sent, the clock stays.
+            UnsupportedError: a sparse gradient, or one of a frozen parameter.
+            WaitTimeoutError: names whom it waited for.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if weight is not None and not (math.isfinite(weight) and weight >= 0):
+            raise ConfigurationError(f"weight={weight}: must be a number of samples, >= 0")
+        options = self.options()
+        changed = options if options != self._registered else None
+        self.last = self._exchange(weight, changed)
+        self._take_buffers()
+        return loss
+
+    def _exchange(
+        self, weight: float | None, options: tuple[dict[str, Option], ...] | None
+    ) -> StepResult:
+        found_inf = getattr(self, "found_inf", None)
+        grad_scale = getattr(self, "grad_scale", None)
+        if self._overlap is not None:
+            if found_inf is not None or grad_scale is not None:
+                self._overlap.refuse_scaler()
+            gradients = self._gradients()
+            return self._overlap.commit(gradients, self._deltas(), self._into(), weight, options)
+        if found_inf is not None and bool(found_inf):
+            return self.group.exchange({}, self._into(), weight=0.0, options=options)
+        gradients = self._gradients()
+        if grad_scale is not None:
+            # As torch's own kernel: a float32 reciprocal, then one product.
+            inverse = grad_scale.double().reciprocal().float()
+            gradients = {n: g * inverse.to(g.device, g.dtype) for n, g in gradients.items()}
+        pushed = {**gradients, **self._deltas()}
+        return self.group.exchange(pushed, self._into(), weight=weight, options=options)
+
+    def _gradients(self) -> dict[str, Tensor]:
+        found = {}
+        for name, parameter in self._members.named:
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if name in self._frozen:
+                raise UnsupportedError(
+                    f"{name!r} has a gradient, but did not require one when client.optimizer was "
+                    "called: frozen parameters are stored once; call client.optimizer after "
+                    "requires_grad_()"
+                )
+            if gradient.layout != torch.strided:
+                raise UnsupportedError(
+                    f"the gradient of {name!r} is sparse: groups hold dense tensors; make the "
+                    "layer with sparse=False"
+                )
+            found[name] = gradient
+        return found
+
+    def _deltas(self) -> dict[str, Tensor]:
+        """What buffers changed by since they were pulled; integers as they are."""
+        found = {}
+        for name, buffer in self._members.buffers.items():
+            pulled = self._pulled[name]
+            if not torch.equal(buffer, pulled):
+                found[name] = buffer - pulled if buffer.is_floating_point() else buffer.clone()
+        return found
+
+    def _into(self) -> dict[str, Tensor]:
+        """Where values go: parameters themselves, buffers by way of ``_take_buffers``."""
+        return {**dict(self._members.named), **self._pulled}
+
+    def _take_buffers(self) -> None:
+        for name, buffer in self._members.buffers.items():
+            buffer.copy_(self._pulled[name])
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Activates the group and pulls the values of the clock it is set to, in place."""
+        self.group.activate()
+        self.group.pull_into(self._into())
+        self._take_buffers()
+
+    def full_state(self, values: Mapping[str, Tensor]) -> dict[str, Any]:
+        """``values`` under every key of the model's ``state_dict()``, tied and local ones too."""
+        module = self._members.module
+        if module is None:
+            return dict(values)
+        names = {id(tensor): name for name, tensor in self._members.tensors.items()}
+        state: dict[str, Any] = module.state_dict()
+        for key, own in module.state_dict(keep_vars=True).items():
+            if id(own) in names:
+                state[key] = values[names[id(own)]]
+            elif isinstance(own, Tensor):
+                state[key] = own.detach().cpu().clone()
+        return state
+
+    @torch.no_grad()
+    def load_newest(self) -> None:
+        """The newest values on the servers, in place, without waiting."""
+        into = self._into()
+        for name, value in self.group.read().items():
+            into[name].copy_(value)
+        self._take_buffers()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused once the group is registered: servers have placed its tensors."""
+        if self._group is not None:
+            raise UnsupportedError(
+                "add_param_group after client.optimizer: servers have placed the group's tensors; "
+                "give all param groups to client.optimizer, or make another group"
+            )
+        super().add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """``param_groups`` as in torch; ``state`` is empty, it lives on the servers."""
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes hyper-parameters from ``param_groups``.
+
+        Raises:
+            UnsupportedError: there is optimizer state in it.
+        """
+        if state_dict.get("state"):
+            raise UnsupportedError(
+                "load_state_dict with optimizer state: it lives on the servers; "
+                "give {'state': {}, 'param_groups': ...}"
+            )
+        super().load_state_dict(dict(state_dict))
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise UnsupportedError("an optimizer on servers has no copy: make another group")
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise UnsupportedError(
+            "an optimizer on servers cannot be pickled: save optimizer.state_dict() and "
+            "client.state_dict(), connect again in the other process"
+        )
+
+
+def open_optimizer(
+    registry: Registry,
+    model: Model,
+    optimizer_class: type[torch.optim.Optimizer],
+    hyperparameters: Mapping[str, Any],
+    *,
+    consistency: Consistency,
+    group: str,
+    buffers: str,
+    wire_dtype: str | None,
+    overlap: bool,
+) -> ServerOptimizer:
+    """Registers a model as a group; see ``Client.optimizer``."""
+    if wire_dtype not in WIRE_DTYPES:
+        raise ConfigurationError(f"wire_dtype={wire_dtype!r}: must be None, 'bf16' or 'fp16'")
+    check_class(optimizer_class)
+    found = members(model, buffers)
+    made = ServerOptimizer(found, optimizer_class, hyperparameters)
+    spec = GroupSpec(
+        name=group,
+        tensors=tensor_specs(found, buffers),
+        optimizer=optimizer_class.__name__,
+        param_groups=made.options(),
+        consistency=canonical(consistency),
+    )
+    opened = registry.open(spec, found.tensors, WIRE_DTYPES[wire_dtype])
+    made.bind(opened, overlap=overlap)
+    made.load_newest()
+    registry.add(opened, made.refresh)
+    return made

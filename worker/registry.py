@@ -1,0 +1,139 @@
+"""The groups of one client: opened, given first values, made active."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from paramserver.core.placement import GroupSpec, SliceMap
+from paramserver.errors import NotFoundError, UsageError
+from paramserver.v1 import scheduler_pb2
+from paramserver.wire.convert import group_from_proto, group_to_proto, map_from_proto
+from paramserver.wire.transport import Transport
+from paramserver.worker.group import Group
+from paramserver.worker.link import Links
+from paramserver.worker.session import Session
+
+
+class Registry:
+    """Which groups this worker has, and whether clocks wait for it.
+
+    Attributes:
+        links: the streams to servers, shared by all groups.
+        active: whether clocks wait for this worker.
+    """
+
+    def __init__(self, session: Session, transport: Transport) -> None:
+        self._session = session
+        self._transport = transport
+        self.links = Links(transport, session.check, session.config.limits)
+        self.active = False
+        self._data = False
+        self._groups: dict[str, Group] = {}
+        self._read_only: dict[str, Group] = {}
+        self._refreshes: dict[str, Callable[[], None]] = {}
+        self._starts: dict[str, int] = {}
+
+    @property
+    def clock(self) -> int:
+        """The furthest clock of this worker's groups."""
+        return max((group.clock for group in self._groups.values()), default=0)
+
+    def open(self, spec: GroupSpec, values: Mapping[str, Tensor], wire_dtype: str) -> Group:
+        """The group, with first values on all servers: ``values``, if this worker is to give them.
+
+        Raises:
+            MismatchError: registered otherwise by others; names the difference.
+            UsageError: this client has it already.
+        """
+        if spec.name in self._groups:
+            raise UsageError(
+                f"group {spec.name!r} is registered by this client already; give another group name"
+            )
+        request = scheduler_pb2.RegisterGroupRequest(
+            member=self._session.identity(), spec=group_to_proto(spec)
+        )
+        reply = self._session.scheduler.call("RegisterGroup", request)
+        self._session.saw_view(reply.view)
+        group = self._make(spec, map_from_proto(reply.map), wire_dtype)
+        while not self._await_first_values(spec.name):
+            group.store(values)
+            stored = scheduler_pb2.GroupStoredRequest(
+                member=self._session.identity(), group=spec.name
+            )
+            self._session.scheduler.call("GroupStored", stored)
+        self._groups[spec.name] = group
+        return group
+
+    def _await_first_values(self, name: str) -> bool:
+        """True when they are stored, False when this worker is to store them."""
+
+        def request(wait_s: float) -> scheduler_pb2.AwaitGroupRequest:
+            return scheduler_pb2.AwaitGroupRequest(
+                member=self._session.identity(), group=name, wait_s=wait_s
+            )
+
+        what = f"first values of group {name!r}"
+        reply = self._session.poll("AwaitGroup", request, lambda r: r.stored or r.initialize, what)
+        return bool(reply.stored)
+
+    def _make(self, spec: GroupSpec, slice_map: SliceMap, wire_dtype: str = "") -> Group:
+        return Group(
+            self._session, self._transport, self.links, spec, slice_map, wire_dtype=wire_dtype
+        )
+
+    def add(self, group: Group, refresh: Callable[[], None]) -> None:
+        """The group is ready to train: clocks wait for this worker, unless data is to come first.
+
+        Args:
+            refresh: activates the group and pulls what is to be held of it.
+        """
+        self._refreshes[group.name] = refresh
+        if self.active or not self._data:
+            self._set_active(True)
+            self.active = True
+            refresh()
+        self._starts[group.name] = group.clock
+
+    def expect_data(self) -> None:
+        """A data set was opened: before the first step, the first leased shard makes active."""
+        self._data = True
+        stepped = any(g.clock != self._starts.get(n, 0) for n, g in self._groups.items())
+        if self.active and not stepped:
+            self._set_active(False)
+            self.active = False
+
+    def _set_active(self, active: bool) -> None:
+        request = scheduler_pb2.SetActiveRequest(member=self._session.identity(), active=active)
+        self._session.saw_view(self._session.scheduler.call("SetActive", request).view)
+
+    def became_active(self, view: int, waited: bool) -> None:
+        """The scheduler made this worker active: by its first data shard, or after a wait."""
+        self._session.saw_view(view)
+        if self.active and not waited:
+            return
+        self.active = True
+        for name, refresh in self._refreshes.items():
+            refresh()
+            self._starts[name] = self._groups[name].clock
+
+    def find(self, name: str) -> Group:
+        """A group to read from, whether this client registered it or not.
+
+        Raises:
+            NotFoundError: nobody registered it, or its first values are not stored yet.
+        """
+        found = self._groups.get(name) or self._read_only.get(name)
+        if found is None:
+            request = scheduler_pb2.GetGroupRequest(group=name)
+            reply = self._session.scheduler.call("GetGroup", request)
+            if not reply.stored:
+                raise NotFoundError(f"group {name!r} has no values yet; try again later")
+            found = self._make(group_from_proto(reply.spec), map_from_proto(reply.map))
+            self._read_only[name] = found
+        return found
+
+    def close(self) -> None:
+        """Closes the streams."""
+        self.links.close()

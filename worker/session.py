@@ -1,0 +1,390 @@
+"""This process as a member of the job: its identity, its lease, and how it leaves."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import Message
+
+from paramserver.config import ClientConfig
+from paramserver.errors import (
+    ConnectionLostError,
+    FencedError,
+    ForkedClientError,
+    JobFailedError,
+    ParameterServerError,
+    UsageError,
+    VersionError,
+    WaitTimeoutError,
+)
+from paramserver.types import PROTOCOL_VERSION, StepResult
+from paramserver.v1 import common_pb2, scheduler_pb2
+from paramserver.wire.transport import Channel
+from paramserver.worker.batches import Batches, Ticket
+from paramserver.worker.identity import write_identity
+
+logger = logging.getLogger("paramserver")
+
+POLL_S = 10.0
+SAY_EVERY_S = 10.0
+LEAVE_S = 5.0
+REASON_BYTES = 8 << 10
+
+
+class Session:
+    """Membership of one client, shared by everything the client hands out; thread-safe.
+
+    Attributes:
+        config: what the client was told.
+        scheduler: the channel to the scheduler.
+        name, rank, incarnation, job: who this is; rank -1 for a reader.
+        launched: a launcher started this process.
+        identity_file: where the launcher looks for who this is, and then says how it ended.
+        batches: samples handed out, and the pushes they went into.
+    """
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        scheduler: Channel,
+        *,
+        launched: bool = False,
+        identity_file: Path | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.scheduler = scheduler
+        self.name = config.name or ""
+        self.rank = -1
+        self.incarnation = 0
+        self.job = 0
+        self.batches = Batches()
+        self.launched = launched
+        self.identity_file = identity_file
+        self._now = now
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._newest = 0
+        self._view = scheduler_pb2.View()
+        self._end: ParameterServerError | None = None
+        self._left = False
+        self._away = False
+        self._heartbeat_s = 1.0
+        self._lease_s = 10.0
+        self._clocks: dict[str, Callable[[], int]] = {}
+        self._settles: list[Callable[[], None]] = []
+        self._chores: list[Callable[[], None]] = []
+        self._stats: dict[str, float] = {}
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Registers, keeps the lease from then on, and returns when the job may start.
+
+        Raises:
+            ConnectionLostError: no scheduler answered within ``config.timeout`` seconds.
+            WaitTimeoutError: no role arrived for ``config.timeout`` seconds, and some are missing.
+            VersionError: the scheduler speaks another protocol version.
+        """
+        self._register()
+        self._thread = threading.Thread(target=self._keep, name="paramserver lease", daemon=True)
+        self._thread.start()
+        try:
+            self._await_start()
+        except BaseException:
+            self.leave()
+            raise
+
+    def _register(self) -> None:
+        reader = self.config.reader
+        request = scheduler_pb2.RegisterRequest(
+            protocol=PROTOCOL_VERSION,
+            role=scheduler_pb2.ROLE_READER if reader else scheduler_pb2.ROLE_WORKER,
+            name=self.name,
+            host=socket.gethostname(),
+            pid=self._pid,
+        )
+        reply = self.scheduler.call("Register", request, timeout=self.config.timeout)
+        if reply.protocol != PROTOCOL_VERSION:
+            raise VersionError(
+                f"the scheduler speaks protocol {reply.protocol}, this client {PROTOCOL_VERSION}; "
+                "install the same version of paramserver everywhere"
+            )
+        who = reply.identity
+        self.name, self.rank = who.name, who.rank
+        self.incarnation, self.job = who.incarnation, who.job
+        self._heartbeat_s, self._lease_s = reply.heartbeat_s, reply.lease_s
+        self.saw_view(who.view)
+        if self.identity_file is not None:
+            write_identity(self.identity_file, self)
+
+    def _await_start(self) -> None:
+        timeout = self.config.timeout
+        deadline = self._now() + timeout
+        arrivals = -1
+        waiting = Waiting("the start of the job", self._now)
+        while True:
+            self.check()
+            wait = min(POLL_S, max(deadline - self._now(), 0.0))
+            request = scheduler_pb2.AwaitStartRequest(member=self.identity(), wait_s=wait)
+            reply = self.scheduler.call("AwaitStart", request, timeout=wait + timeout)
+            if not reply.pending:
+                self._learn(reply.view)
+                return
+            if reply.arrivals != arrivals:
+                arrivals, deadline = reply.arrivals, self._now() + timeout
+            elif self._now() >= deadline:
+                raise WaitTimeoutError(
+                    f"{reply.pending}: nobody came for {timeout:g} s; start the missing "
+                    "processes, or raise timeout= of paramserver.connect"
+                )
+            waiting.say(reply.pending)
+
+    def identity(self) -> common_pb2.Identity:
+        """Who speaks, with the newest view seen."""
+        return common_pb2.Identity(
+            name=self.name,
+            incarnation=self.incarnation,
+            rank=self.rank,
+            view=self._newest,
+            job=self.job,
+        )
+
+    def saw_view(self, number: int) -> None:
+        """A reply named this view; later requests carry it."""
+        with self._lock:
+            self._newest = max(self._newest, number)
+
+    def view(self) -> scheduler_pb2.View:
+        """The newest view, fetched if another reply named a newer one; else the last one known."""
+        if self._view.number < self._newest:
+            try:
+                self._learn(self.scheduler.call("GetView", scheduler_pb2.GetViewRequest()))
+            except ConnectionLostError:
+                logger.debug("scheduler away: going by view %d", self._view.number)
+        return self._view
+
+    def _learn(self, view: scheduler_pb2.View) -> None:
+        with self._lock:
+            if view.number >= self._view.number:
+                self._view = view
+            self._newest = max(self._newest, view.number)
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a forked child of the process that connected."""
+        return os.getpid() != self._pid
+
+    def check(self) -> None:
+        """Raises if this client must not go on; cheap.
+
+        Raises:
+            ForkedClientError: called in a forked child.
+            FencedError: another process has this name now, or the lease was lost.
+            JobFailedError: the job failed elsewhere.
+            UsageError: this client has finished.
+        """
+        if self.forked:
+            raise ForkedClientError(
+                f"client {self.name!r} of process {self._pid} used in the forked process "
+                f"{os.getpid()}: connections do not survive a fork; use it in the main process "
+                "only (datasets and collate functions must not), or call connect() in the child"
+            )
+        if self._end is not None:
+            raise type(self._end)(str(self._end))
+        if self._left:
+            raise UsageError(f"client {self.name!r} has finished; call paramserver.connect again")
+
+    def refuse_reader(self, what: str) -> None:
+        """Raises UsageError in a reader."""
+        if self.config.reader:
+            raise UsageError(f"{what}: a reader may only read; connect without reader=True")
+
+    def poll(
+        self,
+        method: str,
+        make_request: Callable[[float], Message],
+        done: Callable[[Any], bool],
+        what: str,
+    ) -> Any:
+        """Asks until ``done(reply)``, in long polls; the reply.
+
+        Args:
+            method: rpc of the scheduler whose reply has ``pending``.
+            make_request: from the seconds that the scheduler may park the call.
+            what: what is waited for, in words.
+
+        Raises:
+            WaitTimeoutError: after ``config.wait_timeout`` seconds; says whom it waited for.
+        """
+        deadline = self._now() + self.config.wait_timeout
+        waiting = Waiting(what, self._now)
+        while True:
+            self.check()
+            wait = min(POLL_S, max(deadline - self._now(), 0.0))
+            request = make_request(wait)
+            reply = self.scheduler.call(method, request, timeout=wait + self.config.timeout)
+            if done(reply):
+                return reply
+            if self._now() >= deadline:
+                raise WaitTimeoutError(
+                    f"{what}: waited {self.config.wait_timeout:g} s (wait_timeout): "
+                    f"{reply.pending or 'no reason given'}"
+                )
+            waiting.say(reply.pending)
+
+    def add_group(self, name: str, clock: Callable[[], int], settle: Callable[[], None]) -> None:
+        """A group was opened.
+
+        Args:
+            clock: its clock, for heartbeats.
+            settle: returns when every push it issued is applied or dropped.
+        """
+        self._clocks[name] = clock
+        self._settles.append(settle)
+        self.batches.add_group(name)
+
+    def add_chore(self, chore: Callable[[], None]) -> None:
+        """Something small to do with every heartbeat, in the heartbeat's thread."""
+        self._chores.append(chore)
+
+    def settle(self) -> None:
+        """Returns when every push of every group is applied or dropped."""
+        for settle in self._settles:
+            settle()
+
+    def samples_since(self, group: str) -> int | None:
+        """Samples handed out since the last push of a group; None if none ever were."""
+        return self.batches.samples_since(group)
+
+    def begin_push(self, group: str) -> Ticket:
+        """A push starts; its ticket has the sample spans to declare. To be settled or aborted."""
+        return self.batches.begin(group)
+
+    def settle_push(self, ticket: Ticket, *, dropped: bool = False) -> None:
+        """The push was applied, or dropped; once. Thread-safe, no I/O."""
+        self.batches.settle(ticket, dropped=dropped)
+
+    def abort_push(self, ticket: Ticket) -> None:
+        """The push was refused or failed: the next push carries its batches."""
+        self.batches.abort(ticket)
+
+    def count(self, result: StepResult, samples: float) -> None:
+        """Adds a push to the figures that heartbeats carry."""
+        figures = {
+            "steps": 1.0,
+            "samples": samples,
+            "waited_s": result.waited,
+            "sent_bytes": result.sent_bytes,
+            "received_bytes": result.received_bytes,
+        }
+        with self._lock:
+            for name, value in figures.items():
+                self._stats[name] = self._stats.get(name, 0.0) + value
+            self._stats["staleness"] = result.staleness
+
+    def _keep(self) -> None:
+        while not self._stop.wait(self._heartbeat_s):
+            self.beat()
+
+    def beat(self) -> None:
+        """One heartbeat and the chores; raises nothing, what it learns is for ``check``."""
+        with self._lock:
+            stats = dict(self._stats)
+        clocks = [
+            scheduler_pb2.GroupClock(group=name, clock=clock())
+            for name, clock in list(self._clocks.items())
+        ]
+        request = scheduler_pb2.HeartbeatRequest(member=self.identity(), clocks=clocks, stats=stats)
+        try:
+            reply = self.scheduler.call("Heartbeat", request, timeout=self._lease_s / 3)
+            self._heard(reply)
+            for chore in list(self._chores):
+                chore()
+        except FencedError as error:
+            self._end = error
+            self._stop.set()
+        except ConnectionLostError as error:
+            if not self._away:
+                logger.warning("scheduler away, going on without it: %s", error)
+            self._away = True
+        except Exception:
+            logger.exception("heartbeat of %s", self.name)
+
+    def _heard(self, reply: scheduler_pb2.HeartbeatReply) -> None:
+        if self._away:
+            logger.warning("scheduler is back")
+        self._away = False
+        self.saw_view(reply.view)
+        if reply.state == scheduler_pb2.JOB_FAILED:
+            self._end = JobFailedError(reply.message or "the job failed")
+        self.view()
+
+    @property
+    def over(self) -> bool:
+        """Whether the job failed or this member was fenced: there is nobody to tell anything."""
+        return self._end is not None
+
+    def stop(self) -> None:
+        """Ends the heartbeat; nothing more can be done with this session."""
+        self._left = True
+        self._stop.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=LEAVE_S)
+
+    def leave(self, failure: str | None = None, *, fatal: bool = False, code: int = 0) -> None:
+        """Tells the scheduler that this member goes, and stops the heartbeat; at most once.
+
+        Args:
+            failure: why it failed; None: it has finished.
+            fatal: the whole job fails with this cause.
+            code: exit code of the process, with ``failure``.
+        """
+        if self.forked:
+            return
+        with self._lock:
+            if self._left:
+                return
+            self._left = True
+        try:
+            if self._end is None:
+                method, request = self._farewell(failure, fatal, code)
+                self.scheduler.call(method, request, timeout=LEAVE_S)
+        finally:
+            self.stop()
+
+    def _farewell(self, failure: str | None, fatal: bool, code: int) -> tuple[str, Message]:
+        if failure is None:
+            return "Finish", scheduler_pb2.FinishRequest(member=self.identity())
+        reason = failure.encode()[-REASON_BYTES:].decode(errors="ignore")
+        return "Fail", scheduler_pb2.FailRequest(
+            member=self.identity(), reason=reason, fatal=fatal, exit_code=code
+        )
+
+    @property
+    def left(self) -> bool:
+        """Whether this member has finished or failed."""
+        return self._left
+
+
+class Waiting:
+    """Says every ten seconds, as a warning, what is waited for and why."""
+
+    def __init__(self, what: str, now: Callable[[], float] = time.monotonic) -> None:
+        self._what = what
+        self._now = now
+        self._start = self._said = now()
+
+    def say(self, reason: str) -> None:
+        """Logs the newest reason if it is time to."""
+        now = self._now()
+        if now - self._said >= SAY_EVERY_S:
+            self._said = now
+            logger.warning("%s: %.0f s so far: %s", self._what, now - self._start, reason)
