@@ -14,6 +14,7 @@ from paramserver.ps.pulls import answer_pull, wire_name
 from paramserver.ps.push import (
     PUSHABLE,
     Incoming,
+    beside,
     check_finite,
     check_sizes,
     read_slices,
@@ -143,8 +144,6 @@ class Session:
         group.check_slices(push.slices, PUSHABLE)
         if not group.stored:
             raise InvalidRequestError(f"group {push.group!r} has no first values yet; store them")
-        if len(push.bases) not in (0, len(push.slices)):
-            raise InvalidRequestError("push: bases and slices must be as many")
         incoming = Incoming(
             request,
             group,
@@ -155,7 +154,7 @@ class Session:
             wire_name(push.wire_dtype),
             [options_from_proto(o) for o in push.options],
             spans_from_proto(push.samples),
-            dict(zip(push.slices, push.bases, strict=True)),
+            beside(push.slices, push.bases),
             push.deferred,
             set(push.slices),
             set(push.slices),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +15,13 @@ from paramserver.core.clock import Close
 from paramserver.core.ledger import Ledger, Receipt
 from paramserver.core.placement import GroupSpec, SliceMap
 from paramserver.core.slices import Slice, cut, pack, travels_as
-from paramserver.errors import InvalidRequestError, MovedError
+from paramserver.errors import InternalError, InvalidRequestError, MovedError
 from paramserver.ps.gate import Gate
 from paramserver.ps.rules import Bucket
 from paramserver.ps.workshop import Workshop
 from paramserver.types import Span, Stale, Sync, WorkerId
+
+log = logging.getLogger("paramserver")
 
 
 @dataclass(slots=True)
@@ -82,6 +85,7 @@ class GroupState:
         self._closes: asyncio.Queue[Close] = asyncio.Queue()
         self._applier: asyncio.Task[None] | None = None
         self.settled = Gate()  # clocks whose pushes have their final receipts
+        self.failure: InternalError | None = None
 
     @property
     def sync(self) -> bool:
@@ -174,8 +178,12 @@ class GroupState:
             self._applier = asyncio.create_task(self._apply_closes())
 
     async def _apply_closes(self) -> None:
-        while not self._closes.empty():
-            await self._apply(self._closes.get_nowait())
+        while not self._closes.empty() and self.failure is None:
+            try:
+                await self._apply(self._closes.get_nowait())
+            except Exception as error:
+                log.exception("group %s cannot be stepped", self.spec.name)
+                self.failure = InternalError(f"group {self.spec.name!r} cannot be stepped: {error}")
 
     async def _apply(self, decision: Close) -> None:
         clock = decision.clock
@@ -211,7 +219,11 @@ class GroupState:
         contributions: Sequence[tuple[float, Mapping[int, Tensor]]],
         options: Sequence[Mapping[str, Any]],
     ) -> None:
-        await self._workshop.run(cell.lock, cell.size, cell.bucket.close, contributions, options)
+        mine = [
+            (weight, {i: g for i, g in gradients.items() if i in cell.slices})
+            for weight, gradients in contributions
+        ]
+        await self._workshop.run(cell.lock, cell.size, cell.bucket.close, mine, options)
         cell.closed.advance(clock + 1)
 
     def _drop(self, worker: WorkerId, clock: int) -> None:
@@ -231,6 +243,8 @@ class GroupState:
 
     async def readable(self, cell: Cell, clock: int, timeout: float) -> bool:
         """Waits until the consistency lets a worker at ``clock`` read this bucket."""
+        if self.failure is not None:
+            raise self.failure
         if self.sync:
             return await cell.closed.reach(clock, timeout)
         if isinstance(self.consistency, Stale):

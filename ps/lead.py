@@ -35,7 +35,8 @@ class Leadership:
 
     def __init__(self, group: GroupState) -> None:
         self._group = group
-        self.clock = GroupClock(group.consistency, group.map.servers)
+        holders = [group.map.servers[owner] for owner in sorted(set(group.map.owners))]
+        self.clock = GroupClock(group.consistency, holders)
         self._followers: dict[str, asyncio.Queue[pb.Notice]] = {}
 
     def observe(self, views: Views) -> None:

@@ -12,7 +12,7 @@ from paramserver.core.ledger import Receipt
 from paramserver.errors import InvalidRequestError, WaitTimeoutError
 from paramserver.ps.group import Cell, GroupState
 from paramserver.ps.outbox import Outbox
-from paramserver.ps.push import Incoming
+from paramserver.ps.push import Incoming, beside
 from paramserver.ps.workshop import INLINE_BYTES
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.convert import dtype_from_proto
@@ -54,13 +54,12 @@ async def answer_pull(
     group.check_slices(pull.slices)
     if not group.stored:
         raise InvalidRequestError(f"group {pull.group!r} has no first values yet")
-    if len(pull.have) not in (0, len(pull.slices)):
-        raise InvalidRequestError("pull: have and slices must be as many")
-    have = dict(zip(pull.slices, pull.have, strict=True))
+    have = beside(pull.slices, pull.have)
+    asked = set(pull.slices) or set(group.slices)
     wire = wire_name(pull.wire_dtype)
     deadline = time.monotonic() + (pull.timeout or DEFAULT_TIMEOUT)
     for cell in group.cells:
-        wanted = [i for i in cell.slices if i in have] if pull.slices else list(cell.slices)
+        wanted = [i for i in cell.slices if i in asked]
         if not wanted:
             continue
         if push is not None:

@@ -85,6 +85,19 @@ def split(data: pb.Data, payload: memoryview, at: int) -> tuple[list[Piece], int
     return pieces, at
 
 
+def beside(slices: Sequence[int], numbers: Sequence[int]) -> dict[int, int]:
+    """Numbers by slice; none at all may be given.
+
+    Raises:
+        InvalidRequestError: they are not as many.
+    """
+    if len(numbers) not in (0, len(slices)):
+        raise InvalidRequestError(
+            f"{len(slices)} slices with {len(numbers)} versions beside them; must be as many, or none"
+        )
+    return dict(zip(slices, numbers, strict=False))
+
+
 def check_sizes(
     group: GroupState, slices: Sequence[int], pieces: Sequence[Piece], wire: str
 ) -> list[str]:

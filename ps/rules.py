@@ -174,7 +174,7 @@ class Bucket:
         total = largest = 0
         steps: dict[int, Tensor] = {}
         for index in gradients:
-            late = versions[index] - bases[index]
+            late = versions[index] - bases.get(index, versions[index])
             if late > 0:
                 total += late
                 largest = max(largest, late)

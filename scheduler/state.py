@@ -39,11 +39,7 @@ MAX_SCALARS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A worker that left with leases: ask the servers which of its samples were applied.
-
-    Attributes:
-        view, job: those in which it is gone.
-    """
+    """A worker that left with leases: servers know what was applied. It is gone in ``view``."""
 
     member: Member
     view: int
@@ -145,8 +141,8 @@ class SchedulerState:
 
     def finish(self, caller: Caller, now: float) -> None:
         """A member leaves of its own will. Idempotent."""
-        if self.members.find(caller.name) is None and caller.job == self.members.job:
-            return  # a server or reader that left before
+        if self.members.has_left(caller):
+            return
         self.members.check(caller, finished=True)
         left = self.members.finish(caller.name)
         if left is not None:
@@ -339,6 +335,7 @@ class SchedulerState:
             InvalidRequestError: as ``Rounds.join``.
         """
         member = self.worker(caller)
+        self.data.withdraw(member.name)
         if not (0 < len(name) <= self.config.limits.name_length and name.isprintable()):
             raise InvalidRequestError(
                 f"round name of {len(name)} characters: must have 1 to "
@@ -374,8 +371,8 @@ class SchedulerState:
             raise ResourceError(
                 f"schedule state of {len(schedule.state)} characters: at most {limit}"
             )
-        old = self.schedule
-        if old is None or (old.epoch, old.clock) <= (schedule.epoch, schedule.clock):
+        old = self.schedule or schedule
+        if (old.epoch, old.clock) <= (schedule.epoch, schedule.clock):
             self.schedule = schedule
 
     def job_epoch(self) -> int:

@@ -461,6 +461,18 @@ class ClusterMachine(RuleBasedStateMachine):
         if fate != "lose":
             self.deliver(message, answered=fate != "lose answer")
 
+    @precondition(lambda self: self.network)
+    @rule(data=st.data(), told=st.booleans())
+    def reach(self, data: st.DataObject, told: bool) -> None:
+        """All that is under way to one server arrives, and perhaps its reports at the lead."""
+        index = data.draw(st.sampled_from(sorted({m.server for m in self.network})))
+        coming = [m for m in self.network if m.server == index]
+        self.network = [m for m in self.network if m.server != index]
+        for message in coming:
+            self.deliver(message)
+        while told and self.reports[index]:
+            self.report_one(index)
+
     def deliver(self, message: Message, answered: bool = True) -> None:
         server = self.servers[message.server]
         if self.overtakes(message):
@@ -493,15 +505,20 @@ class ClusterMachine(RuleBasedStateMachine):
     def report(self, data: st.DataObject) -> None:
         full = [k for k, queue in enumerate(self.reports) if queue]
         index = data.draw(st.sampled_from(full))
+        self.report_one(index)
+
+    def report_one(self, index: int) -> None:
         worker, clock = self.reports[index].pop(0)
         self.tell(self.lead.staged(f"ps-{index}", worker, clock, 1.0))
 
     @precondition(lambda self: any(self.notices))
-    @rule(data=st.data())
-    def notify(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), all_=st.booleans())
+    def notify(self, data: st.DataObject, all_: bool) -> None:
         full = [k for k, queue in enumerate(self.notices) if queue]
         index = data.draw(st.sampled_from(full))
-        self.servers[index].obey(self.notices[index].pop(0))
+        count = len(self.notices[index]) if all_ else 1
+        for _ in range(count):
+            self.servers[index].obey(self.notices[index].pop(0))
 
     @rule(data=st.data())
     def reconnect(self, data: st.DataObject) -> None:
@@ -563,7 +580,11 @@ class ClusterMachine(RuleBasedStateMachine):
         self.activate(worker)
         self.workers[worker].start = self.workers[worker].clock
 
-    @rule()
+    @rule(often=st.integers(0, 3))
+    def quiet(self, often: int) -> None:
+        if not often:
+            self.settle()
+
     def settle(self) -> None:
         """I7, I8: when all has been delivered nothing is missing, and the slowest may go on."""
         for _ in range(20):
@@ -573,8 +594,7 @@ class ClusterMachine(RuleBasedStateMachine):
                 self.deliver(self.network.pop(0))
             for index, queue in enumerate(self.reports):
                 while queue:
-                    worker, clock = queue.pop(0)
-                    self.tell(self.lead.staged(f"ps-{index}", worker, clock, 1.0))
+                    self.report_one(index)
             for server, notices in zip(self.servers, self.notices, strict=True):
                 while notices:
                     server.obey(notices.pop(0))

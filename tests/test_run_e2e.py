@@ -16,12 +16,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from paramserver.launch import cores
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SCRIPT = str(Path(__file__).parent / "scripts" / "linear.py")
 COMMAND = [sys.executable, "-m", "paramserver"]
-WAIT_S = 90.0
+WAIT_S = 240.0  # everything waits on a condition; this is for a machine that is busy
 
 
 class Running:
@@ -43,6 +44,10 @@ class Running:
     def _pump(stream: Iterator[str] | None, into: list[str]) -> None:
         assert stream is not None
         into.extend(stream)
+
+    def said(self) -> str:
+        """All it has said so far."""
+        return "".join([*self.out, *self.err])
 
     def tree(self) -> list[psutil.Process]:
         """All processes that the command has started."""
@@ -81,23 +86,23 @@ def start() -> Iterator[Callable[..., Running]]:
 Start = Callable[..., Running]
 
 
-def until(condition: Callable[[], object], what: str) -> None:
-    """Waits for a condition of other processes."""
+def until(condition: Callable[[], object], what: str, running: Running) -> None:
+    """Waits for a condition of a command, and shows what it said if that does not come."""
     deadline = time.monotonic() + WAIT_S
     pause = threading.Event()
     while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {WAIT_S} s"
+        assert time.monotonic() < deadline, f"{what}: not within {WAIT_S} s\n{running.said()}"
         pause.wait(0.05)
+
+
+def busy() -> float:
+    """How many times as long things take now as on an idle machine."""
+    return max(1.0, os.getloadavg()[0] / cores())
 
 
 def gone(process: psutil.Process) -> bool:
     """Whether a process has ended, reaped or not."""
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-
-def said(running: Running, words: str) -> bool:
-    """Whether a line of its standard output has these words."""
-    return any(words in line for line in list(running.out))
 
 
 def test_run_trains(start: Start) -> None:
@@ -107,7 +112,7 @@ def test_run_trains(start: Start) -> None:
     assert code == 0, err
     [loss] = [line for line in run.out if "final loss" in line]
     assert float(loss.split()[-1]) < 0.1
-    assert re.search(r"^done in .*2 workers, 2 servers, 4 epochs.*2,048 samples", err, re.M), err
+    assert re.search(r"^done in .* s: 2 workers, 2 servers, 4 epochs, ", err, re.MULTILINE), err
 
 
 def test_run_shows_the_root_cause(start: Start) -> None:
@@ -133,12 +138,12 @@ def test_a_killed_worker_comes_back_and_the_job_ends_well(start: Start, tmp_path
     err = "".join(run.err)
     assert code == 0, err
     assert "worker-1 was killed, exit code 137 (SIGKILL): restart 1 of 3" in err
-    assert said(run, "final loss")
+    assert "final loss" in run.said()
 
 
 def test_a_killed_server_is_the_root_cause(start: Start) -> None:
     run = start("run", "-s", "2", "-w", "2", SCRIPT, "--epochs", "1000", "--pause", "0.01")
-    until(lambda: said(run, "at step 3"), "the third step")
+    until(lambda: "at step 3" in run.said(), "the third step", run)
     [server] = [p for p in run.tree() if "ps-1" in p.cmdline()]
     server.kill()
     assert run.wait() == 1
@@ -148,23 +153,23 @@ def test_a_killed_server_is_the_root_cause(start: Start) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_all_of_it(start: Start, number: int, code: int) -> None:
     run = start("run", "-s", "2", "-w", "2", SCRIPT, "--epochs", "1000", "--pause", "0.01")
-    until(lambda: said(run, "at step 3"), "the third step")
+    until(lambda: "at step 3" in run.said(), "the third step", run)
     tree = run.tree()
     assert len(tree) >= 5
     began = time.monotonic()
     run.process.send_signal(number)
     assert run.wait() == code
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 5.0 * busy()
     assert all(gone(process) for process in tree)
     assert "Traceback" not in "".join(run.err)
 
 
 def test_nothing_outlives_a_run_that_is_killed(start: Start) -> None:
     run = start("run", "-s", "1", "-w", "2", SCRIPT, "--epochs", "1000", "--pause", "0.01")
-    until(lambda: said(run, "at step 3"), "the third step")
+    until(lambda: "at step 3" in run.said(), "the third step", run)
     tree = run.tree()
     run.process.kill()
-    until(lambda: all(gone(process) for process in tree), "the end of all processes")
+    until(lambda: all(gone(process) for process in tree), "the end of all processes", run)
 
 
 READY = re.compile(r"^paramserver (\S+) ready at (\S+)$", re.MULTILINE)
@@ -172,7 +177,11 @@ READY = re.compile(r"^paramserver (\S+) ready at (\S+)$", re.MULTILINE)
 
 def ready(role: Running) -> str:
     """The address of a role, once it is ready."""
-    until(lambda: READY.search("".join(role.out)) or role.process.poll() is not None, "ready line")
+
+    def said_so() -> bool:
+        return READY.search("".join(role.out)) is not None or role.process.poll() is not None
+
+    until(said_so, "the ready line", role)
     found = READY.search("".join(role.out))
     assert found is not None, "".join(role.err)
     return found[2]
@@ -208,12 +217,12 @@ def test_roles_by_hand(start: Start) -> None:
         began = time.monotonic()
         role.process.terminate()
         assert role.wait() == 0, "".join(role.err)
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < 2.0 * busy()
 
 
 def test_a_server_waits_for_its_scheduler_and_says_so(start: Start) -> None:
     server = start("ps", "--scheduler", "127.0.0.1:1")
-    until(lambda: "waiting for the scheduler" in "".join(server.err), "the reason")
+    until(lambda: "waiting for the scheduler" in server.said(), "the reason", server)
     assert server.process.poll() is None
 
 

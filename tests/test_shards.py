@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-
 from paramserver.core.assignment import POLICIES, RandomDeal, assignment
 from paramserver.core.dataset import (
     MAX_SHARDS,
@@ -55,7 +54,7 @@ def whole(leased: Leased) -> Span:
 
 
 def take_all(made: ShardQueue, who: WorkerId, epoch: int, first: int) -> list[Leased]:
-    found = []
+    found: list[Leased] = []
     for sequence in itertools.count(first):
         one = made.next(who, epoch, sequence)
         if not isinstance(one, Leased):
@@ -276,7 +275,13 @@ def test_a_lost_workers_rest_is_dealt_over_the_live(assign: str) -> None:
 
 @pytest.mark.parametrize(
     ("size", "batch", "workers", "expected"),
-    [(1000, 10, 1, 80), (1000, 10, 2, 60), (1000, 10, 4, 30), (100, 10, 4, 10), (10**6, 64, 4, 512)],
+    [
+        (1000, 10, 1, 80),
+        (1000, 10, 2, 60),
+        (1000, 10, 4, 30),
+        (100, 10, 4, 10),
+        (10**6, 64, 4, 512),
+    ],
 )
 def test_the_default_shard_size(size: int, batch: int, workers: int, expected: int) -> None:
     assert default_shard_size(size, batch, workers) == expected

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from paramserver.types import Consistency, Sync
-from paramserver.v1 import scheduler_pb2
 from paramserver.wire.transport import Transport
 from paramserver.worker import exits, roster
 from paramserver.worker.data import (
@@ -27,6 +26,7 @@ from paramserver.worker.optimizer import ServerOptimizer, open_optimizer
 from paramserver.worker.parameters import Buffers, Model, plain_spec
 from paramserver.worker.registry import Registry
 from paramserver.worker.rounds import Rounds
+from paramserver.worker.scalars import Scalars
 from paramserver.worker.session import Session
 from paramserver.worker.sources import Sources
 
@@ -48,11 +48,10 @@ class Client:
         self._optimizers: dict[str, ServerOptimizer] = {}
         self._sources = Sources(session, self._registry)
         self._rounds = Rounds(session, self._registry)
-        self._scalars: dict[str, float] = {}
+        self._scalars = Scalars(session)
         self._schedule = Schedule(
             session, lambda: self.is_chief, lambda: self._optimizers, lambda: self._registry.clock
         )
-        session.add_chore(self._send_scalars)
         exits.watch(self)
 
     def __repr__(self) -> str:
@@ -301,14 +300,7 @@ class Client:
     def log(self, **scalars: float | Tensor) -> None:
         """Scalars for status and the run file; the newest of each go with every heartbeat."""
         self._session.check()
-        for name, value in scalars.items():
-            self._scalars[name] = float(value.detach() if isinstance(value, Tensor) else value)
-
-    def _send_scalars(self) -> None:
-        scalars, self._scalars = self._scalars, {}
-        if scalars:
-            request = scheduler_pb2.LogRequest(member=self._session.identity(), scalars=scalars)
-            self._session.scheduler.call("Log", request)
+        self._scalars.add(scalars)
 
     # Together
 
@@ -391,7 +383,7 @@ class Client:
             return
         self._sources.finish()
         self._schedule.send()
-        self._send_scalars()
+        self._scalars.send()
 
     def _release(self) -> None:
         exits.forget(self)

@@ -44,7 +44,7 @@ class LeaseBatchSampler(Sampler[list[int]]):
         self._workers = workers
         self._batches = source.session.batches
         self._given: scheduler_pb2.Shard | None = None
-        self.batch_size = int(source.spec.batch_size)
+        self.batch_size = source.batch_size
         self.drop_last = drop_last
 
     def __len__(self) -> int:

@@ -121,7 +121,7 @@ class Schedule:
     def _load(self) -> int:
         request = scheduler_pb2.LoadScheduleRequest(member=self._session.identity())
         reply = self._session.scheduler.call("LoadSchedule", request)
-        if reply.found and reply.job_epoch:
+        if reply.found:
             self._restore(states.loads(reply.state))
         return int(reply.job_epoch)
 

@@ -364,7 +364,7 @@ class Group:
             received_bytes=operation.received_bytes,
             dropped=_dropped(operation),
         )
-        self.session.count(result, 0.0)
+        self.session.count(result)
         return result
 
 

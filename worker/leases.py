@@ -78,7 +78,7 @@ class LeaseSource:
         self._asked = spec
         self._on_active = on_active
         self._sequence = 0
-        self._reporting = threading.Lock()
+        self._reporting = threading.RLock()  # a dying iterator may report within a report
         self._begun = False
         self._rest: scheduler_pb2.Shard | None = None
         self.drained = False
@@ -92,6 +92,11 @@ class LeaseSource:
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def batch_size(self) -> int:
+        """Of this worker; others may have another."""
+        return int(self._asked.batch_size)
 
     def _open(self) -> None:
         request = scheduler_pb2.OpenDatasetRequest(member=self.session.identity(), spec=self._asked)

@@ -29,11 +29,11 @@ from paramserver.v1 import common_pb2, scheduler_pb2
 from paramserver.wire.transport import Channel
 from paramserver.worker.batches import Batches, Ticket
 from paramserver.worker.identity import write_identity
+from paramserver.worker.waiting import Waiting
 
 logger = logging.getLogger("paramserver")
 
 POLL_S = 10.0
-SAY_EVERY_S = 10.0
 LEAVE_S = 5.0
 REASON_BYTES = 8 << 10
 
@@ -271,13 +271,17 @@ class Session:
     def settle_push(self, ticket: Ticket, *, dropped: bool = False) -> None:
         """The push was applied, or dropped; once. Thread-safe, no I/O."""
         self.batches.settle(ticket, dropped=dropped)
+        if not dropped:
+            with self._lock:
+                samples = sum(span.stop - span.start for span in ticket.spans)
+                self._stats["samples"] = self._stats.get("samples", 0.0) + samples
 
     def abort_push(self, ticket: Ticket) -> None:
         """The push was refused or failed: the next push carries its batches."""
         self.batches.abort(ticket)
 
-    def count(self, result: StepResult, samples: float) -> None:
-        """Adds a push to the figures that heartbeats carry."""
+    def count(self, result: StepResult, samples: float = 0.0) -> None:
+        """Adds a push, and samples that no loader handed out, to the heartbeat's figures."""
         figures = {
             "steps": 1.0,
             "samples": samples,
@@ -306,8 +310,6 @@ class Session:
         try:
             reply = self.scheduler.call("Heartbeat", request, timeout=self._lease_s / 3)
             self._heard(reply)
-            for chore in list(self._chores):
-                chore()
         except FencedError as error:
             self._end = error
             self._stop.set()
@@ -317,6 +319,17 @@ class Session:
             self._away = True
         except Exception:
             logger.exception("heartbeat of %s", self.name)
+        else:
+            self._do_chores()
+
+    def _do_chores(self) -> None:
+        for chore in list(self._chores):
+            try:
+                chore()
+            except ParameterServerError as error:
+                logger.warning("with the heartbeat of %s: %s", self.name, error)
+            except Exception:
+                logger.exception("with the heartbeat of %s", self.name)
 
     def _heard(self, reply: scheduler_pb2.HeartbeatReply) -> None:
         if self._away:
@@ -372,19 +385,3 @@ class Session:
     def left(self) -> bool:
         """Whether this member has finished or failed."""
         return self._left
-
-
-class Waiting:
-    """Says every ten seconds, as a warning, what is waited for and why."""
-
-    def __init__(self, what: str, now: Callable[[], float] = time.monotonic) -> None:
-        self._what = what
-        self._now = now
-        self._start = self._said = now()
-
-    def say(self, reason: str) -> None:
-        """Logs the newest reason if it is time to."""
-        now = self._now()
-        if now - self._said >= SAY_EVERY_S:
-            self._said = now
-            logger.warning("%s: %.0f s so far: %s", self._what, now - self._start, reason)

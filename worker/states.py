@@ -30,11 +30,15 @@ def dumps(state: Mapping[str, Any]) -> str:
     """
     text = json.dumps(_encode(state, "state"), allow_nan=False)
     if len(text) > MAX_BYTES:
-        raise UnsupportedError(
-            f"states of {len(text)} bytes: client.epochs carries at most {MAX_BYTES}; "
-            "it is for schedules, not for models"
-        )
+        raise _too_large("state", len(text))
     return text
+
+
+def _too_large(path: str, size: int) -> UnsupportedError:
+    return UnsupportedError(
+        f"{path} has {size} bytes or more: client.epochs carries at most {MAX_BYTES}; "
+        "it is for schedules, not for models"
+    )
 
 
 def loads(text: str) -> dict[str, Any]:
@@ -84,6 +88,8 @@ def _encode_mapping(value: Mapping[Any, Any], path: str) -> Any:
 def _encode_tensor(value: Tensor, path: str) -> Any:
     if value.dtype not in NAMES or value.layout != torch.strided:
         raise UnsupportedError(f"{path} is a {value.layout} tensor of {value.dtype}")
+    if 2 * value.numel() > MAX_BYTES:  # a digit and a comma each
+        raise _too_large(path, 2 * value.numel())
     values = _encode(value.detach().cpu().reshape(-1).tolist(), path)
     return {"$tensor": [NAMES[value.dtype], list(value.shape), values]}
 

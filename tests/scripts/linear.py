@@ -31,7 +31,7 @@ def main() -> None:
             loss = F.mse_loss(model(inputs), targets)
             loss.backward()
             optimizer.step()
-            client.log(loss=loss)
+            client.log(loss=loss.detach())
             step += 1
             if step == 3:
                 print(f"rank {client.rank} at step 3", flush=True)

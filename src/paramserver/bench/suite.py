@@ -12,7 +12,11 @@ from paramserver.bench.results import Results
 from paramserver.bench.settings import Settings
 
 SECTIONS = ("goodput", "calls", "train", "memory", "imports")
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # rpc warns of peers that leave at the end
+}
 
 
 def measure(names: Sequence[str], settings: Settings, command: str, quick: bool) -> Results:

@@ -29,6 +29,7 @@ class JobState(Enum):
     FAILED = "failed"
 
 
+_ORDER = {Role.SERVER: 0, Role.WORKER: 1, Role.READER: 2}
 LIVE = frozenset({State.JOINED, State.ACTIVE, State.IDLE})
 MOVES = {
     State.JOINED: frozenset({State.ACTIVE, State.IDLE, State.FINISHED, State.LOST}),
@@ -95,3 +96,8 @@ class Caller:
 def worker_id(member: Member) -> WorkerId:
     """A worker as clocks, rounds and leases know it."""
     return WorkerId(member.rank, member.incarnation)
+
+
+def view_order(member: Member) -> tuple[int, int, int, str]:
+    """Sorts servers before workers before readers; by length first, so ps-10 is behind ps-9."""
+    return _ORDER[member.role], member.rank, len(member.name), member.name

@@ -22,6 +22,7 @@ from paramserver.core.members import (
     Role,
     State,
     View,
+    view_order,
 )
 from paramserver.errors import FencedError, InvalidRequestError, JobFailedError, ResourceError
 
@@ -29,7 +30,6 @@ MAX_MEMBERS = 10_000
 DESERTED_LEASES = 3
 DESERTED_S = 30.0
 _PREFIXES = {Role.SERVER: "ps", Role.WORKER: "worker", Role.READER: "reader"}
-_ORDER = {Role.SERVER: 0, Role.WORKER: 1, Role.READER: 2}
 
 
 class Membership:
@@ -68,7 +68,7 @@ class Membership:
     def view(self) -> View:
         """The newest view; the same object until something changes."""
         if self._view is None or self._view.number != self.number:
-            members = sorted(self._members.values(), key=_place)
+            members = sorted(self._members.values(), key=view_order)
             self._view = View(
                 self.number, self.job, self.state, self.message, tuple(members), self.started
             )
@@ -79,7 +79,9 @@ class Membership:
 
     def live(self, role: Role) -> list[Member]:
         """Members of a role that have neither finished nor been lost, in the order of a view."""
-        return sorted((m for m in self._members.values() if m.role is role and m.live), key=_place)
+        return sorted(
+            (m for m in self._members.values() if m.role is role and m.live), key=view_order
+        )
 
     def ended(self) -> bool:
         return self.state in (JobState.DONE, JobState.FAILED)
@@ -91,12 +93,11 @@ class Membership:
     def chief(self) -> Member | None:
         """The worker of the lowest rank that is not lost; a finished one stays chief."""
         workers = (m for m in self._members.values() if m.role is Role.WORKER)
-        return min((m for m in workers if m.state is not State.LOST), key=_rank, default=None)
+        return min((m for m in workers if m.state is not State.LOST), key=view_order, default=None)
 
     def first(self) -> Member | None:
         """The live worker of the lowest rank: the one that stores first values."""
-        workers = (m for m in self._members.values() if m.role is Role.WORKER)
-        return min((m for m in workers if m.live), key=_rank, default=None)
+        return min(self.live(Role.WORKER), key=view_order, default=None)
 
     def missing(self) -> str:
         """Whom the start of the job waits for, in words; empty: for nobody."""
@@ -129,7 +130,7 @@ class Membership:
                 f"{caller.name or 'the caller'} belongs to job {caller.job}; this is job "
                 f"{self.job}; connect again"
             )
-        if member is None and self._first <= caller.incarnation <= self._incarnation:
+        if self.has_left(caller):
             raise FencedError(f"{caller.name!r} has left or was not heard; register again")
         if member is None:
             raise InvalidRequestError(f"{caller.name!r} is not registered; register first")
@@ -151,6 +152,11 @@ class Membership:
             f"incarnation {member.incarnation} has registered (host {member.host or 'unknown'}, "
             f"pid {member.pid})"
         )
+
+    def has_left(self, caller: Caller) -> bool:
+        """Whether this was a member that nobody needs to know of any more."""
+        given = self._first <= caller.incarnation <= self._incarnation
+        return given and caller.name not in self._members
 
     def require_job(self) -> None:
         """Raises JobFailedError when the job has failed: nobody should go on working."""
@@ -387,15 +393,6 @@ class Membership:
         assert self._heard.keys() == self._members.keys()
         assert not (self.started and self.state is JobState.WAITING)
         assert self.state is not JobState.DONE or not self._live_workers
-
-
-def _rank(member: Member) -> int:
-    return member.rank
-
-
-def _place(member: Member) -> tuple[int, int, int, str]:
-    # By length first: ps-10 stands behind ps-9.
-    return _ORDER[member.role], member.rank, len(member.name), member.name
 
 
 def _absent(count: int, of: int, what: str) -> str:

@@ -1,0 +1,70 @@
+"""``local_cluster``: real processes, several jobs, and their ends."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import psutil
+import pytest
+from paramserver.errors import JobFailedError
+from paramserver.local import LocalCluster, local_cluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The functions that workers run; spawned processes have our import path."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "scripts")
+    return importlib.import_module("jobs")
+
+
+@pytest.fixture
+def cluster() -> Iterator[LocalCluster]:
+    with local_cluster(servers=2, lease=3.0) as cluster:
+        yield cluster
+
+
+def test_jobs_follow_one_another(cluster: LocalCluster, jobs: ModuleType) -> None:
+    expected = [("worker-0", 2, 1), ("worker-1", 2, 1)]
+    assert cluster.run(jobs.who, workers=2) == expected
+    address = cluster.address
+    assert cluster.run(jobs.add, workers=2, args=(3,)) == [6.0, 6.0]
+    assert cluster.address == address
+    assert cluster.run(jobs.add, workers=1, args=(4,)) == [4.0]
+    assert cluster.address != address
+
+
+def test_a_failure_ends_the_job_at_once(cluster: LocalCluster, jobs: ModuleType) -> None:
+    began = time.monotonic()
+    with pytest.raises(JobFailedError, match="worker-1 failed: exit code 1") as caught:
+        cluster.run(jobs.fails_beside_one_that_waits, workers=2)
+    assert "ValueError: told to go wrong" in str(caught.value)
+    assert time.monotonic() - began < 100
+    assert cluster.run(jobs.add, workers=2, args=(1,)) == [2.0, 2.0]
+
+
+def test_a_killed_worker_costs_its_lease(cluster: LocalCluster, jobs: ModuleType) -> None:
+    job = cluster.start(jobs.dies_beside_one_that_goes_on, workers=2)
+    found = job.outcomes(300)
+    assert (found["worker-0"].code, found["worker-0"].value) == (0, 1), found["worker-0"].error
+    assert found["worker-1"].code == 137
+
+
+def test_connect_from_this_process(cluster: LocalCluster) -> None:
+    with cluster.connect() as client:
+        assert (client.rank, client.num_workers) == (0, 1)
+        assert client.is_chief
+        client.barrier("alone")
+
+
+def test_all_processes_have_names_and_end() -> None:
+    with local_cluster(servers=2) as cluster:
+        assert cluster.address.startswith("127.0.0.1:")
+        assert sorted(cluster.processes) == ["ps-0", "ps-1", "scheduler"]
+        found = [psutil.Process(pid) for pid in cluster.processes.values()]
+    assert not any(process.is_running() for process in found)
