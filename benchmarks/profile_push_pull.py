@@ -5,7 +5,8 @@
     python benchmarks/profile_push_pull.py --profiler py-spy --output /tmp/profile
     python benchmarks/profile_push_pull.py --profiler perf --size-kib 4
 
-py-spy writes worker.svg and server.svg, perf writes worker.perf and server.perf.
+py-spy writes worker.svg and server.svg and slows everything down several times; perf writes
+worker.perf and server.perf and disturbs least.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 import signal
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +33,8 @@ from paramserver.bench.suite import ENVIRONMENT
 def main() -> None:
     """Read the arguments, start everything, loop, print."""
     arguments = _arguments()
+    if arguments.profiler != "none" and _tool(arguments.profiler) is None:
+        raise SystemExit(f"{arguments.profiler} is not installed")
     settings = Settings(peers=arguments.beside)
     with environment(ENVIRONMENT), contextlib.ExitStack() as stack:
         rigs = [
@@ -116,8 +120,6 @@ def _profiled(arguments: argparse.Namespace, pids: dict[str, int]) -> Iterator[N
     if arguments.profiler == "none":
         yield
         return
-    if shutil.which(arguments.profiler) is None:
-        raise SystemExit(f"{arguments.profiler} is not installed")
     arguments.output.mkdir(parents=True, exist_ok=True)
     tools = [subprocess.Popen(_command(arguments, role, pid)) for role, pid in pids.items()]
     try:
@@ -129,12 +131,17 @@ def _profiled(arguments: argparse.Namespace, pids: dict[str, int]) -> Iterator[N
             tool.wait(timeout=60)
 
 
+def _tool(name: str) -> str | None:
+    """A program of this environment, or of the system."""
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+
+
 def _command(arguments: argparse.Namespace, role: str, pid: int) -> list[str]:
-    out = arguments.output / role
+    out, tool = arguments.output / role, str(_tool(arguments.profiler))
     if arguments.profiler == "perf":
-        return ["perf", "record", "-q", "-g", "-p", str(pid), "-o", f"{out}.perf"]
-    options = ["--native", "--threads", "--rate", "200", "-d", "unlimited"]
-    return ["py-spy", "record", "-p", str(pid), *options, "-o", f"{out}.svg"]
+        return [tool, "record", "-q", "-g", "-p", str(pid), "-o", f"{out}.perf"]
+    options = ["--native", "--threads", "--rate", "100", "-d", "unlimited"]
+    return [tool, "record", "-p", str(pid), *options, "-o", f"{out}.svg"]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import sys
@@ -20,6 +21,8 @@ from paramserver.cli.main import main as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
+WIDTH = 96
+SECTIONS = ("Args:", "Attributes:", "Raises:", "Returns:", "Yields:")
 NOTE = "<!-- Written by docs/generate.py from the code; `make docs` writes it anew. -->"
 
 
@@ -109,31 +112,73 @@ def api_lines() -> Iterator[str]:
 
 def class_lines(name: str, item: type) -> Iterator[str]:
     yield f"\n## `{name}`\n"
-    if not issubclass(item, Exception) and "__init__" in vars(item):
-        yield f"```python\n{name.split('.')[-1]}{signature(item)}\n```\n"
-    yield inspect.getdoc(item) or ""
+    if dataclasses.is_dataclass(item):
+        yield f"```python\n{signature(name.split('.')[-1], item)}\n```\n"
+    yield from prose(item)
     for member, value in vars(item).items():
         if member.startswith("_"):
             continue
         if isinstance(value, property):
-            yield f"\n### `.{member}`\n\n{inspect.getdoc(value) or ''}"
+            yield f"\n### `.{member}`\n"
+            yield from prose(value)
         elif isinstance(value, (FunctionType, staticmethod, classmethod)):
             yield from function_lines(f".{member}", getattr(item, member), "###")
 
 
 def function_lines(name: str, item: object, heading: str) -> Iterator[str]:
     yield f"\n{heading} `{name}()`\n"
-    yield f"```python\n{name.split('.')[-1]}{signature(item)}\n```\n"
-    yield inspect.getdoc(item) or ""
+    yield f"```python\n{signature(name.split('.')[-1], item)}\n```\n"
+    yield from prose(item)
 
 
-def signature(item: object) -> str:
-    """The signature as written, without self and without the quotes of lazy annotations."""
+def signature(name: str, item: object) -> str:
+    """The signature as written, less self; one parameter a line where it is long."""
     assert callable(item)
-    text = str(inspect.signature(item)).replace("'", "")
-    text = re.sub(r"\(self(, )?", "(", text)
-    text = text.replace("paramserver.types.", "").replace("collections.abc.", "")
-    return re.sub(r"<(?:class )?([\w.]+)(?: object)? at 0x[0-9a-f]+>", r"\1", text)
+    found = inspect.signature(item)
+    parts = [str(one) for one in map(plain, found.parameters.values()) if one.name != "self"]
+    names = list(found.parameters)
+    keyword = [one.kind is inspect.Parameter.KEYWORD_ONLY for one in found.parameters.values()]
+    if any(keyword) and not any("*" in part[:1] for part in parts[: keyword.index(True)]):
+        parts.insert(keyword.index(True) - ("self" in names), "*")
+    back = found.return_annotation
+    after = (
+        "" if back in (inspect.Signature.empty, None, "None") else f" -> {Verbatim(str(back))!r}"
+    )
+    line = f"{name}({', '.join(parts)}){after}"
+    if len(line) <= WIDTH:
+        return line
+    return "\n".join([f"{name}(", *(f"    {part}," for part in parts), f"){after}"])
+
+
+class Verbatim(str):
+    """Text whose repr is itself: annotations are strings already."""
+
+    def __repr__(self) -> str:
+        return self.replace("'", "")
+
+
+def plain(one: inspect.Parameter) -> inspect.Parameter:
+    """A parameter whose annotation prints as it was written."""
+    if one.annotation is inspect.Parameter.empty:
+        return one
+    return one.replace(annotation=Verbatim(str(one.annotation)))
+
+
+def prose(item: object) -> Iterator[str]:
+    """A docstring: its text, then each of its sections as a list."""
+    for block in (inspect.getdoc(item) or "").replace("``", "`").split("\n\n"):
+        title, _, rest = block.partition("\n")
+        if title in SECTIONS:
+            yield f"\n**{title[:-1]}**\n"
+            entries = re.split(r"\n(?! )", inspect.cleandoc(rest))
+            yield from (list_entry(entry) for entry in entries)
+        else:
+            yield f"\n{block}"
+
+
+def list_entry(entry: str) -> str:
+    name, colon, text = " ".join(entry.split()).partition(": ")
+    return f"- `{name}`{colon}{text}" if colon else f"- {name}"
 
 
 # --- errors -------------------------------------------------------------------------------------

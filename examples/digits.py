@@ -46,10 +46,11 @@ def data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def consistency_model(text: str) -> ps.Sync | ps.Stale | ps.Async:
     """sync, stale:BOUND or async."""
     kind, _, bound = text.partition(":")
-    models = {"sync": ps.Sync, "stale": lambda: ps.Stale(int(bound)), "async": ps.Async}
-    if kind not in models:
-        raise argparse.ArgumentTypeError(f"{text}: must be sync, stale:BOUND or async")
-    return models[kind]()
+    if kind == "stale" and bound.isdigit():
+        return ps.Stale(int(bound))
+    if text in ("sync", "async"):
+        return ps.Sync() if text == "sync" else ps.Async()
+    raise argparse.ArgumentTypeError(f"{text}: must be sync, stale:BOUND or async")
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 FRAMES_AT_WORK = 4  # frames of one stream whose tensor work may overlap
 
 
+_numbers = itertools.count()
+
+
 class Storing:
     """First values on their way in."""
 
@@ -55,10 +59,17 @@ Inbound = Incoming | Storing | Contributing
 
 
 class Session:
-    """The server's end of one Exchange."""
+    """The server's end of one Exchange.
+
+    Attributes:
+        number: of two streams of one client, the one with the larger number is the newer.
+        closed: it takes part in nothing any more.
+    """
 
     def __init__(self, service: ServerService, send: Callable[[bytes], Awaitable[None]]) -> None:
         self._service = service
+        self.number = next(_numbers)
+        self.closed = False
         self.outbox = Outbox(send, service.config.limits)
         self._inbound: dict[int, Inbound] = {}
         self._pulls: dict[int, asyncio.Task[None]] = {}
@@ -80,6 +91,7 @@ class Session:
 
     async def close(self) -> None:
         """Frees what never got its last frame; work under way ends first."""
+        self.closed = True
         for pull in self._pulls.values():
             pull.cancel()
         await self._settle()
@@ -96,6 +108,8 @@ class Session:
         Raises:
             InvalidRequestError: the frame itself cannot be read; the stream ends with it.
         """
+        if self.closed:
+            return
         records, payload = decode(message)
         at = 0
         for record in records:
@@ -217,10 +231,10 @@ class Session:
             push.seen(slices)
             return
         self._service.views.check(push.worker, push.job)
-        fresh = await self._service.take(push, good, marks)
+        fresh = self._service.take(push, self, good, marks)
         if group.sync:
             push.gradients.update(fresh)
-        elif fresh and push.weight > 0:
+        elif fresh and push.counts:
             push.staleness += await group.arrive(fresh, push.options, push.bases)
         push.seen(slices)
         if not push.waiting and push.open:
@@ -247,10 +261,10 @@ class Session:
             return
         gradients = {i: push.gradients[i] for i in sorted(push.declared)}
         push.gradients = {}
-        fresh = await self._service.take(push, gradients, push.checksums)
+        fresh = self._service.take(push, self, gradients, push.checksums)
         if push.group.sync:
             push.gradients = fresh
-        elif push.weight > 0:
+        elif push.counts:
             push.staleness += await push.group.arrive(fresh, push.options, push.bases)
         push.seen(list(push.declared))
         await self._complete(push)
@@ -305,7 +319,9 @@ class Session:
 
     def _end_pull(self, request: int) -> None:
         self._pulls.pop(request, None)
-        self._inbound.pop(request, None)
+        inbound = self._inbound.get(request)
+        if isinstance(inbound, Incoming) and not inbound.open:
+            del self._inbound[request]
 
     async def _cancel(self, request: int, _: pb.Cancel) -> None:
         pull = self._pulls.pop(request, None)

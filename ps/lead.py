@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import TypeAlias
 
 from paramserver.core.clock import Advance, Close, Contribution, Decision, Drop, GroupClock
 from paramserver.errors import ParameterServerError
@@ -18,6 +19,7 @@ from paramserver.wire.transport import AsyncChannel
 log = logging.getLogger("paramserver")
 
 KEPT_REPORTS = 4096
+Notices: TypeAlias = "asyncio.Queue[pb.Notice]"
 
 
 def carry_out(group: GroupState, decision: Decision) -> None:
@@ -37,7 +39,7 @@ class Leadership:
         self._group = group
         holders = [group.map.servers[owner] for owner in sorted(set(group.map.owners))]
         self.clock = GroupClock(group.consistency, holders)
-        self._followers: dict[str, asyncio.Queue[pb.Notice]] = {}
+        self._followers: dict[str, Notices] = {}
 
     def observe(self, views: Views) -> None:
         """Takes the newest view."""
@@ -51,8 +53,13 @@ class Leadership:
         worker = WorkerId(staged.rank, staged.incarnation)
         self._decide(self.clock.staged(server, worker, staged.clock, staged.weight))
 
-    def follow(self, server: str, next_clock: int, notices: asyncio.Queue[pb.Notice]) -> None:
-        """A server follows, from a clock on; it hears of what it missed first."""
+    def follow(
+        self, server: str, next_clock: int, lost: Iterable[WorkerId], notices: Notices
+    ) -> None:
+        """A server follows, from a clock on; it hears of what it missed first.
+
+        Drops come after closes: one of these may list a push of a worker that was lost later.
+        """
         name = self._group.spec.name
         self._followers[server] = notices
         if self._group.sync:
@@ -60,8 +67,10 @@ class Leadership:
                 notices.put_nowait(_notice(name, close))
         else:
             notices.put_nowait(pb.Notice(group=name, min_clock=self.clock.min_clock))
+        for worker in lost:
+            notices.put_nowait(_notice(name, Drop(worker)))
 
-    def unfollow(self, notices: asyncio.Queue[pb.Notice]) -> None:
+    def unfollow(self, notices: Notices) -> None:
         """The stream of a server ended."""
         for server in [s for s, q in self._followers.items() if q is notices]:
             del self._followers[server]

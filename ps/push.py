@@ -51,6 +51,11 @@ class Incoming:
     open: bool = True
     progress: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def counts(self) -> bool:
+        """Whether it changes anything: a weight of 0 does not, but additive groups ignore weights."""
+        return self.weight > 0 or not self.group.spec.optimizer
+
     def seen(self, slices: Sequence[int]) -> None:
         """Bytes of these slices have been dealt with."""
         self.waiting.difference_update(slices)

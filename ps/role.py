@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 
 from paramserver.config import ServerConfig
-from paramserver.errors import ConnectionLostError, ParameterServerError
+from paramserver.errors import ConnectionLostError, ParameterServerError, RefusedError
 from paramserver.ps.service import ServerService
 from paramserver.types import PROTOCOL_VERSION
 from paramserver.v1 import common_pb2, scheduler_pb2
@@ -37,11 +37,13 @@ class ServerRole:
         self._scheduler = scheduler
         self._identity = common_pb2.Identity()
         self._heartbeat_s = 1.0
+        self._address = ""
         self.service = ServerService(config, config.name or "", scheduler, connect)
         self.ended = asyncio.Event()
 
     async def register(self, address: str) -> str:
         """Joins the cluster as the server at ``address``; its name."""
+        self._address = address
         request = scheduler_pb2.RegisterRequest(
             protocol=PROTOCOL_VERSION,
             role=scheduler_pb2.ROLE_SERVER,
@@ -69,11 +71,7 @@ class ServerRole:
                 log.warning("waiting for the scheduler: %s", error)
 
     async def run(self) -> None:
-        """Heartbeats and views until cancelled.
-
-        Raises:
-            FencedError: the scheduler has given this server up.
-        """
+        """Heartbeats and views until cancelled."""
         watch = asyncio.create_task(self._watch())
         try:
             while True:
@@ -88,6 +86,10 @@ class ServerRole:
             await self._scheduler.call("Heartbeat", request, timeout=self._heartbeat_s * 2)
         except ConnectionLostError as error:
             log.warning("the scheduler is away: %s", error)
+        except RefusedError as error:  # it gave this server up, or is a new one
+            log.warning("registering anew: %s", error)
+            self.service.reset()
+            await self.register(self._address)
 
     async def _watch(self) -> None:
         while True:

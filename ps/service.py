@@ -12,7 +12,12 @@ from torch import Tensor
 
 from paramserver.config import ServerConfig
 from paramserver.core.ledger import Receipt
-from paramserver.errors import InvalidRequestError, MovedError, ParameterServerError
+from paramserver.errors import (
+    ConnectionLostError,
+    InvalidRequestError,
+    MovedError,
+    ParameterServerError,
+)
 from paramserver.ps.collectives import Collectives
 from paramserver.ps.exchange import Session
 from paramserver.ps.group import GroupState, Staged
@@ -108,9 +113,12 @@ class ServerService:
         """Opens a push in the ledger; a receipt if it is over already."""
         group, worker, clock = push.group, push.worker, push.clock
         key = (group.spec.name, worker, clock)
-        owner = self._owners.get(key)
-        if owner is not None and owner is not session:
+        while (owner := self._owners.get(key)) is not None and owner is not session:
+            if owner.number > session.number:
+                raise ConnectionLostError("this stream is over: its client has opened a newer one")
             await owner.close()  # the client has a new stream; the old one frees or finishes
+        if session.closed:
+            raise ConnectionLostError("this stream is over: its client has opened a newer one")
         ledger = group.ledger
         if activated and ledger.receipt(worker, clock) is None:
             ledger.expect(worker, clock)
@@ -125,10 +133,20 @@ class ServerService:
         self._owners[key] = session
         return None
 
-    async def take(
-        self, push: Incoming, gradients: Mapping[int, Tensor], checksums: Mapping[int, int]
+    def take(
+        self,
+        push: Incoming,
+        session: Session,
+        gradients: Mapping[int, Tensor],
+        checksums: Mapping[int, int],
     ) -> dict[int, Tensor]:
-        """The gradients that were not taken before; they count as taken from now on."""
+        """The gradients that were not taken before; they count as taken from now on.
+
+        Raises:
+            ConnectionLostError: a newer stream of the client has taken over the push.
+        """
+        if self._owners.get((push.group.spec.name, push.worker, push.clock)) is not session:
+            raise ConnectionLostError("this stream is over: its client has opened a newer one")
         ledger = push.group.ledger
         return {
             i: g
@@ -237,7 +255,7 @@ class ServerService:
             if lead is None:
                 raise MovedError(f"{self.name} does not lead group {report.group!r}")
             if report.hello:
-                lead.follow(report.server, report.next_clock, notices)
+                lead.follow(report.server, report.next_clock, self.views.lost(), notices)
             for staged in report.staged:
                 lead.staged(report.server, staged)
 

@@ -16,6 +16,7 @@ from paramserver.scheduler.service import SchedulerService
 from paramserver.wire.client import AsyncGrpcChannel
 from paramserver.wire.methods import SCHEDULER, SCHEDULER_METHODS, SERVER, SERVER_METHODS
 from paramserver.wire.serve import RoleServer
+from tests.proxy import Proxy
 
 T = TypeVar("T")
 
@@ -27,9 +28,12 @@ class Cluster:
         address: of the scheduler.
         scheduler: its service.
         servers: the server services.
+        proxies: in front of the servers, if asked for.
     """
 
-    def __init__(self, servers: int, workers: int, *, lease_s: float, assign: str) -> None:
+    def __init__(
+        self, servers: int, workers: int, *, lease_s: float, assign: str, proxies: bool
+    ) -> None:
         self.config = SchedulerConfig(
             workers=workers,
             servers=servers,
@@ -42,6 +46,7 @@ class Cluster:
         self._thread.start()
         self._stops: list[Callable[[], Any]] = []
         self.servers: list[Any] = []
+        self.proxies: list[Proxy] | None = [] if proxies else None
         self.run(self._start(servers))
 
     def run(self, work: Any) -> Any:
@@ -62,8 +67,14 @@ class Cluster:
         channel = AsyncGrpcChannel(self.address)
         role = ServerRole(config, channel, AsyncGrpcChannel)
         shell = RoleServer(SERVER.full_name, SERVER_METHODS, role.service)
-        port = await shell.start("127.0.0.1:0")
-        await role.register(f"127.0.0.1:{port}")
+        address = f"127.0.0.1:{await shell.start('127.0.0.1:0')}"
+        if self.proxies is not None:
+            proxy = Proxy(len(self.proxies))
+            self.proxies.append(proxy)
+            proxy.forward_to(address)
+            address = await proxy.start()
+            self._stops.append(proxy.stop)
+        await role.register(address)
         beats = asyncio.create_task(role.run())
         self.servers.append(role.service)
         self._stops += [beats.cancel, lambda: shell.stop(0), role.service.close, channel.close]
@@ -121,10 +132,19 @@ def in_threads(calls: Sequence[Callable[[], T]]) -> list[T]:
 
 @contextmanager
 def cluster(
-    servers: int = 1, workers: int = 1, *, lease_s: float = 10.0, assign: str = "round-robin"
+    servers: int = 1,
+    workers: int = 1,
+    *,
+    lease_s: float = 10.0,
+    assign: str = "round-robin",
+    proxies: bool = False,
 ) -> Iterator[Cluster]:
-    """A cluster that is checked for its invariants and ended."""
-    made = Cluster(servers, workers, lease_s=lease_s, assign=assign)
+    """A cluster that is checked for its invariants and ended.
+
+    Args:
+        proxies: put a breakable proxy in front of every server.
+    """
+    made = Cluster(servers, workers, lease_s=lease_s, assign=assign, proxies=proxies)
     try:
         yield made
         made.check_invariants()

@@ -1,4 +1,4 @@
-"""A scheduler in memory, for what stands above the wire: replies at once, remembers what it heard."""
+"""A scheduler in memory: replies at once, and remembers what it heard."""
 
 from __future__ import annotations
 

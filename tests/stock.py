@@ -52,9 +52,7 @@ class StockWorker:
         self._store()
         active = self._ask(scheduler_pb2.SetActiveRequest, active=True)
         self.identity.view = self.scheduler.SetActive(active).view
-        request = pb.ActivateRequest(
-            worker=self.identity, group="g", map_version=self.map.version
-        )
+        request = pb.ActivateRequest(worker=self.identity, group="g", map_version=self.map.version)
         self.clock = self.server.Activate(request).clock
 
     def view(self, reply: scheduler_pb2.AwaitStartReply) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
+
 from paramserver.cli.main import COMMANDS, main
 from paramserver.cli.progress import Progress
 from paramserver.cli.state import State, add_server, balance, from_status, waits
@@ -20,7 +22,6 @@ from paramserver.cli.status import duration, render, size
 from paramserver.errors import ConnectionLostError, UsageError
 from paramserver.launch import report_exit
 from paramserver.v1 import common_pb2, scheduler_pb2, server_pb2
-from rich.console import Console
 
 COMMAND = [sys.executable, "-m", "paramserver"]
 
@@ -378,9 +379,11 @@ def test_servers_add_what_they_know(state: State) -> None:
     lead = server_pb2.GroupStatus(
         group="model", slices=2, bytes=2000, version=21, min_clock=9, lead=True, waiting="for w-1"
     )
+    lead.workers.append(server_pb2.WorkerClock(rank=0, clock=15, active=True))
     add_server(state, state["members"][0], server_pb2.DescribeReply(groups=[lead], duplicates=3))
     add_server(state, state["members"][1], ConnectionLostError("no answer"))
     assert state["servers"][0]["duplicates"] == 3
+    assert state["members"][2]["clocks"] == {"model": 15}  # the lead knows better
     assert state["servers"][1]["error"] == "no answer"
     assert (state["groups"][0]["version"], state["groups"][0]["min_clock"]) == (21, 9)
     assert waits(state) == [

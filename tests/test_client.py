@@ -31,7 +31,7 @@ DATA = TensorDataset(X, Y)
 
 def network(norm: bool = True) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)]
-    return nn.Sequential(*(layers[:1] + [nn.BatchNorm1d(8)] + layers[1:] if norm else layers))
+    return nn.Sequential(*([*layers[:1], nn.BatchNorm1d(8), *layers[1:]] if norm else layers))
 
 
 def train(client: ps.Client, epochs: int = 2, **how: Any) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def test_state_dict_is_plain_pytorch() -> None:
         other = network()
         other.load_state_dict(state, strict=True)
         # Steps travel as bf16, state_dict does not.
-        weight = other[0].weight.detach()
+        weight = cast(Tensor, other[0].weight).detach()
         assert not torch.equal(weight, weight.bfloat16().float())
         with pytest.raises(NotFoundError, match="nothing"):
             client.state_dict("nothing")
@@ -272,36 +272,33 @@ def test_a_missing_worker_is_named() -> None:
 
 
 def test_who_does_not_come_to_a_barrier_is_named() -> None:
-    def work(client: ps.Client) -> None:
-        if client.rank == 0:
-            client.barrier("go")
+    late = threading.Event()
 
-    with cluster(workers=2) as c:
-        stay = c.connect("worker-1") if False else None
-        assert stay is None
-        late = threading.Event()
+    def come(c: Cluster) -> None:
+        try:
+            with c.connect("here", wait_timeout=0.5) as client:
+                client.barrier("go")
+        finally:
+            late.set()
 
-        def idle() -> None:
-            with c.connect("worker-1"):
-                assert late.wait(20)
+    def stay_away(c: Cluster) -> None:
+        with c.connect("elsewhere"):
+            assert late.wait(20)
 
-        def come() -> None:
-            try:
-                with c.connect("worker-0", wait_timeout=0.5) as client:
-                    work(client)
-            finally:
-                late.set()
-
-        with pytest.raises(WaitTimeoutError, match="worker-1"):
-            in_threads([come, idle])
+    with cluster(workers=2) as c, pytest.raises(WaitTimeoutError, match="elsewhere"):
+        in_threads([lambda: come(c), lambda: stay_away(c)])
 
 
 def test_a_failure_in_a_with_block_is_reported_and_its_data_returns() -> None:
     with cluster() as c:
-        with pytest.raises(ZeroDivisionError), c.connect() as client:
+
+        def work(client: ps.Client) -> None:
             client.optimizer(network(), torch.optim.SGD, lr=0.1)
             for _ in client.loader(DATA, 8, shard_size=8):
-                1 / 0  # noqa: B018
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            c.workers(work)
         found = status(c)
     (data,) = found.datasets
     assert (data.leased, data.samples_done) == (0, 0)
@@ -320,9 +317,7 @@ def test_two_optimizers_two_groups_one_loader() -> None:
     def work(client: ps.Client) -> tuple[int, int]:
         a, b = nn.Linear(6, 2), nn.Linear(6, 2)
         first = client.optimizer(a, torch.optim.SGD, lr=0.1, group="a")
-        second = client.optimizer(
-            b, torch.optim.Adam, lr=0.1, group="b", consistency=ps.Stale(1)
-        )
+        second = client.optimizer(b, torch.optim.Adam, lr=0.1, group="b", consistency=ps.Stale(1))
         for x, y in client.loader(DATA, 8):
             for model, optimizer in ((a, first), (b, second)):
                 optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""Batches, leases, loaders: what is done, what goes back, who waits when."""
+"""The loader: what is done, what goes back, who waits when."""
 
 from __future__ import annotations
 
@@ -6,119 +6,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import hypothesis.strategies as st
 import pytest
-import torch
-from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader
 
-from paramserver.errors import (
-    ConfigurationError,
-    ConnectionLostError,
-    InvalidRequestError,
-    MismatchError,
-    UnsupportedError,
-    UsageError,
-)
-from paramserver.types import Span, WorkerId
-from paramserver.worker.batches import Batch, Batches, Ticket, merged
-from paramserver.worker.data import (
-    LeaseBatchSampler,
-    LeaseLoader,
-    LeaseShards,
-    check_options,
-    default_shard_size,
-)
-from paramserver.worker.leases import LeaseSource, Order
-from paramserver.worker.session import Session
-from paramserver.worker.sources import dataset_spec
-from tests.fakes import FakeScheduler, fake_session
-
-Data = Dataset[Any]
-
-
-class Rig:
-    """One worker with a data set of ``size`` samples, and what it was told."""
-
-    def __init__(self, size: int, batch: int, *, shard: int | None = None, **how: Any) -> None:
-        self.scheduler = FakeScheduler()
-        self.session: Session = fake_session(self.scheduler)
-        self.session.add_group("model", lambda: 0, lambda: None)
-        self.active: list[bool] = []
-        options = {"shuffle": False, "seed": 0, "assign": None, "shard_size": shard, **how}
-        spec = dataset_spec("train", size, batch, **options)
-        self.source = LeaseSource(self.session, spec, lambda view, idle: self.active.append(idle))
-        self.dataset = TensorDataset(torch.arange(size))
-        self.asked = 0
-
-    @property
-    def queue(self) -> Any:
-        return self.scheduler.queues["train"]
-
-    def sampler(self, drop_last: bool = False) -> LeaseBatchSampler:
-        return LeaseBatchSampler(self.source, lambda: 1, drop_last)
-
-    def loader(self, *, drop_last: bool = False, **options: Any) -> LeaseLoader:
-        return LeaseLoader(self.dataset, self.sampler(drop_last), self._ask, **options)
-
-    def shards(self) -> LeaseShards:
-        return LeaseShards(self.source, self._ask)
-
-    def _ask(self) -> None:
-        self.asked += 1
-
-    def push(self, *, dropped: bool = False) -> Ticket:
-        ticket = self.session.begin_push("model")
-        self.session.settle_push(ticket, dropped=dropped)
-        return ticket
-
-    def other(self, rank: int = 1) -> WorkerId:
-        who = WorkerId(rank, 1)
-        self.queue.join(who)
-        self.queue.use(who)
-        return who
+from paramserver.errors import ConnectionLostError, UsageError
+from paramserver.types import Span
+from tests.rig import Rig, indices, rigs
 
 
 @pytest.fixture
 def rig() -> Iterator[Callable[..., Rig]]:
-    made: list[Rig] = []
-
-    def make(*args: Any, **options: Any) -> Rig:
-        made.append(Rig(*args, **options))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.session.stop()
-        for queue in each.scheduler.queues.values():
-            queue.check_invariants()
-
-
-def indices(batch: Any) -> list[int]:
-    values: list[int] = batch[0].tolist()
-    return values
-
-
-# The order of an epoch
-
-
-def test_order_is_a_permutation_that_seed_and_epoch_decide() -> None:
-    order = Order(100, 3, True)
-    first = order.indices(0, 0, 100)
-    assert sorted(first) == list(range(100))
-    assert order.indices(1, 0, 100) != first
-    assert Order(100, 3, True).indices(0, 40, 60) == first[40:60]
-    assert Order(100, 4, True).indices(0, 0, 100) != first
-    # The next seed does not begin with this seed's second epoch.
-    assert Order(100, 4, True).indices(0, 0, 100) != Order(100, 3, True).indices(1, 0, 100)
-
-
-def test_order_without_shuffle_is_the_data_sets() -> None:
-    assert Order(10, 3, False).indices(5, 2, 6) == [2, 3, 4, 5]
-
-
-# The loader
+    with rigs() as make:
+        yield make
 
 
 def test_a_pass_is_an_epoch(rig: Callable[..., Rig]) -> None:
@@ -185,11 +84,9 @@ def test_batches_without_a_push_wait_for_the_next_one(rig: Callable[..., Rig]) -
 def test_a_dropped_push_returns_its_batch(rig: Callable[..., Rig]) -> None:
     r = rig(8, 4)
     seen: Counter[int] = Counter()
-    dropped = 0
-    for batch in r.loader():
+    for number, batch in enumerate(r.loader()):
         seen.update(indices(batch))
-        r.push(dropped=not dropped)
-        dropped += 1
+        r.push(dropped=number == 0)
     assert sorted(seen.elements()) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7]
     assert r.queue.counts().requeued == 1
 
@@ -235,7 +132,7 @@ def test_a_pass_after_a_break_goes_on_with_the_same_epoch(rig: Callable[..., Rig
             break
     assert seen == list(range(12))
     assert r.source.epoch == 0
-    assert [indices(b) for b in loader][0] == [0, 1, 2, 3]  # nothing left: the next epoch
+    assert indices(list(loader)[0]) == [0, 1, 2, 3]  # nothing left: the next epoch  # noqa: RUF015
     assert r.source.epoch == 2
 
 
@@ -367,217 +264,3 @@ def test_a_peek_costs_nothing(rig: Callable[..., Rig]) -> None:
     loader = r.loader()
     next(iter(loader))
     assert sorted(i for b in loader for i in indices(b)) == list(range(8))
-
-
-# The sampler
-
-
-def test_sampler_settles_the_oldest_batch_with_each_push(rig: Callable[..., Rig]) -> None:
-    r = rig(12, 4, shard=12)
-    drawing = iter(r.sampler())
-    assert [next(drawing), next(drawing)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert r.session.samples_since("model") == 4
-    assert [(s.start, s.stop) for s in r.push().spans] == [(0, 4)]
-    r.source.report()
-    assert r.queue.counts().samples_done == 4
-
-
-def test_sampler_in_a_plain_dataloader_serves_epochs(rig: Callable[..., Rig]) -> None:
-    r = rig(12, 4)
-    loader = DataLoader(r.dataset, batch_sampler=r.sampler(), num_workers=2)
-    for _ in range(2):
-        seen = []
-        for batch in loader:
-            seen += indices(batch)
-            r.push()
-        assert seen == list(range(12))
-    r.source.finish()
-    r.source.report()
-    assert r.queue.drained
-    assert r.queue.counts().unpushed == 0
-
-
-def test_sampler_never_waits_while_it_holds_batches(rig: Callable[..., Rig]) -> None:
-    r = rig(12, 4)
-    r.queue.next(r.other(), 0, 1)
-    assert len(list(r.sampler())) == 2  # and ends: the third shard is another worker's
-    assert [request.wait_s for request in r.scheduler.heard("NextShard")] == [0, 0, 0]
-
-
-def test_sampler_state_names_the_data_set_and_moves_nothing(rig: Callable[..., Rig]) -> None:
-    r, other = rig(12, 4), rig(13, 4)
-    sampler = r.sampler()
-    sampler.load_state_dict(sampler.state_dict())
-    with pytest.raises(MismatchError, match="size=13"):
-        sampler.load_state_dict(other.sampler().state_dict())
-
-
-# Raw shards
-
-
-def test_shards_are_done_on_leaving_the_body(rig: Callable[..., Rig]) -> None:
-    r = rig(10, 1, shard=4)
-    shards = r.shards()
-    for epoch in range(2):
-        seen = []
-        for shard in shards:
-            assert (shard.epoch, shard.stop - shard.start) == (epoch, len(shard.indices))
-            assert r.push().spans == ()  # done as a whole, not by a push
-            seen += shard.indices
-        assert seen == list(range(10))
-    assert r.queue.drained
-
-
-def test_shards_left_early_go_back(rig: Callable[..., Rig]) -> None:
-    r = rig(10, 1, shard=4)
-    for shard in r.shards():
-        if shard.start:
-            break
-    counts = r.queue.counts()
-    assert (counts.samples_done, counts.leased) == (4, 0)
-
-
-def test_shards_do_not_weigh(rig: Callable[..., Rig]) -> None:
-    r = rig(10, 1, shard=4)
-    for _ in r.shards():
-        assert r.session.samples_since("model") is None
-
-
-@pytest.mark.parametrize(("samples", "size"), [(1, 1), (64, 1), (65, 2), (6400, 100)])
-def test_default_size_of_raw_shards(samples: int, size: int) -> None:
-    assert default_shard_size(samples) == size
-
-
-# Refusals
-
-
-def test_two_uses_of_one_name_must_agree(rig: Callable[..., Rig]) -> None:
-    r = rig(10, 4)
-    same = dataset_spec("train", 10, 4, shuffle=False, seed=0, shard_size=None, assign=None)
-    r.source.agrees(same)
-    other = dataset_spec("train", 10, 4, shuffle=False, seed=1, shard_size=None, assign=None)
-    with pytest.raises(InvalidRequestError, match="seed=0, now seed=1"):
-        r.source.agrees(other)
-
-
-@pytest.mark.parametrize(
-    ("bad", "why"),
-    [
-        ({"size": 0}, "samples=0"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"shard_size": 0}, "shard_size=0"),
-        ({"assign": "fair"}, "round-robin, random, dynamic"),
-    ],
-)
-def test_values_that_cannot_work(bad: dict[str, Any], why: str) -> None:
-    good = {"size": 8, "batch_size": 4, "shuffle": True, "seed": 0, "shard_size": None}
-    with pytest.raises(ConfigurationError, match=why):
-        dataset_spec("train", **{"assign": None, **good, **bad})
-
-
-class Stream(IterableDataset[int]):
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(3))
-
-
-@pytest.mark.parametrize(
-    ("dataset", "options", "why"),
-    [
-        (TensorDataset(torch.zeros(3)), {"in_order": False}, "in_order"),
-        (TensorDataset(torch.zeros(3)), {"sampler": [1]}, "sampler"),
-        (TensorDataset(torch.zeros(3)), {"batch_sampler": [[1]]}, "batch_sampler"),
-        (Stream(), {}, "no length"),
-    ],
-)
-def test_options_that_leases_cannot_serve(dataset: Data, options: Any, why: str) -> None:
-    with pytest.raises(UnsupportedError, match=why):
-        check_options(dataset, options)
-
-
-# The account
-
-
-def test_neighbouring_spans_are_joined() -> None:
-    spans = [Span(1, 4, 8), Span(2, 8, 9), Span(1, 0, 4)]
-    assert merged(spans) == [Span(1, 0, 8), Span(2, 8, 9)]
-
-
-class Account(RuleBasedStateMachine):
-    """Whatever happens, each sample drawn is reported once, done or returned, or still held."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.batches = Batches()
-        self.batches.add_group("g")
-        self.position = 0
-        self.current: Batch | None = None
-        self.tickets: list[Ticket] = []
-        self.done: Counter[int] = Counter()
-        self.returned: Counter[int] = Counter()
-        self.drawn = 0
-
-    @rule()
-    def draw(self) -> None:
-        self.batches.draw(Batch("d", Span(1, self.position, self.position + 2)))
-        self.position += 2
-        self.drawn += 1
-
-    @precondition(lambda self: self.drawn)
-    @rule()
-    def hand_out(self) -> None:
-        if self.current is not None:
-            self.batches.leave(self.current)
-        self.current = self.batches.hand_out("d")
-        self.drawn -= 1
-
-    @rule(group=st.sampled_from(["g", "h"]))
-    def push(self, group: str) -> None:
-        self.tickets.append(self.batches.begin(group))
-
-    @precondition(lambda self: self.tickets)
-    @rule(data=st.data(), how=st.sampled_from(["applied", "dropped", "aborted"]))
-    def end_push(self, data: st.DataObject, how: str) -> None:
-        ticket = self.tickets.pop(data.draw(st.integers(0, len(self.tickets) - 1)))
-        if how == "aborted":
-            self.batches.abort(ticket)
-        else:
-            self.batches.settle(ticket, dropped=how == "dropped")
-
-    @rule()
-    def end_pass(self) -> None:
-        for ticket in self.tickets:
-            self.batches.settle(ticket)
-        self.tickets = []
-        self.batches.break_off("d")
-        self.batches.end("d")
-        self.current = None
-        self.drawn = 0
-        assert not self.batches.undone("d")
-
-    @rule(lost=st.booleans())
-    def report(self, lost: bool) -> None:
-        report = self.batches.take_report("d")
-        if lost:
-            self.batches.put_back("d", report)
-            return
-        for span in report.done:
-            self.done.update(range(span.start, span.stop))
-        for span in report.returned:
-            self.returned.update(range(span.start, span.stop))
-
-    @invariant()
-    def nothing_is_reported_twice(self) -> None:
-        assert max((self.done + self.returned).values(), default=1) == 1
-
-    @invariant()
-    def weights_are_never_negative(self) -> None:
-        assert (self.batches.samples_since("g") or 0) >= 0
-
-    def teardown(self) -> None:
-        self.end_pass()
-        self.report(False)
-        assert sorted((self.done + self.returned).elements()) == list(range(self.position))
-
-
-TestAccount = Account.TestCase
-TestAccount.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -131,6 +131,51 @@ def test_sync_equals_one_process_for_every_rule(
     assert_bit_equal(results[0], wanted)
 
 
+@pytest.mark.parametrize("servers", [1, 2])
+def test_sync_over_many_buckets_and_all_types(servers: int) -> None:
+    """Tensors of several megabytes, of every floating type, without dimensions, and empty."""
+    shapes = {"big": (900, 700), "wide": (3, 200_001), "scalar": (), "empty": (0, 5)}
+    dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+    def values(rank: int, step: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(100 * rank + step)
+        return {
+            f"{name}.{dtype}".replace("torch.", ""): torch.randn(shape, generator=generator).to(
+                dtype
+            )
+            for name, shape in shapes.items()
+            for dtype in dtypes
+        }
+
+    def work(client: ps.Client) -> dict[str, Tensor]:
+        group = client.register("g", values(9, 9), torch.optim.SGD, lr=0.5, momentum=0.5)
+        for step in range(3):
+            group.push_pull(values(client.rank, step), weight=1 + client.rank)
+        return group.pull()
+
+    with cluster(servers, 2) as c:
+        found = c.workers(work)
+    wanted = values(9, 9)
+    optimizer = torch.optim.SGD(list(wanted.values()), lr=0.5, momentum=0.5)
+    for step in range(3):
+        parts = [
+            (
+                1.0 + rank,
+                {
+                    n: v.float() if v.dtype.itemsize == 2 else v
+                    for n, v in values(rank, step).items()
+                },
+            )
+            for rank in range(2)
+        ]
+        for name, gradient in mean_gradients(parts).items():
+            wanted[name].grad = gradient.to(wanted[name].dtype)
+        optimizer.step()
+    for name in wanted:
+        assert torch.equal(found[0][name], wanted[name].detach()), name
+        assert torch.equal(found[1][name], wanted[name].detach()), name
+
+
 def test_one_worker_is_plain_pytorch() -> None:
     rule, options = torch.optim.Adam, {"lr": 0.01}
     with cluster(2, 1) as c:

@@ -62,7 +62,9 @@ def test_a_torn_push_is_finished_by_its_retry(worker: StockWorker) -> None:
         [pb.Record(request=7, push=worker.push(0)), pb.Record(request=7, data=half)],
         ones().tobytes()[: both.data.sizes[0]],
     )
-    while not np.array_equal(worker.pull()[: worker.map.slice_elements], ones()[: worker.map.slice_elements]):
+    while not np.array_equal(
+        worker.pull()[: worker.map.slice_elements], ones()[: worker.map.slice_elements]
+    ):
         pass  # until the first slice is applied
     stream.answers.cancel()
     worker.add(0, ones())

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from paramserver.cli.exits import Failure, block, last_words, root_cause
 from paramserver.cli.output import Output, colour_of, prefixed
 from paramserver.errors import JobFailedError
@@ -383,12 +384,13 @@ def test_the_scheduler_knows_when_no_process_of_ours_is_to_blame() -> None:
 
 def test_block_says_who_where_how_and_what() -> None:
     cause, other = failure("worker-1", TRACEBACK), failure("worker-0", FOLLOWED)
-    text = block(cause, [other, cause], "worker-1 failed\nTraceback ...")
+    text = block(cause, [other, cause], "server ps-0 was lost\nmore")
     shown = text.splitlines()
     assert shown[0].strip("─") == " root cause "
     assert shown[1:3] == ["worker-1 failed first: exit code 1", "host box, pid 7, after 2.5 s"]
     assert "  ValueError: bad" in shown
-    assert "the scheduler says: worker-1 failed" in shown
+    assert "the scheduler says: server ps-0 was lost" in shown
+    assert "scheduler says" not in block(cause, [], "worker-1 (rank 1) failed: Traceback")
     assert "then: worker-0 (exit code 1)" in shown
 
 
@@ -396,6 +398,7 @@ def test_block_names_the_signal_and_the_restarts() -> None:
     killed = Failure(name="worker-1", code=137, restarts=3)
     assert "exit code 137 (SIGKILL)" in block(killed)
     assert "restarts 3" in block(killed)
+    assert "  nothing on standard error" in block(killed)
     assert "no process of this cluster" in block(Failure(name="job", code=None, text="x"))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from paramserver.errors import ConfigurationError, JobFailedError, WaitTimeoutError
 from paramserver.local import local_cluster
 from paramserver.local_job import LocalJob, SpawnedWorker, replaced_environment

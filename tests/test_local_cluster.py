@@ -10,6 +10,7 @@ from types import ModuleType
 
 import psutil
 import pytest
+
 from paramserver.errors import JobFailedError
 from paramserver.local import LocalCluster, local_cluster
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from paramserver.cli import run as run_module
 from paramserver.cli.output import Output
 from paramserver.cli.run import Plan, Supervisor

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from paramserver.launch import cores
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -383,7 +383,7 @@ class Client:
             return
         self._sources.finish()
         self._schedule.send()
-        self._scalars.send()
+        self._session.beat()  # the last figures, and what was logged since the one before
 
     def _release(self) -> None:
         exits.forget(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ log = logging.getLogger("paramserver")
 Part: TypeAlias = Callable[[], Iterable[tuple[pb.Record, Sequence[Piece]]]]
 
 RECORDS_PER_FRAME = 256
+FIRST_PAUSE, LAST_PAUSE = 0.05, 2.0  # seconds between streams, doubling while nothing is heard
 _numbers = itertools.count(1)
 
 
@@ -68,6 +70,7 @@ class Link:
         self._stream: FrameStream | None = None
         self._generation = 0
         self._closed = False
+        self._heard = False  # something, on the present stream
         self._reader: threading.Thread | None = None
 
     def submit(self, request: Request, part: Part) -> None:
@@ -112,41 +115,39 @@ class Link:
     # The reader's thread
 
     def _run(self) -> None:
-        pause = 0.05
+        pause = FIRST_PAUSE
         while not self._closed:
+            self._heard = False
             try:
                 self._check()
-                if self._read_stream():
-                    pause = 0.05
+                self._read_stream()
             except (ConnectionLostError, ChecksumError) as error:
                 if not self._closed:
                     log.info("stream to %s broke, sending again: %s", self._address, error)
             except ParameterServerError as error:
                 self._fail_all(error)
+            pause = FIRST_PAUSE if self._heard else min(2 * pause, LAST_PAUSE)
             with self._changed:
-                self._changed.wait_for(lambda: self._closed, pause)
-            pause = min(2 * pause, 2.0)
+                self._changed.wait_for(lambda: self._closed, pause * random.uniform(0.5, 1.0))
         self._fail_all(ConnectionLostError(f"the connection to {self._address} was closed"))
 
-    def _read_stream(self) -> bool:
-        """One stream, from its opening to its end; True if it had answers."""
+    def _read_stream(self) -> None:
+        """One stream, from its opening to its end."""
         with self._changed:
             self._generation += 1
             generation = self._generation
             self._queue = deque((r, p) for r in self._outstanding.values() for p in r.parts)
-        heard = False
         try:
             stream = self._transport.server(self._address).exchange(self._outgoing(generation))
             self._stream = stream
             for message in stream:
-                heard = True
+                self._heard = True
                 self._receive(message)
         finally:
             with self._changed:
                 self._stream = None
                 self._generation += 1  # ends the sender of this stream
                 self._changed.notify_all()
-        return heard
 
     def _receive(self, message: bytes) -> None:
         records, payload = decode(message)

@@ -370,6 +370,8 @@ class Session:
             if self._end is None:
                 method, request = self._farewell(failure, fatal, code)
                 self.scheduler.call(method, request, timeout=LEAVE_S)
+        except FencedError as error:
+            logger.warning("left already: %s", error)
         finally:
             self.stop()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 
-import paramserver as ps
 import torch
+
+import paramserver as ps
 
 
 def who() -> tuple[str | None, int, int]:

@@ -8,10 +8,11 @@ import signal
 import threading
 from pathlib import Path
 
-import paramserver as ps
 import torch
 import torch.nn.functional as F
 from torch.utils.data import TensorDataset
+
+import paramserver as ps
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 import paramserver as ps
 from paramserver.bench.processes import Agent, Fleet, peak_rss, rss
 from paramserver.bench.product import start_workers
-from paramserver.bench.results import Check, Label, Row, Section
+from paramserver.bench.results import Check, Row, Section
 from paramserver.bench.settings import MIB, Settings
 from paramserver.bench.stats import Stat, slope
 
@@ -61,7 +61,7 @@ class Cluster:
 
     def step(self, steps: int) -> None:
         """All workers step together."""
-        self.fleet.ask_each(range(len(self.fleet)), "step", steps, timeout=600.0)
+        self.fleet.ask_each(range(len(self.fleet)), "step", steps, timeout=300.0)
 
 
 def allowed_peak(model: int, workers: int) -> float:
@@ -88,15 +88,11 @@ def _peak(section: Section, model: int) -> None:
         cluster.step(LARGE_STEPS)
         peak = peak_rss(cluster.roles["server"])
     allowed = allowed_peak(model, WORKERS)
-    labels: dict[str, Label] = {
-        "what": "server's peak",
-        "model MiB": model // MIB,
-        "workers": WORKERS,
-    }
+    labels = {"when": f"peak, {model // MIB} MiB with Adam, {WORKERS} workers"}
     metrics = {
         "MiB": Stat((peak / MIB,)),
         "allowed MiB": Stat((allowed / MIB,)),
-        "before the first step MiB": Stat((idle / MIB,)),
+        "before MiB": Stat((idle / MIB,)),
     }
     section.rows.append(Row("server", labels, metrics))
     name = f"server's peak, {model // MIB} MiB model with Adam, MiB"
@@ -116,7 +112,7 @@ def _growth(section: Section, steps: int) -> None:
     for role, sizes in seen.items():
         growth = slope(at, sizes)
         metrics = {"MiB": Stat((sizes[-1] / MIB,)), "bytes/step": Stat((growth,))}
-        section.rows.append(Row(role, {"what": f"after {steps} steps"}, metrics))
+        section.rows.append(Row(role, {"when": f"after {steps} steps"}, metrics))
         name = f"growth of the {role} over {steps} steps, bytes per step"
         section.checks.append(Check(name, growth, "<=", ALLOWED_GROWTH))
 

@@ -99,9 +99,10 @@ def block(cause: Failure, others: Sequence[Failure] = (), message: str = "") -> 
         lines.append(f"{cause.name} failed first: {describe_exit(cause.code)}")
         facts = f"host {cause.host}, pid {cause.pid}, after {cause.after_s:.1f} s"
         lines.append(facts + (f", restarts {cause.restarts}" if cause.restarts else ""))
-    lines += [f"  {line}" for line in cause.text.splitlines()]
+    said = cause.text or "nothing on standard error"
+    lines += [f"  {line}" for line in said.splitlines()]
     first_line = message.partition("\n")[0]
-    if first_line and first_line not in cause.text:
+    if first_line and first_line not in cause.text and not first_line.startswith(cause.name):
         lines.append(f"the scheduler says: {first_line}")
     also = [
         f"{f.name} ({describe_exit(f.code)})" for f in others if f != cause and f.code is not None

@@ -52,6 +52,7 @@ class Output:
         self._closed: set[str] = set()
         self._muted: set[tuple[str, str]] = set()
         self._live: Live | None = None
+        self._ending = False
         self.live = not quiet and is_terminal(sys.stderr)
 
     def __enter__(self) -> Output:
@@ -71,9 +72,15 @@ class Output:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._live is not None:
-            live, self._live = self._live, None
-            live.stop()
+        self.end()
+
+    def end(self) -> None:
+        """The cluster is being stopped: no live line, no more word of schedulers and servers."""
+        self._ending = True
+        with self._lock:
+            if self._live is not None:
+                self._live.stop()
+                self._live = None
 
     def status(self, line: str) -> None:
         """Replaces the live line; where there is no terminal, prints it."""
@@ -93,7 +100,7 @@ class Output:
 
     def line(self, child: Child, stream: str, line: str) -> None:
         """A line that a child wrote."""
-        if self.quiet and child.role != "worker":
+        if (self.quiet or self._ending) and child.role != "worker":
             return
         if child.stopped and self._is_farewell(child, stream, line):
             return

@@ -120,8 +120,9 @@ def servers(state: State) -> list[Any]:
 
 def epochs_done(dataset: State) -> int:
     """How many epochs of a data set are over."""
-    drained = dataset["shards"] > 0 and dataset["done"] == dataset["shards"]
-    return int(dataset["epoch"]) + drained
+    drained: bool = dataset["shards"] > 0 and dataset["done"] == dataset["shards"]
+    epoch: int = dataset["epoch"]
+    return epoch + drained
 
 
 def count(number: float, noun: str) -> str:

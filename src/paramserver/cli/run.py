@@ -262,7 +262,7 @@ class Supervisor:
         source = Source(self._address)
         while not self._ended.wait(POLL_S):
             with contextlib.suppress(ParameterServerError):
-                self._events.put(source.gather(servers=False, timeout=2.0))
+                self._events.put(source.gather(timeout=2.0))
         source.close()
 
     def _on_state(self, state: State) -> None:
@@ -292,6 +292,7 @@ class Supervisor:
 
     def _stop_all(self) -> None:
         self._ended.set()
+        self._output.end()
         there = [child for child in self.children.values() if child.code is None]
         if self._signals:
             name = signal_name(128 + self._signals[0])

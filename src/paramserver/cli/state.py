@@ -70,6 +70,7 @@ class Source:
             for member in state["members"]:
                 if member["role"] == "ps" and member["state"] not in GONE:
                     add_server(state, member, self._describe(member["address"], timeout))
+        add_lags(state["members"])
         state["waits"] = waits(state)
         return state
 
@@ -93,7 +94,7 @@ def from_status(address: str, reply: scheduler_pb2.StatusReply) -> State:
     """The state as the scheduler alone knows it; keys as in ``Source.gather``."""
     workers = {worker.name: worker for worker in reply.workers}
     members = [_member(member, workers.get(member.name)) for member in reply.view.members]
-    _add_lags(members)
+    add_lags(members)
     return {
         "scheduler": address,
         "job": {
@@ -135,7 +136,8 @@ def _member(member: scheduler_pb2.Member, worker: scheduler_pb2.WorkerStatus | N
     }
 
 
-def _add_lags(members: list[State]) -> None:
+def add_lags(members: list[State]) -> None:
+    """Sets how many clocks each live worker is behind the fastest of each group."""
     live = [member for member in members if member["state"] not in GONE]
     fastest: dict[str, int] = {}
     for member in live:
@@ -218,6 +220,16 @@ def add_server(state: State, member: State, reply: Any) -> None:
             groups[status.group]["version"] = status.version
             groups[status.group]["min_clock"] = status.min_clock
             groups[status.group]["waiting"] = status.waiting
+            _set_clocks(state, status)
+
+
+def _set_clocks(state: State, status: server_pb2.GroupStatus) -> None:
+    # Heartbeats tell each worker's clock at another moment; the lead knows all of them at one.
+    known = {(clock.rank, clock.incarnation): clock.clock for clock in status.workers}
+    for member in state["members"]:
+        clock = known.get((member["rank"], member["incarnation"]))
+        if clock is not None and member["role"] == "worker":
+            member["clocks"][status.group] = clock
 
 
 def waits(state: State) -> list[dict[str, str]]:

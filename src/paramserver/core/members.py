@@ -101,3 +101,9 @@ def worker_id(member: Member) -> WorkerId:
 def view_order(member: Member) -> tuple[int, int, int, str]:
     """Sorts servers before workers before readers; by length first, so ps-10 is behind ps-9."""
     return _ORDER[member.role], member.rank, len(member.name), member.name
+
+
+def name_number(name: str, prefix: str) -> int | None:
+    """3 for "worker-3": the rank that such a name would like."""
+    head, _, number = name.rpartition("-")
+    return int(number) if head == prefix and number.isascii() and number.isdecimal() else None
