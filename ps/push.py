@@ -53,7 +53,7 @@ class Incoming:
 
     @property
     def counts(self) -> bool:
-        """Whether it changes anything: a weight of 0 does not, but additive groups ignore weights."""
+        """Whether it changes values: not with weight 0, which additive groups ignore."""
         return self.weight > 0 or not self.group.spec.optimizer
 
     def seen(self, slices: Sequence[int]) -> None:
@@ -98,7 +98,7 @@ def beside(slices: Sequence[int], numbers: Sequence[int]) -> dict[int, int]:
     """
     if len(numbers) not in (0, len(slices)):
         raise InvalidRequestError(
-            f"{len(slices)} slices with {len(numbers)} versions beside them; must be as many, or none"
+            f"{len(slices)} slices with {len(numbers)} versions beside them: as many, or none"
         )
     return dict(zip(slices, numbers, strict=False))
 

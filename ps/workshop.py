@@ -24,7 +24,7 @@ class Workshop:
     async def run(
         self, lock: threading.Lock, size: int, function: Callable[..., T], *args: object
     ) -> T:
-        """``function(*args)`` under ``lock``: here if small and the lock is free, else in a thread."""
+        """``function(*args)`` under ``lock``: here if small and the lock free, else in a thread."""
         if size <= INLINE_BYTES and lock.acquire(blocking=False):
             try:
                 return function(*args)

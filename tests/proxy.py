@@ -30,7 +30,7 @@ class Proxy:
     async def start(self) -> str:
         """The address to connect to."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.address = "127.0.0.1:{}".format(self._server.sockets[0].getsockname()[1])
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self.address
 
     def forward_to(self, address: str) -> None:

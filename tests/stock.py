@@ -1,9 +1,10 @@
-"""A worker with nothing but the stock generated stubs: the protocol as any language would speak it."""
+"""A worker with nothing but the stock generated stubs: as any language would speak the protocol."""
 
 from __future__ import annotations
 
 import queue
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import grpc
 import numpy as np
@@ -58,7 +59,7 @@ class StockWorker:
     def view(self, reply: scheduler_pb2.AwaitStartReply) -> None:
         self.identity.view = reply.view.number
 
-    def _ask(self, kind, **fields):  # type: ignore[no-untyped-def]
+    def _ask(self, kind: Any, **fields: object) -> Any:
         return kind(member=self.identity, **fields)
 
     def _store(self) -> None:

@@ -14,6 +14,7 @@ from types import ModuleType
 
 import psutil
 import pytest
+
 from paramserver.bench import memory, processes, settings, stats, tables
 from paramserver.bench.results import Check, Label, Results, Row, Section, from_json, to_json, unmet
 from paramserver.bench.stats import Stat

@@ -16,6 +16,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+
 from paramserver.core.clock import (
     KEPT_CLOSES,
     Advance,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,10 +46,8 @@ def test_payload_is_aligned_and_a_view(request_number: int, size: int) -> None:
 
 @given(st.binary(max_size=200))
 def test_garbage_is_refused_or_read_never_anything_else(message: bytes) -> None:
-    try:
+    with suppress(InvalidRequestError):
         decode(message)
-    except InvalidRequestError as error:
-        assert str(error).startswith("frame: ")
 
 
 @given(pieces_lists, st.data())

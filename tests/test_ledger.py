@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from paramserver.core.ledger import KEPT_LEASES, WINDOW, Ledger, Receipt
 from paramserver.errors import ClockError, FencedError, InvalidRequestError, ResourceError
 from paramserver.types import Span, WorkerId

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
 from paramserver.core.members import LIVE, MOVES, Caller, JobState, Member, Role, State
 from paramserver.core.membership import DESERTED_S, Membership
 from paramserver.errors import FencedError, InvalidRequestError, JobFailedError

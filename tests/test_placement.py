@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from paramserver.config import Limits
 from paramserver.core.placement import (
     MAX_DIMENSIONS,

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
 from paramserver.core.rounds import KEPT_ANSWERS, Released, Rounds, Waiting
 from paramserver.errors import InvalidRequestError
 from paramserver.types import WorkerId

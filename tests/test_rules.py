@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from paramserver.core.slices import TensorSpec, cut
 from paramserver.errors import ConfigurationError, InvalidRequestError, UnsupportedError
 from paramserver.ps.rules import DTYPES, OPTIMIZERS, Bucket, check_options, check_push_options
 from paramserver.ps.rules import resolve as resolve_optimizer
-from torch import Tensor
 
 UNDER_TEST: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {"lr": 0.1}),

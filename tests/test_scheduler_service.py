@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.message import Message
+
 from paramserver.config import Limits, SchedulerConfig
 from paramserver.errors import (
     ConnectionLostError,

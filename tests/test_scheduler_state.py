@@ -7,6 +7,7 @@ import itertools
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
 from paramserver.config import SchedulerConfig
 from paramserver.core.dataset import DatasetSpec, Leased
 from paramserver.core.members import Caller, Role, State

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
 from paramserver.core.assignment import POLICIES, RandomDeal, assignment
 from paramserver.core.dataset import (
     MAX_SHARDS,

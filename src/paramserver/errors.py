@@ -172,13 +172,13 @@ class InternalError(ParameterServerError):
 
 
 def all_errors() -> dict[str, type[ParameterServerError]]:
-    """Every class of the tree by its reason."""
+    """Every class of the tree above by its reason; subclasses made elsewhere do not travel."""
     found: dict[str, type[ParameterServerError]] = {}
     todo: list[type[ParameterServerError]] = [ParameterServerError]
     while todo:
         error = todo.pop()
         found[error.reason] = error
-        todo.extend(error.__subclasses__())
+        todo.extend(e for e in error.__subclasses__() if e.__module__ == __name__)
     return found
 
 
