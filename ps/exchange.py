@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from paramserver.core.ledger import Receipt
 from paramserver.errors import InvalidRequestError
-from paramserver.ps.group import GroupState
+from paramserver.ps.inbound import Contributing, Storing
 from paramserver.ps.outbox import Outbox
 from paramserver.ps.pulls import answer_pull, wire_name
 from paramserver.ps.push import (
@@ -35,24 +35,6 @@ FRAMES_AT_WORK = 4  # frames of one stream whose tensor work may overlap
 
 
 _numbers = itertools.count()
-
-
-class Storing:
-    """First values on their way in."""
-
-    def __init__(self, request: int, group: GroupState, slices: Sequence[int]) -> None:
-        self.request = request
-        self.group = group
-        self.waiting = set(slices)
-
-
-class Contributing:
-    """A piece of a collective on its way in."""
-
-    def __init__(self, request: int, record: pb.Contribute) -> None:
-        self.request = request
-        self.record = record
-        self.pieces: dict[int, Piece] = {}
 
 
 Inbound = Incoming | Storing | Contributing

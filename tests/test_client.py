@@ -22,6 +22,7 @@ from paramserver.errors import (
     UsageError,
     WaitTimeoutError,
 )
+from paramserver.v1 import scheduler_pb2
 from tests.cluster import Cluster, cluster, in_threads
 
 X = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
@@ -61,13 +62,7 @@ def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
 
 def status(c: Cluster) -> Any:
     with c.connect("reader", reader=True) as reader:
-        return reader._session.scheduler.call("Status", _status_request())
-
-
-def _status_request() -> Any:
-    from paramserver.v1 import scheduler_pb2
-
-    return scheduler_pb2.StatusRequest()
+        return reader._session.scheduler.call("Status", scheduler_pb2.StatusRequest())
 
 
 @pytest.mark.parametrize("consistency", [ps.Sync(), ps.Stale(2), ps.Async()], ids=str)
@@ -204,6 +199,28 @@ def test_unequal_shares_of_an_epoch_hang_nobody() -> None:
 
     with cluster(workers=2) as c:
         assert sorted(c.workers(work)) == [4, 6]  # five shards an epoch over two
+
+
+def test_clocks_wait_for_a_worker_from_its_first_batch_on() -> None:
+    joined, active = scheduler_pb2.MEMBER_JOINED, scheduler_pb2.MEMBER_ACTIVE
+    with cluster() as c, c.connect() as client:
+
+        def state() -> Any:
+            (worker,) = (m for m in status(c).view.members if m.name == client.name)
+            return worker.state
+
+        client.register("early", {"x": torch.zeros(1)})
+        assert state() == active
+        loader = client.loader(DATA, 8)
+        assert state() == joined
+        client.register("late", {"x": torch.zeros(1)})
+        assert state() == joined
+        for _ in loader:
+            assert state() == active
+            break
+        client.loader(DATA, 8, name="other")
+        client.register("later", {"x": torch.zeros(1)})
+        assert state() == joined  # nothing was pushed yet
 
 
 def test_a_late_worker_joins_the_epoch_that_is_on() -> None:

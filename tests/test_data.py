@@ -221,14 +221,28 @@ def test_samples_that_no_push_carries_weigh_nothing(rig: Callable[..., Rig]) -> 
     assert r.session.samples_since("model") == 4
 
 
-def test_an_aborted_push_leaves_its_batch_to_the_next(rig: Callable[..., Rig]) -> None:
-    r = rig(8, 4, shard=8)
+def test_an_aborted_push_leaves_its_batches_to_the_next(rig: Callable[..., Rig]) -> None:
+    r = rig(16, 4, shard=16)
     passing = iter(r.loader())
+    next(passing)
+    r.push()
+    next(passing)
     next(passing)
     refused = r.session.begin_push("model")
     r.session.abort_push(refused)
-    assert r.session.samples_since("model") == 4
+    assert r.session.samples_since("model") == 8
+    assert len(refused.spans) == 2
     assert r.push().spans == refused.spans
+
+
+def test_a_dropped_batch_weighs_nothing_afterwards(rig: Callable[..., Rig]) -> None:
+    r = rig(16, 4, shard=16)
+    passing = iter(r.loader())
+    next(passing)
+    r.push(dropped=True)
+    next(passing)
+    assert r.session.samples_since("model") == 4
+    assert r.session.samples_since("critic") is None
 
 
 def test_a_report_that_did_not_arrive_is_sent_again(rig: Callable[..., Rig]) -> None:
@@ -253,8 +267,10 @@ def test_one_pass_at_a_time(rig: Callable[..., Rig]) -> None:
     loader = r.loader()
     old = iter(loader)
     next(old)
+    r.source.report()
     new = iter(loader)
     next(new)
+    assert r.queue.counts().leased == 1  # the old pass holds nothing
     with pytest.raises(UsageError, match="newer pass"):
         next(old)
 

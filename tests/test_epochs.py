@@ -93,11 +93,21 @@ def test_state_is_looked_at_within_an_epoch_but_not_at_every_batch(
     session: Session, scheduler: FakeScheduler
 ) -> None:
     worker = Worker(session)
-    epochs = worker.schedule.epochs(2, ())
+    looks = []
+
+    class Item:
+        def state_dict(self) -> dict[str, Any]:
+            looks.append(worker.now())
+            return {}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    epochs = worker.schedule.epochs(2, (Item(),))
     next(epochs)
     for passed in (0.0, CAPTURE_S / 2, CAPTURE_S, CAPTURE_S):
         worker.now.now += passed
         worker.schedule.asked()
+    assert looks == [0.0, 1.5 * CAPTURE_S, 2.5 * CAPTURE_S]
     assert len(scheduler.heard("SaveSchedule")) == 1  # the rest goes with the heartbeat
     session.beat()
     session.beat()

@@ -82,6 +82,15 @@ def test_sampler_never_waits_while_it_holds_batches(rig: Callable[..., Rig]) -> 
     assert [request.wait_s for request in r.scheduler.heard("NextShard")] == [0, 0, 0]
 
 
+def test_a_newer_iteration_ends_the_older(rig: Callable[..., Rig]) -> None:
+    r = rig(12, 4, shard=12)
+    sampler = r.sampler()
+    old = iter(sampler)
+    next(old)
+    next(iter(sampler))
+    assert list(old) == []
+
+
 def test_sampler_state_names_the_data_set_and_moves_nothing(rig: Callable[..., Rig]) -> None:
     r, other = rig(12, 4), rig(13, 4)
     sampler = r.sampler()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -103,7 +105,12 @@ def view_order(member: Member) -> tuple[int, int, int, str]:
     return _ORDER[member.role], member.rank, len(member.name), member.name
 
 
-def name_number(name: str, prefix: str) -> int | None:
-    """3 for "worker-3": the rank that such a name would like."""
+def free_rank(name: str, prefix: str, taken: Iterable[int], expected: int) -> int:
+    """3 for "worker-3", if that is free and such a rank expected; else the lowest free one."""
+    used = set(taken)
     head, _, number = name.rpartition("-")
-    return int(number) if head == prefix and number.isascii() and number.isdecimal() else None
+    if head == prefix and number.isascii() and number.isdecimal():
+        wanted = int(number)
+        if wanted < expected and wanted not in used:
+            return wanted
+    return next(rank for rank in itertools.count() if rank not in used)

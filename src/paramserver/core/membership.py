@@ -9,7 +9,6 @@ An illegal event raises and changes nothing. The view number grows with every vi
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -23,7 +22,7 @@ from paramserver.core.members import (
     Role,
     State,
     View,
-    name_number,
+    free_rank,
     view_order,
 )
 from paramserver.errors import FencedError, InvalidRequestError, JobFailedError, ResourceError
@@ -244,11 +243,8 @@ class Membership:
         if role is not Role.WORKER:
             return -1
         if name not in self._ranks:  # never given back: bound for the job
-            taken = set(self._ranks.values())
-            wanted = name_number(name, _PREFIXES[role])
-            if wanted is None or wanted >= self.workers or wanted in taken:
-                wanted = next(rank for rank in itertools.count() if rank not in taken)
-            self._ranks[name] = wanted
+            taken = self._ranks.values()
+            self._ranks[name] = free_rank(name, _PREFIXES[role], taken, self.workers)
         return self._ranks[name]
 
     def join_group(self, name: str, group: str) -> None:

@@ -275,14 +275,16 @@ class SchedulerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SaveSchedule(self, request, context):
-        """State of learning-rate schedules and the like, as JSON, from the chief.
+        """State of learning-rate schedules and the like, as JSON, from the chief. Idempotent: the newest
+        by (epoch, clock) is kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LoadSchedule(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The newest state saved, and the epoch that the job is in. Reads only.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
