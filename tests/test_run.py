@@ -94,8 +94,9 @@ def test_all_roles_start_and_all_end(case: Case, capsys: Capture) -> None:
     code = "import os; print(os.environ['PARAMSERVER_NAME'], os.environ['PARAMSERVER_SCHEDULER'])"
     assert case(code) == 0
     said = capsys.readouterr()
-    for name in ("scheduler", "ps-0", "ps-1"):
-        assert f"{name:<9} │ paramserver {name} ready" in said.out
+    assert "scheduler │ paramserver scheduler ready" in said.out
+    assert case.supervisor is not None
+    assert sorted(case.supervisor.children) == ["ps-0", "ps-1", "scheduler", "worker-0", "worker-1"]
     for name in ("worker-0", "worker-1"):
         assert f"{name:<9} │ {name} 127.0.0.1:1" in said.out
     assert re.search(r"^done in \d+\.\d s", said.err, re.MULTILINE)

@@ -384,8 +384,7 @@ class Membership:
     def check_invariants(self) -> None:
         """Raises AssertionError when the parts disagree."""
         workers = [m for m in self._members.values() if m.role is Role.WORKER]
-        ranks = [m.rank for m in workers]
-        assert len(set(ranks)) == len(ranks), "two names share a rank"
+        assert len({m.rank for m in workers}) == len(workers), "two names share a rank"
         assert all(self._ranks[m.name] == m.rank for m in workers)
         incarnations = [m.incarnation for m in self._members.values()]
         assert len(set(incarnations)) == len(incarnations), "two members share an incarnation"
