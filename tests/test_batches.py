@@ -95,4 +95,4 @@ class Account(RuleBasedStateMachine):
 
 
 TestAccount = Account.TestCase
-TestAccount.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestAccount.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

@@ -134,7 +134,7 @@ def test_an_exit_code_of_a_script_fails_the_job(start: Start) -> None:
 
 def test_a_killed_worker_comes_back_and_the_job_ends_well(start: Start, tmp_path: Path) -> None:
     args = ("--who", "worker-1", "--how", "die", "--mark", str(tmp_path / "mark"))
-    run = start("run", "-s", "2", "-w", "2", "--lease", "2", SCRIPT, *args, "--pause", "0.01")
+    run = start("run", "-s", "2", "-w", "2", "--lease", "5", SCRIPT, *args, "--pause", "0.01")
     code = run.wait()
     err = "".join(run.err)
     assert code == 0, err

@@ -318,8 +318,8 @@ class Ledger:
     def _trim(self, known: _Worker) -> None:
         """Forgets the oldest settled receipts beyond the number kept."""
         while len(known.receipts) > self._keep:
-            oldest = min(c for c, receipt in known.receipts.items() if receipt.settled)
-            del known.receipts[oldest]
+            # A dict keeps the order of arrival, which is that of the clocks.
+            del known.receipts[next(c for c, r in known.receipts.items() if r.settled)]
 
 
 def _declared(clock: int, slices: Sequence[int]) -> frozenset[int]:
