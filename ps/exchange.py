@@ -15,10 +15,12 @@ from paramserver.ps.pulls import answer_pull, wire_name
 from paramserver.ps.push import (
     PUSHABLE,
     Incoming,
+    Parcel,
+    arrive,
     beside,
-    check_finite,
     check_sizes,
-    read_slices,
+    checked_weight,
+    open_gradients,
     split,
 )
 from paramserver.ps.workshop import INLINE_BYTES
@@ -64,6 +66,7 @@ class Session:
             async for message in frames:
                 self._service.received_bytes += len(message)
                 await self.receive(message)
+                await self.outbox.send()
             await self._settle()
             await asyncio.gather(*self._pulls.values(), return_exceptions=True)
         finally:
@@ -146,7 +149,7 @@ class Session:
             worker,
             push.worker.job,
             push.clock,
-            _weight(push.weight),
+            checked_weight(push.weight),
             wire_name(push.wire_dtype),
             [options_from_proto(o) for o in push.options],
             spans_from_proto(push.samples),
@@ -157,13 +160,16 @@ class Session:
         )
         receipt = None if push.deferred else await service.begin(incoming, self, push.activated)
         if push.HasField("pull"):
-            self._start_pull(request, push.pull, incoming if receipt is None else None, receipt)
+            incoming.pull = push.pull
+            if receipt is not None:
+                self._start_pull(request, push.pull, None, receipt)
+            elif len(group.cells) > 1:  # values of the first buckets go back while others come
+                self._start_pull(request, push.pull, incoming, None)
+        self._inbound[request] = incoming
         if receipt is not None:
-            self._inbound[request] = incoming  # its bytes may be under way; they are skipped
-            incoming.open = False
+            incoming.open = False  # its bytes may be under way; they are skipped
             self._accepted(incoming, receipt)
             return
-        self._inbound[request] = incoming
         if not incoming.waiting and not push.deferred:
             await self._complete(incoming)
 
@@ -183,55 +189,56 @@ class Session:
         if undeclared:
             raise InvalidRequestError(f"data: slice {undeclared[0]} was not declared by its push")
         dtypes = check_sizes(push.group, data.slices, pieces, push.wire)
-        work = self._take(push, list(data.slices), pieces, list(data.checksums), dtypes)
-        if sum(len(p) for p in pieces) <= INLINE_BYTES:
-            await work
+        parcel = Parcel(list(data.slices), pieces, list(data.checksums), dtypes)
+        if parcel.size <= INLINE_BYTES:
+            await self._take(push, parcel)
             return
         while len(self._work) >= FRAMES_AT_WORK:
             await asyncio.wait(self._work, return_when=asyncio.FIRST_COMPLETED)
-        task = asyncio.create_task(self._guard(push.request, work))
+        task = asyncio.create_task(self._guard(push.request, self._take(push, parcel)))
         self._work.add(task)
         task.add_done_callback(self._work.discard)
 
-    async def _take(
-        self,
-        push: Incoming,
-        slices: list[int],
-        pieces: list[Piece],
-        checksums: list[int],
-        dtypes: list[str],
-    ) -> None:
-        group = push.group
-        read = self._service.offload
-        good, bad = await read(pieces, read_slices, slices, pieces, checksums, dtypes)
-        await read(pieces, check_finite, push, good)
-        push.refused.extend(bad)
-        marks = dict(zip(slices, checksums, strict=True))
+    async def _take(self, push: Incoming, parcel: Parcel) -> None:
+        service = self._service
         if push.deferred:
-            push.gradients.update(good)
-            push.checksums.update(marks)
-            push.seen(slices)
-            return
-        self._service.views.check(push.worker, push.job)
-        fresh = self._service.take(push, self, good, marks)
-        if group.sync:
-            push.gradients.update(fresh)
-        elif fresh and push.counts:
-            push.staleness += await group.arrive(fresh, push.options, push.bases)
-        push.seen(slices)
-        if not push.waiting and push.open:
+            good, bad = await service.workshop.offload(parcel.size, open_gradients, push, parcel)
+            push.held.update({i: parcel.only([i]) for i in good})
+        else:
+            service.views.check(push.worker, push.job)
+            bad = await self._apply(push, service.claim(push, self, parcel))
+            push.group.ledger.untake(push.worker, push.clock, bad)
+        push.refused.extend(bad)
+        push.seen(parcel.slices)
+        if not push.waiting and push.open and not push.deferred:
             await self._complete(push)
+
+    async def _apply(self, push: Incoming, parcel: Parcel) -> list[int]:
+        """Stages or applies slices; those whose checksum does not match."""
+        workshop, group = self._service.workshop, push.group
+        if group.sync:
+            good, bad = await workshop.offload(parcel.size, open_gradients, push, parcel)
+            push.gradients.update(good)
+            return bad
+        refused: list[int] = []
+        if push.counts:
+            for cell in {group.cell_of[i]: None for i in parcel.slices}:
+                part = parcel.only([i for i in parcel.slices if i in cell.slices])
+                staleness, bad = await workshop.run(cell.lock, part.size, arrive, push, cell, part)
+                push.staleness += staleness
+                refused += bad
+        return refused
 
     async def _commit(self, request: int, commit: pb.Commit) -> None:
         await self._settle()
         push = self._inbound.get(request)
         if not isinstance(push, Incoming) or not push.deferred:
             raise InvalidRequestError("commit: no deferred push has this request number")
-        push.weight = _weight(commit.weight)
+        push.weight = checked_weight(commit.weight)
         push.samples = spans_from_proto(commit.samples)
         push.options = [options_from_proto(o) for o in commit.options]
         push.declared = set(commit.slices)
-        missing = push.declared - set(push.gradients)
+        missing = push.declared - set(push.held)
         if missing:
             raise InvalidRequestError(f"commit: slice {min(missing)} was never sent whole")
         push.deferred = False
@@ -241,13 +248,8 @@ class Session:
             push.open = False
             self._accepted(push, receipt)
             return
-        gradients = {i: push.gradients[i] for i in sorted(push.declared)}
-        push.gradients = {}
-        fresh = self._service.take(push, self, gradients, push.checksums)
-        if push.group.sync:
-            push.gradients = fresh
-        elif push.counts:
-            push.staleness += await push.group.arrive(fresh, push.options, push.bases)
+        for index in sorted(push.declared):
+            await self._apply(push, self._service.claim(push, self, push.held.pop(index)))
         push.seen(list(push.declared))
         await self._complete(push)
 
@@ -261,6 +263,17 @@ class Session:
         receipt = await self._service.complete(push, self)
         push.progress.set()
         self._accepted(push, receipt)
+        await self._answer_small(push)
+
+    async def _answer_small(self, push: Incoming) -> None:
+        """The values that a push of one bucket asked for; at once where nothing is awaited."""
+        if push.pull is None or push.request in self._pulls:
+            return
+        if push.group.readable_now(push.pull.clock):
+            await answer_pull(self._service, self.outbox, push.request, push.pull, push, None)
+            self._end_pull(push.request)
+        else:
+            self._start_pull(push.request, push.pull, push, None)
 
     def _accepted(self, push: Incoming, receipt: Receipt) -> None:
         accepted = pb.Accepted(
@@ -271,15 +284,22 @@ class Session:
             dropped=receipt.dropped,
         )
         self.outbox.put(pb.Record(request=push.request, accepted=accepted))
-        if push.request not in self._pulls:
-            self._start(push.request, self._until_settled(push, receipt))
+        if push.pull is not None:
+            return
+        if receipt.settled:
+            self._settled(push, receipt)
+            self._end_pull(push.request)
+        else:
+            self._start(push.request, self._until_settled(push))
 
-    async def _until_settled(self, push: Incoming, receipt: Receipt) -> None:
-        """Done, once the push is applied or dropped for good."""
-        group = push.group
-        if not receipt.settled:
-            await group.settled.reach(push.clock + 1)
-            receipt = group.ledger.receipt(push.worker, push.clock) or receipt
+    async def _until_settled(self, push: Incoming) -> None:
+        """Done, once the clock of a staged push has closed."""
+        await push.group.settled.reach(push.clock + 1)
+        receipt = push.group.ledger.receipt(push.worker, push.clock)
+        if receipt is not None:
+            self._settled(push, receipt)
+
+    def _settled(self, push: Incoming, receipt: Receipt) -> None:
         done = pb.Done(clock=receipt.clock, version=receipt.version, dropped=receipt.dropped)
         self.outbox.put(pb.Record(request=push.request, done=done))
 
@@ -328,9 +348,8 @@ class Session:
         if not storing.waiting.issuperset(data.slices):
             raise InvalidRequestError("data: a slice that its Store did not declare, or twice")
         dtypes = check_sizes(storing.group, data.slices, pieces, "")
-        good, bad = await self._service.offload(
-            pieces, read_slices, data.slices, pieces, data.checksums, dtypes
-        )
+        parcel = Parcel(data.slices, pieces, data.checksums, dtypes)
+        good, bad = await self._service.workshop.offload(parcel.size, parcel.open)
         for index, value in good.items():
             await storing.group.store(index, value)
         storing.waiting.difference_update(good)
@@ -375,11 +394,3 @@ class Session:
 
 
 _HANDLERS = frozenset({"push", "commit", "pull", "store", "contribute", "collect", "cancel"})
-
-
-def _weight(weight: float) -> float:
-    if not 0 <= weight < float("inf"):
-        raise InvalidRequestError(
-            f"weight={weight}: must be finite and >= 0 (samples in the batch)"
-        )
-    return weight

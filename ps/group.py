@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from paramserver.core.clock import Close
+from paramserver.core.clock import Close, may_read
 from paramserver.core.ledger import Ledger, Receipt
 from paramserver.core.placement import GroupSpec, SliceMap
 from paramserver.core.slices import Slice, cut, pack, travels_as
@@ -19,7 +19,7 @@ from paramserver.errors import InternalError, InvalidRequestError, MovedError
 from paramserver.ps.gate import Gate
 from paramserver.ps.rules import Bucket
 from paramserver.ps.workshop import Workshop
-from paramserver.types import Span, Stale, Sync, WorkerId
+from paramserver.types import ScaleLr, Span, Stale, Sync, WorkerId
 
 log = logging.getLogger("paramserver")
 
@@ -138,28 +138,9 @@ class GroupState:
         await self._workshop.run(cell.lock, value.nbytes, cell.bucket.store, index, value)
         self._unset.discard(index)
 
-    async def arrive(
-        self,
-        gradients: Mapping[int, Tensor],
-        options: Sequence[Mapping[str, Any]],
-        bases: Mapping[int, int],
-    ) -> float:
-        """Applies gradients now (stale, async); the sum of their stalenesses."""
-        by_cell: dict[int, dict[int, Tensor]] = {}
-        for index, gradient in gradients.items():
-            by_cell.setdefault(id(self.cell_of[index]), {})[index] = gradient
-        total = 0.0
-        for part in by_cell.values():
-            cell = self.cell_of[next(iter(part))]
-            size = sum(g.nbytes for g in part.values())
-            mean = await self._workshop.run(
-                cell.lock, size, cell.bucket.arrive, part, options, bases, self._scale
-            )
-            total += mean * len(part)
-        return total
-
     @property
-    def _scale(self) -> str:
+    def scale(self) -> ScaleLr:
+        """How the learning rate falls with staleness."""
         return "none" if isinstance(self.consistency, Sync) else self.consistency.scale_lr
 
     async def tick_others(self, pushed: set[int]) -> None:
@@ -250,6 +231,12 @@ class GroupState:
         if isinstance(self.consistency, Stale):
             return await self.frontier.reach(clock - self.consistency.bound, timeout)
         return True
+
+    def readable_now(self, clock: int) -> bool:
+        """Whether ``readable`` would not wait, for any bucket."""
+        if self.sync:
+            return self.frontier.value >= clock
+        return may_read(self.consistency, clock, self.frontier.value)
 
     def check_invariants(self) -> None:
         """Raises AssertionError if slices, versions or the ledger contradict one another."""

@@ -23,6 +23,7 @@ class Outbox:
         self._queued = 0
         self._small = 0
         self._filled = asyncio.Event()
+        self._sending = asyncio.Lock()  # a stream takes one message at a time
         self._room = asyncio.Event()
         self._room.set()
         self.sent_bytes = 0
@@ -48,9 +49,14 @@ class Outbox:
         await self._room.wait()
 
     async def write(self) -> None:
-        """Sends until cancelled."""
+        """Sends what is queued, until cancelled."""
         while True:
             await self._filled.wait()
+            await self.send()
+
+    async def send(self) -> None:
+        """Sends what is queued; the caller need not wait for the writer's turn."""
+        async with self._sending:
             self._filled.clear()
             self._flush()
             while self._frames:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -27,7 +27,9 @@ class Incoming:
     Attributes:
         waiting: declared slices whose bytes have not been seen on this stream.
         refused: slices whose bytes did not match their checksum.
-        applied: slices whose effect is final for this push (stale, async).
+        gradients: staged (sync).
+        held: slices of a deferred push.
+        pull: to be answered once the push is complete.
         progress: set whenever ``waiting`` shrinks.
     """
 
@@ -46,8 +48,9 @@ class Incoming:
     waiting: set[int]
     refused: list[int] = field(default_factory=list)
     gradients: dict[int, Tensor] = field(default_factory=dict)
-    checksums: dict[int, int] = field(default_factory=dict)
+    held: dict[int, Parcel] = field(default_factory=dict)
     staleness: float = 0.0
+    pull: pb.Pull | None = None
     open: bool = True
     progress: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -66,6 +69,15 @@ class Incoming:
         while self.open and not self.waiting.isdisjoint(cell.slices):
             self.progress.clear()
             await self.progress.wait()
+
+
+def checked_weight(weight: float) -> float:
+    """The weight of a push; raises InvalidRequestError for what cannot be one."""
+    if not 0 <= weight < float("inf"):
+        raise InvalidRequestError(
+            f"weight={weight}: must be finite and >= 0 (samples in the batch)"
+        )
+    return weight
 
 
 def split(data: pb.Data, payload: memoryview, at: int) -> tuple[list[Piece], int]:
@@ -125,23 +137,49 @@ def check_sizes(
     return dtypes
 
 
-def read_slices(
-    slices: Sequence[int], pieces: Sequence[Piece], checksums: Sequence[int], dtypes: Sequence[str]
-) -> tuple[dict[int, Tensor], list[int]]:
-    """Tensors over the bytes, and the slices whose checksum does not match. Any thread."""
-    good: dict[int, Tensor] = {}
-    bad: list[int] = []
-    for index, piece, mark, dtype in zip(slices, pieces, checksums, dtypes, strict=True):
-        if checksum(piece) == mark:
-            good[index] = from_bytes(piece, DTYPES[dtype])
-        else:
-            bad.append(index)
-    return good, bad
+class Parcel(NamedTuple):
+    """Slices as they came in one frame, side by side."""
+
+    slices: Sequence[int]
+    pieces: Sequence[Piece]
+    checksums: Sequence[int]
+    dtypes: Sequence[str]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(len(p) for p in self.pieces)
+
+    def only(self, chosen: Collection[int]) -> Parcel:
+        """Some of the slices."""
+        if len(chosen) == len(self.slices):
+            return self
+        rows = [row for row in zip(*self, strict=True) if row[0] in chosen]
+        return Parcel(*(list(column) for column in zip(*rows, strict=True))) if rows else EMPTY
+
+    def open(self) -> tuple[dict[int, Tensor], list[int]]:
+        """Tensors over the bytes, and the slices whose checksum does not match. Any thread."""
+        good: dict[int, Tensor] = {}
+        bad: list[int] = []
+        for index, piece, mark, dtype in zip(*self, strict=True):
+            if checksum(piece) == mark:
+                good[index] = from_bytes(piece, DTYPES[dtype])
+            else:
+                bad.append(index)
+        return good, bad
 
 
-def check_finite(push: Incoming, gradients: Mapping[int, Tensor]) -> None:
-    """Raises NonFiniteError naming worker, tensor and clock. Any thread."""
-    for index, gradient in gradients.items():
+EMPTY = Parcel((), (), (), ())
+
+
+def open_gradients(push: Incoming, parcel: Parcel) -> tuple[dict[int, Tensor], list[int]]:
+    """As ``parcel.open``.
+
+    Raises:
+        NonFiniteError: names worker, tensor and clock.
+    """
+    good, bad = parcel.open()
+    for index, gradient in good.items():
         if not is_finite(gradient):
             piece: Slice = push.group.slices[index]
             raise NonFiniteError(
@@ -149,3 +187,17 @@ def check_finite(push: Incoming, gradients: Mapping[int, Tensor]) -> None:
                 f"{push.group.spec.tensors[piece.tensor].name!r}, elements {piece.start} to "
                 f"{piece.stop}; nothing of this slice was applied"
             )
+    return good, bad
+
+
+def arrive(push: Incoming, cell: Cell, parcel: Parcel) -> tuple[float, list[int]]:
+    """Applies one bucket's slices (stale, async), under its lock, in any thread.
+
+    Returns:
+        The sum of their stalenesses, and the slices whose checksum does not match.
+    """
+    good, bad = open_gradients(push, parcel)
+    if not good:
+        return 0.0, bad
+    mean = cell.bucket.arrive(good, push.options, push.bases, push.group.scale)
+    return mean * len(good), bad

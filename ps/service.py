@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import psutil
-from torch import Tensor
 
 from paramserver.config import ServerConfig
 from paramserver.core.ledger import Receipt
@@ -22,19 +20,17 @@ from paramserver.ps.collectives import Collectives
 from paramserver.ps.exchange import Session
 from paramserver.ps.group import GroupState, Staged
 from paramserver.ps.lead import Following, Leadership
-from paramserver.ps.push import Incoming
+from paramserver.ps.push import Incoming, Parcel
 from paramserver.ps.views import Views
 from paramserver.ps.workshop import Workshop
 from paramserver.types import WorkerId
 from paramserver.v1 import scheduler_pb2
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.convert import group_from_proto, map_from_proto, spans_to_proto
-from paramserver.wire.frames import Piece
 from paramserver.wire.transport import AsyncChannel
 
 log = logging.getLogger("paramserver")
 
-T = TypeVar("T")
 _Key = tuple[str, WorkerId, int]
 
 
@@ -103,12 +99,6 @@ class ServerService:
             self._followings[address].add(group)
         return group
 
-    async def offload(
-        self, pieces: Sequence[Piece], function: Callable[..., T], *args: object
-    ) -> T:
-        """``function(*args)``, in a thread when the bytes are many."""
-        return await self.workshop.offload(sum(len(p) for p in pieces), function, *args)
-
     async def begin(self, push: Incoming, session: Session, activated: bool) -> Receipt | None:
         """Opens a push in the ledger; a receipt if it is over already."""
         group, worker, clock = push.group, push.worker, push.clock
@@ -133,26 +123,17 @@ class ServerService:
         self._owners[key] = session
         return None
 
-    def take(
-        self,
-        push: Incoming,
-        session: Session,
-        gradients: Mapping[int, Tensor],
-        checksums: Mapping[int, int],
-    ) -> dict[int, Tensor]:
-        """The gradients that were not taken before; they count as taken from now on.
+    def claim(self, push: Incoming, session: Session, parcel: Parcel) -> Parcel:
+        """The slices that were not taken before; they count as taken from now on.
 
         Raises:
             ConnectionLostError: a newer stream of the client has taken over the push.
         """
         if self._owners.get((push.group.spec.name, push.worker, push.clock)) is not session:
             raise ConnectionLostError("this stream is over: its client has opened a newer one")
-        ledger = push.group.ledger
-        return {
-            i: g
-            for i, g in gradients.items()
-            if ledger.take(push.worker, push.clock, i, checksums[i])
-        }
+        take = push.group.ledger.take
+        marks = zip(parcel.slices, parcel.checksums, strict=True)
+        return parcel.only({i for i, mark in marks if take(push.worker, push.clock, i, mark)})
 
     async def complete(self, push: Incoming, session: Session) -> Receipt:
         """All slices are here: the push is staged, or applied, and the lead hears of it."""

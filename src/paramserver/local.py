@@ -45,9 +45,8 @@ class LocalCluster:
         lease: float = 10.0,
     ) -> None:
         """Starts nothing yet; arguments as for ``local_cluster``."""
-        for name, value in (("servers", servers), ("workers", workers)):
-            if value < 1:
-                raise ConfigurationError(f"{name}={value}: must be >= 1")
+        check_count("servers", servers)
+        check_count("workers", workers)
         if assign not in ASSIGNMENTS:
             raise ConfigurationError(f"assign={assign!r}: must be one of {', '.join(ASSIGNMENTS)}")
         self._servers = servers
@@ -112,8 +111,7 @@ class LocalCluster:
             ConfigurationError: a job is still running.
             JobFailedError: a process did not come up.
         """
-        if workers < 1:
-            raise ConfigurationError(f"workers={workers}: must be >= 1")
+        check_count("workers", workers)
         if self._job is not None and self._job.processes:
             raise ConfigurationError("a job is still running on this cluster; wait for it first")
         if workers != self._workers or (self._job is not None and self._job.disturbed):
@@ -200,6 +198,12 @@ class LocalCluster:
         stop(self._roles.values())
         self._roles.clear()
         atexit.unregister(self.close)
+
+
+def check_count(name: str, value: int) -> None:
+    """Raises ConfigurationError unless ``value`` is at least 1."""
+    if value < 1:
+        raise ConfigurationError(f"{name}={value}: must be >= 1")
 
 
 def _show(child: Child, stream: str, line: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from paramserver.errors import ClockError, FencedError, InvalidRequestError, ResourceError
@@ -151,6 +151,11 @@ class Ledger:
             )
         push.taken[slice_] = checksum
         return True
+
+    def untake(self, worker: WorkerId, clock: int, slices: Iterable[int]) -> None:
+        """The bytes of these slices turned out to be damaged: they were not taken after all."""
+        for slice_ in slices:
+            del self._open(worker, clock).taken[slice_]
 
     def missing(self, worker: WorkerId, clock: int) -> frozenset[int]:
         """Declared slices of an open push that have not been taken."""
