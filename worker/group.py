@@ -19,7 +19,7 @@ from paramserver.wire.convert import dtype_to_proto, options_to_proto, spans_to_
 from paramserver.wire.transport import Transport
 from paramserver.worker.batches import Ticket
 from paramserver.worker.link import Links
-from paramserver.worker.operation import Operation, ServerAnswers
+from paramserver.worker.operation import Operation, Outcome, ServerAnswers
 from paramserver.worker.parts import PushParts, StoreParts, pull_record
 from paramserver.worker.plan import Plan, empty_like
 from paramserver.worker.session import Session
@@ -110,15 +110,15 @@ class Group:
             raise
         result: Future[StepResult] = Future()
 
-        def answered(accepted: Future[None]) -> None:
+        def answered() -> None:
             self._window.release()
-            error = accepted.exception()
+            error = operation.accepted.error
             if error is not None:
                 result.set_exception(error)
             else:
                 result.set_result(self._result(operation, clock, began))
 
-        operation.accepted.add_done_callback(answered)
+        operation.accepted.then(answered)
         return result
 
     def push_pull(
@@ -307,8 +307,8 @@ class Group:
         with self._changed:
             self._unsettled += 1
 
-        def settled(done: Future[None]) -> None:
-            if done.exception() is not None:
+        def settled() -> None:
+            if operation.done.error is not None:
                 self.session.abort_push(ticket)
             else:
                 self.session.settle_push(ticket, dropped=_dropped(operation))
@@ -316,7 +316,7 @@ class Group:
                 self._unsettled -= 1
                 self._changed.notify_all()
 
-        operation.done.add_done_callback(settled)
+        operation.done.then(settled)
 
     def _finish_push(
         self, operation: Operation, ticket: Ticket, clock: int, began: float
@@ -326,12 +326,12 @@ class Group:
         self.last = self._result(operation, clock, began)
         return self.last
 
-    def _wait(self, operation: Operation, future: Future[None], what: str) -> None:
-        operation.wait(future, self.session.config.wait_timeout, self.session.check, what)
+    def _wait(self, operation: Operation, outcome: Outcome, what: str) -> None:
+        operation.wait(outcome, self.session.config.wait_timeout, self.session.check, what)
 
-    def _wait_push(self, operation: Operation, future: Future[None], clock: int) -> None:
+    def _wait_push(self, operation: Operation, outcome: Outcome, clock: int) -> None:
         try:
-            self._wait(operation, future, f"step {clock} of group {self.name!r}")
+            self._wait(operation, outcome, f"step {clock} of group {self.name!r}")
         except RefusedError:
             self.clock = clock  # a refused push does not tick
             self._activated = True

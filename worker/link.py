@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import queue
 import random
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeAlias
 
@@ -49,6 +49,9 @@ class Request:
         self.parts: list[Part] = []
 
 
+Queue: TypeAlias = "queue.SimpleQueue[tuple[Request, Part] | None]"
+
+
 class Link:
     """The stream to the server at ``address``; thread-safe. A thread of its own reads it.
 
@@ -64,24 +67,22 @@ class Link:
         self._address = address
         self._check = check
         self._frame_bytes = limits.frame_bytes
-        self._changed = threading.Condition()
-        self._queue: deque[tuple[Request, Part]] = deque()
+        self._lock = threading.Lock()
+        self._queue: Queue = queue.SimpleQueue()  # of the present stream; None ends it
         self._outstanding: dict[int, Request] = {}
         self._stream: FrameStream | None = None
-        self._generation = 0
-        self._closed = False
+        self._closed = threading.Event()
         self._heard = False  # something, on the present stream
         self._reader: threading.Thread | None = None
 
     def submit(self, request: Request, part: Part) -> None:
         """Sends one more part of a request, behind everything submitted before."""
-        with self._changed:
-            if self._closed:
+        with self._lock:
+            if self._closed.is_set():
                 raise ConnectionLostError(f"the connection to {self._address} is closed")
             request.parts.append(part)
             self._outstanding[request.number] = request
-            self._queue.append((request, part))
-            self._changed.notify_all()
+            self._queue.put((request, part))
             if self._reader is None:
                 self._reader = threading.Thread(
                     target=self._run, name=f"paramserver {self._address}", daemon=True
@@ -90,23 +91,21 @@ class Link:
 
     def again(self, request: Request, part: Part) -> None:
         """Sends something once more on this stream only."""
-        with self._changed:
-            self._queue.append((request, part))
-            self._changed.notify_all()
+        with self._lock:
+            self._queue.put((request, part))
 
     def cancel(self, request: Request) -> None:
         """Forgets a request, and tells the server."""
-        with self._changed:
+        with self._lock:
             if self._outstanding.pop(request.number, None) is not None:
-                self._queue.append((request, lambda: [(pb.Record(cancel=pb.Cancel()), ())]))
-                self._changed.notify_all()
+                self._queue.put((request, lambda: [(pb.Record(cancel=pb.Cancel()), ())]))
 
     def close(self) -> None:
         """Ends the stream; requests under way fail."""
-        with self._changed:
-            self._closed = True
+        with self._lock:
+            self._closed.set()
+            self._queue.put(None)
             stream = self._stream
-            self._changed.notify_all()
         if stream is not None:
             stream.cancel()
         if self._reader is not None and self._reader is not threading.current_thread():
@@ -116,38 +115,38 @@ class Link:
 
     def _run(self) -> None:
         pause = FIRST_PAUSE
-        while not self._closed:
+        while not self._closed.is_set():
             self._heard = False
             try:
                 self._check()
                 self._read_stream()
             except (ConnectionLostError, ChecksumError) as error:
-                if not self._closed:
+                if not self._closed.is_set():
                     log.info("stream to %s broke, sending again: %s", self._address, error)
             except ParameterServerError as error:
                 self._fail_all(error)
             pause = FIRST_PAUSE if self._heard else min(2 * pause, LAST_PAUSE)
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed, pause * random.uniform(0.5, 1.0))
+            self._closed.wait(pause * random.uniform(0.5, 1.0))
         self._fail_all(ConnectionLostError(f"the connection to {self._address} was closed"))
 
     def _read_stream(self) -> None:
         """One stream, from its opening to its end."""
-        with self._changed:
-            self._generation += 1
-            generation = self._generation
-            self._queue = deque((r, p) for r in self._outstanding.values() for p in r.parts)
+        with self._lock:
+            outgoing = self._queue = queue.SimpleQueue()
+            for request in self._outstanding.values():
+                for part in request.parts:
+                    outgoing.put((request, part))
+            if self._closed.is_set():
+                outgoing.put(None)
         try:
-            stream = self._transport.server(self._address).exchange(self._outgoing(generation))
-            self._stream = stream
-            for message in stream:
+            channel = self._transport.server(self._address)
+            self._stream = channel.exchange(self._outgoing(outgoing))
+            for message in self._stream:
                 self._heard = True
                 self._receive(message)
         finally:
-            with self._changed:
-                self._stream = None
-                self._generation += 1  # ends the sender of this stream
-                self._changed.notify_all()
+            self._stream = None
+            outgoing.put(None)  # ends the sender of this stream
 
     def _receive(self, message: bytes) -> None:
         records, payload = decode(message)
@@ -169,7 +168,7 @@ class Link:
             elif kind == "waiting":
                 request.answers.waiting(record.waiting.reason)
             elif kind in ("done", "failure"):
-                with self._changed:
+                with self._lock:
                     self._outstanding.pop(record.request, None)
                 if kind == "done":
                     request.answers.done(record.done)
@@ -177,49 +176,54 @@ class Link:
                     request.answers.failed(from_failure(record.failure))
 
     def _fail_all(self, error: ParameterServerError) -> None:
-        with self._changed:
+        with self._lock:
             failed = list(self._outstanding.values())
             self._outstanding.clear()
-            self._queue.clear()
         for request in failed:
             request.answers.failed(error)
 
     # The sender: a generator that the transport consumes in a thread of its own
 
-    def _outgoing(self, generation: int) -> Iterator[bytes]:
-        records: list[pb.Record] = []
-        pieces: list[Piece] = []
-        size = 0
-        while True:
-            item = self._next(generation, wait=not records)
-            if item is None:
-                if records:
-                    yield encode(records, pieces)
-                    records, pieces, size = [], [], 0
-                    continue
-                return
-            for record, bodies in item[1]():
-                more = sum(len(b) for b in bodies)
-                if records and (
-                    size + more > self._frame_bytes or len(records) >= RECORDS_PER_FRAME
-                ):
-                    yield encode(records, pieces)
-                    records, pieces, size = [], [], 0
-                record.request = item[0].number
-                records.append(record)
-                pieces.extend(bodies)
-                size += more
+    def _outgoing(self, outgoing: Queue) -> Iterator[bytes]:
+        batch = _Batch(self._frame_bytes)
+        while (item := outgoing.get()) is not None:
+            request, part = item
+            for record, pieces in part():
+                record.request = request.number
+                if batch.is_full(pieces):
+                    yield batch.take()
+                batch.add(record, pieces)
+            if outgoing.empty():
+                yield batch.take()
 
-    def _next(self, generation: int, *, wait: bool) -> tuple[Request, Part] | None:
-        """The next part to send; None: none now, or (having waited) the stream is over."""
-        with self._changed:
-            while self._generation == generation and not self._closed:
-                if self._queue:
-                    return self._queue.popleft()
-                if not wait:
-                    return None
-                self._changed.wait()
-        return None
+
+class _Batch:
+    """Records that go out in one frame: as many as are waiting, up to a frame's size."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._records: list[pb.Record] = []
+        self._pieces: list[Piece] = []
+        self._size = 0
+
+    def is_full(self, pieces: Sequence[Piece]) -> bool:
+        """Whether a record with these pieces must go into the next frame."""
+        size = self._size + sum(len(p) for p in pieces)
+        return bool(self._records) and (
+            size > self._limit or len(self._records) >= RECORDS_PER_FRAME
+        )
+
+    def add(self, record: pb.Record, pieces: Sequence[Piece]) -> None:
+        """One more record."""
+        self._records.append(record)
+        self._pieces.extend(pieces)
+        self._size += sum(len(p) for p in pieces)
+
+    def take(self) -> bytes:
+        """The frame; what comes next goes into another."""
+        frame = encode(self._records, self._pieces)
+        self._records, self._pieces, self._size = [], [], 0
+        return frame
 
 
 class Links:

@@ -5,34 +5,68 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYet
-from typing import TypeVar
 
 from paramserver.errors import ParameterServerError, WaitTimeoutError
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.frames import Piece
 from paramserver.worker.link import Link, Part, Request
 
-T = TypeVar("T")
-
 CHECK_EVERY = 0.5  # seconds between looks at whether the job still stands
 GRACE = 5.0  # beyond the server's own deadline, which gives the better reason
+
+
+class Outcome:
+    """Something that happens once, for one waiter: a future without a future's price."""
+
+    __slots__ = ("_callbacks", "_lock", "_waiter", "error", "happened")
+
+    def __init__(self) -> None:
+        self.happened = False
+        self.error: ParameterServerError | None = None
+        self._lock = threading.Lock()
+        self._waiter = threading.Lock()
+        self._waiter.acquire()
+        self._callbacks: list[Callable[[], None]] = []
+
+    def happen(self, error: ParameterServerError | None = None) -> None:
+        """It happened, or failed; later calls change nothing."""
+        with self._lock:
+            if self.happened:
+                return
+            self.happened, self.error = True, error
+            callbacks = self._callbacks
+        for callback in callbacks:
+            callback()
+        self._waiter.release()
+
+    def then(self, callback: Callable[[], None]) -> None:
+        """Calls back when it happens, in whichever thread that is."""
+        with self._lock:
+            if not self.happened:
+                self._callbacks.append(callback)
+                return
+        callback()
+
+    def wait(self, timeout: float) -> bool:
+        """Whether it happened within ``timeout`` seconds."""
+        if not self.happened:
+            self._waiter.acquire(timeout=timeout)
+        return self.happened
 
 
 class Operation:
     """Counts the answers of several servers.
 
     Attributes:
-        accepted: resolves when every server has accepted the push.
-        done: resolves when every server is done.
+        accepted: every server has accepted the push.
+        done: every server is done.
         accepts, dones: what the servers said, by server index.
         sent_bytes, received_bytes: payload.
     """
 
     def __init__(self, servers: int) -> None:
-        self.accepted: Future[None] = Future()
-        self.done: Future[None] = Future()
+        self.accepted = Outcome()
+        self.done = Outcome()
         self.accepts: dict[int, pb.Accepted] = {}
         self.dones: dict[int, pb.Done] = {}
         self.sent_bytes = self.received_bytes = 0
@@ -41,8 +75,8 @@ class Operation:
         self._lock = threading.Lock()
         self._requests: list[tuple[Link, Request]] = []
         if not servers:
-            self.accepted.set_result(None)
-            self.done.set_result(None)
+            self.accepted.happen()
+            self.done.happen()
 
     def submit(self, link: Link, answers: ServerAnswers, part: Part) -> Request:
         """Sends one server's share."""
@@ -52,17 +86,13 @@ class Operation:
         link.submit(request, part)
         return request
 
-    def requests(self) -> list[tuple[Link, Request]]:
-        """The requests sent so far."""
-        return list(self._requests)
-
     def accept(self, server: int, accepted: pb.Accepted) -> None:
         """A server has accepted; called again after a break."""
         with self._lock:
             self.accepts[server] = accepted
             complete = len(self.accepts) == self._servers
         if complete:
-            _resolve(self.accepted)
+            self.accepted.happen()
 
     def finish(self, server: int, done: pb.Done) -> None:
         """A server is done."""
@@ -70,37 +100,31 @@ class Operation:
             self.dones[server] = done
             complete = len(self.dones) == self._servers
         if complete:
-            _resolve(self.accepted)
-            _resolve(self.done)
+            self.accepted.happen()
+            self.done.happen()
 
     def fail(self, error: ParameterServerError) -> None:
         """The first failure is the operation's; the other requests are given up."""
-        with self._lock:
-            first = not self.done.done()
-            for future in (self.accepted, self.done):
-                if not future.done():
-                    future.set_exception(error)
-        if first:
-            self.give_up()
+        if self.done.happened:
+            return
+        self.accepted.happen(error)
+        self.done.happen(error)
+        self.give_up()
 
     def give_up(self) -> None:
         """Cancels what is still under way."""
         for link, request in self._requests:
             link.cancel(request)
 
-    def wait(self, future: Future[T], timeout: float, check: Callable[[], None], what: str) -> T:
-        """The result of ``future``.
+    def wait(self, outcome: Outcome, timeout: float, check: Callable[[], None], what: str) -> None:
+        """Returns when it happened.
 
         Raises:
+            ParameterServerError: it failed.
             WaitTimeoutError: ``timeout`` seconds and a grace have passed; says whom it waited for.
         """
         deadline = time.monotonic() + timeout + GRACE
-        while True:
-            try:
-                return future.result(timeout=CHECK_EVERY)
-            except NotYet:
-                if future.done():
-                    raise
+        while not outcome.wait(CHECK_EVERY):
             try:
                 check()
                 if time.monotonic() > deadline:
@@ -108,14 +132,11 @@ class Operation:
                         f"{what}: no answer within {timeout:g} s (wait_timeout): "
                         f"{self.reason or 'the servers said nothing'}"
                     )
-            except ParameterServerError:
-                self.give_up()
+            except ParameterServerError as error:
+                self.fail(error)
                 raise
-
-
-def _resolve(future: Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+        if outcome.error is not None:
+            raise outcome.error
 
 
 class ServerAnswers:
