@@ -54,7 +54,7 @@ class Session:
         self._service = service
         self.number = next(_numbers)
         self.closed = False
-        self.outbox = Outbox(send, service.config.limits)
+        self.outbox = Outbox(send, service.config.limits, service.sent)
         self._inbound: dict[int, Inbound] = {}
         self._pulls: dict[int, asyncio.Task[None]] = {}
         self._work: set[asyncio.Task[None]] = set()
@@ -72,7 +72,6 @@ class Session:
         finally:
             await self.close()
             writer.cancel()
-            self._service.sent_bytes += self.outbox.sent_bytes
 
     async def close(self) -> None:
         """Frees what never got its last frame; work under way ends first."""
@@ -262,18 +261,15 @@ class Session:
         push.open = False
         receipt = await self._service.complete(push, self)
         push.progress.set()
-        self._accepted(push, receipt)
-        await self._answer_small(push)
-
-    async def _answer_small(self, push: Incoming) -> None:
-        """The values that a push of one bucket asked for; at once where nothing is awaited."""
-        if push.pull is None or push.request in self._pulls:
-            return
-        if push.group.readable_now(push.pull.clock):
-            await answer_pull(self._service, self.outbox, push.request, push.pull, push, None)
-            self._end_pull(push.request)
+        request, pull = push.request, push.pull
+        if pull is None or request in self._pulls:
+            self._accepted(push, receipt)
+        elif receipt.settled and push.group.readable_now(pull.clock):  # Done says it all, at once
+            await answer_pull(self._service, self.outbox, request, pull, push, receipt)
+            self._end_pull(request)
         else:
-            self._start_pull(push.request, push.pull, push, None)
+            self._accepted(push, receipt)
+            self._start_pull(request, pull, push, receipt)
 
     def _accepted(self, push: Incoming, receipt: Receipt) -> None:
         accepted = pb.Accepted(
@@ -300,7 +296,12 @@ class Session:
             self._settled(push, receipt)
 
     def _settled(self, push: Incoming, receipt: Receipt) -> None:
-        done = pb.Done(clock=receipt.clock, version=receipt.version, dropped=receipt.dropped)
+        done = pb.Done(
+            clock=receipt.clock,
+            version=receipt.version,
+            dropped=receipt.dropped,
+            staleness=receipt.staleness,
+        )
         self.outbox.put(pb.Record(request=push.request, done=done))
 
     # Pulls

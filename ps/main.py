@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import Callable
 
@@ -25,6 +26,7 @@ async def serve(config: ServerConfig, ready: Callable[[str, str], None]) -> int:
     Returns:
         The exit code.
     """
+    gc.freeze()  # what imports made need not be looked at by every collection
     torch.set_num_threads(1)  # slices are worked on side by side; each by one thread
     scheduler = AsyncGrpcChannel(config.scheduler, "scheduler")
     role = ServerRole(config, scheduler, lambda address: AsyncGrpcChannel(address, "server"))

@@ -12,9 +12,19 @@ from paramserver.wire.frames import Piece, encode
 
 
 class Outbox:
-    """A bounded queue in front of a writer; used on one event loop."""
+    """A bounded queue in front of a writer; used on one event loop.
 
-    def __init__(self, send: Callable[[bytes], Awaitable[None]], limits: Limits) -> None:
+    Args:
+        send: sends one frame.
+        sent: told of the bytes of each.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[bytes], Awaitable[None]],
+        limits: Limits,
+        sent: Callable[[int], None] = lambda size: None,
+    ) -> None:
         self._send = send
         self._limits = limits
         self._records: list[pb.Record] = []
@@ -26,7 +36,7 @@ class Outbox:
         self._sending = asyncio.Lock()  # a stream takes one message at a time
         self._room = asyncio.Event()
         self._room.set()
-        self.sent_bytes = 0
+        self._sent = sent
 
     def put(self, record: pb.Record, pieces: Sequence[Piece] = ()) -> None:
         """Queues a record; its pieces must not change any more."""
@@ -62,7 +72,7 @@ class Outbox:
             while self._frames:
                 frame = self._frames.popleft()
                 await self._send(frame)
-                self.sent_bytes += len(frame)
+                self._sent(len(frame))
                 self._queued -= len(frame)
                 if self._queued <= self._limits.outbox_bytes:
                     self._room.set()

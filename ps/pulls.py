@@ -48,9 +48,9 @@ async def answer_pull(
     Raises:
         WaitTimeoutError: the deadline passed; says whom the clock waits for.
     """
-    if not pull.latest:
+    if push is None and not pull.latest:
         await service.views.admit(pull.worker)
-    group = await service.group(pull.group, pull.map_version)
+    group = push.group if push else await service.group(pull.group, pull.map_version)
     group.check_slices(pull.slices)
     if not group.stored:
         raise InvalidRequestError(f"group {pull.group!r} has no first values yet")
@@ -76,12 +76,14 @@ def _done(
 ) -> pb.Done:
     if push is not None and group.sync:
         receipt = group.ledger.receipt(push.worker, push.clock)
-    dropped = receipt is not None and receipt.dropped
-    return pb.Done(
-        clock=max(pull.clock, group.frontier.value) if group.sync else pull.clock,
-        version=group.version,
-        dropped=dropped,
-    )
+    done = pb.Done(clock=pull.clock, version=group.version)
+    if group.sync:
+        done.clock = max(pull.clock, group.frontier.value)
+    elif receipt is not None:
+        done.version = receipt.version
+    if receipt is not None:
+        done.dropped, done.staleness = receipt.dropped, receipt.staleness
+    return done
 
 
 async def _until_readable(

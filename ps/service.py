@@ -99,6 +99,10 @@ class ServerService:
             self._followings[address].add(group)
         return group
 
+    def sent(self, size: int) -> None:
+        """Bytes went out to a client."""
+        self.sent_bytes += size
+
     async def begin(self, push: Incoming, session: Session, activated: bool) -> Receipt | None:
         """Opens a push in the ledger; a receipt if it is over already."""
         group, worker, clock = push.group, push.worker, push.clock

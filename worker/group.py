@@ -60,7 +60,6 @@ class Group:
         self.links = links
         self.held = Held(self.plan)
         self._activated = True  # the next push is the first since an activation
-        self._open: set[Future[StepResult]] = set()
         self._window = threading.Semaphore(session.config.limits.in_flight)
         self._changed = threading.Condition()
         self._unsettled = 0
@@ -346,18 +345,14 @@ class Group:
             self._activated = True
 
     def _result(self, operation: Operation, clock: int, began: float) -> StepResult:
-        lead = self.plan.map.lead
-        accepted = operation.accepts.get(lead)
-        done = operation.dones.get(lead)
-        version: int | None = None
-        if isinstance(self.spec.consistency, Sync):
-            version = done.version if done is not None else None
-        elif accepted is not None:
-            version = accepted.version
-        staleness = [a.staleness for a in operation.accepts.values()]
+        answers: dict[int, pb.Accepted | pb.Done] = {**operation.accepts}
+        answers.update(operation.dones)
+        lead = answers.get(self.plan.map.lead)
+        settled = bool(operation.dones) or not isinstance(self.spec.consistency, Sync)
+        staleness = [a.staleness for a in answers.values()]
         result = StepResult(
             clock=clock,
-            version=version,
+            version=lead.version if lead is not None and settled else None,
             staleness=sum(staleness) / len(staleness) if staleness else 0.0,
             waited=time.monotonic() - began,
             sent_bytes=operation.sent_bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from paramserver.errors import ConfigurationError
 
@@ -147,8 +147,7 @@ class DataShard:
     lease: int
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class WorkerId:
+class WorkerId(NamedTuple):
     """A worker as clocks and ledgers know it; ordered by rank."""
 
     rank: int
