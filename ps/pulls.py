@@ -77,8 +77,9 @@ def _done(
     if push is not None and group.sync:
         receipt = group.ledger.receipt(push.worker, push.clock)
     done = pb.Done(clock=pull.clock, version=group.version)
-    if group.sync:
+    if group.sync:  # this clock has closed on every bucket, even if the group is not told yet
         done.clock = max(pull.clock, group.frontier.value)
+        done.version = max(pull.clock, group.version)
     elif receipt is not None:
         done.version = receipt.version
     if receipt is not None:

@@ -143,7 +143,7 @@ class SchedulerState:
         """A member leaves of its own will. Idempotent."""
         if self.members.has_left(caller):
             return
-        self.members.check(caller, finished=True)
+        self.members.check(caller, finished=True, lost=True)
         left = self.members.finish(caller.name)
         if left is not None:
             self.journal.say(f"{left.name} finished", now)

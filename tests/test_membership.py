@@ -150,6 +150,26 @@ def test_the_job_is_done_when_its_last_worker_finished() -> None:
     assert job(members) is JobState.DONE
 
 
+def test_the_last_word_of_a_worker_may_come_after_its_lease() -> None:
+    """Else the next job would begin as a part of this one."""
+    members = started()
+    members.finish("worker-0")
+    members.lose("worker-1", "silent", 1.0)
+    assert job(members) is JobState.RUNNING
+    members.check(caller(members, members.view().members[-1]), finished=True, lost=True)
+    members.finish("worker-1")
+    assert job(members) is JobState.DONE
+    members.check_invariants()
+
+
+def test_numbered_names_get_their_ranks() -> None:
+    members = Membership(3, 1, LEASE)
+    assert worker(members, "worker-2").rank == 2
+    assert worker(members, "worker-0").rank == 0
+    assert worker(members, "worker-7").rank == 1  # no such rank is expected
+    assert worker(members, "worker-1").rank == 3
+
+
 def test_the_next_job_begins_empty_and_keeps_the_servers() -> None:
     members = started()
     members.finish("worker-0")

@@ -41,7 +41,7 @@ class DeferredPush:
         tensors = group.spec.tensors
         pushable = [s for s in shard.slices if tensors[s.tensor].rule != "frozen"]
         mine.slices.extend(s.index for s in pushable)
-        mine.bases.extend(group.held.versions[s.index] for s in pushable)
+        mine.bases.extend(group.held.base(s) for s in pushable)
         link = group.links.to(shard.address)
         answers = ServerAnswers(self._operation, shard.index, None, lambda _: self._bytes(pushable))
         request = self._operation.submit(link, answers, lambda: [(pb.Record(push=mine), ())])

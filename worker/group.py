@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from paramserver.core.placement import GroupSpec, SliceMap
-from paramserver.errors import InvalidRequestError, RefusedError
+from paramserver.errors import InvalidRequestError, RefusedError, WaitTimeoutError
 from paramserver.types import StepResult, Sync
 from paramserver.v1 import common_pb2
 from paramserver.v1 import server_pb2 as pb
@@ -60,7 +60,6 @@ class Group:
         self.links = links
         self.held = Held(self.plan)
         self._activated = True  # the next push is the first since an activation
-        self._window = threading.Semaphore(session.config.limits.in_flight)
         self._changed = threading.Condition()
         self._unsettled = 0
         session.add_group(self.name, lambda: self.clock, self.settle)
@@ -98,19 +97,12 @@ class Group:
     def push_async(
         self, tensors: Mapping[str, Tensor], weight: float | None = None
     ) -> Future[StepResult]:
-        """As ``push``, without waiting; a 65th unanswered one waits for room."""
+        """As ``push``, without waiting; a 65th one that is not applied waits for room."""
         copies = {name: t.detach().clone() for name, t in tensors.items()}
-        while not self._window.acquire(timeout=1.0):
-            self.session.check()
-        try:
-            operation, _ticket, clock, began = self._start_push(copies, weight, None, None)
-        except BaseException:
-            self._window.release()
-            raise
+        operation, _, clock, began = self._start_push(copies, weight, None, None)
         result: Future[StepResult] = Future()
 
         def answered() -> None:
-            self._window.release()
             error = operation.accepted.error
             if error is not None:
                 result.set_exception(error)
@@ -302,8 +294,17 @@ class Group:
         return dtype_to_proto(self.wire_dtype)
 
     def track(self, operation: Operation, ticket: Ticket) -> None:
-        """Settles the ticket when the push is applied or dropped."""
+        """Settles the ticket when the push is applied or dropped; waits for room in the window."""
+        deadline = time.monotonic() + self.session.config.wait_timeout
         with self._changed:
+            while self._unsettled >= self.session.config.limits.in_flight:
+                self.session.check()
+                if time.monotonic() > deadline:
+                    raise WaitTimeoutError(
+                        f"{self._unsettled} pushes of group {self.name!r} wait for their clocks to "
+                        "close (wait_timeout); pull now and then, so that this worker waits as well"
+                    )
+                self._changed.wait(timeout=0.5)
             self._unsettled += 1
 
         def settled() -> None:

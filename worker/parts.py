@@ -83,7 +83,7 @@ class PushParts:
         self._push = pb.Push()
         self._push.CopyFrom(push)
         self._push.slices.extend(s.index for s in slices)
-        self._push.bases.extend(group.held.versions[s.index] for s in slices)
+        self._push.bases.extend(group.held.base(s) for s in slices)
         if pulls:
             pull = pull_record(group, shard, group.held).pull
             pull.clock = push.clock + 1

@@ -15,6 +15,8 @@ from paramserver.wire.frames import Piece
 from paramserver.wire.tensors import DTYPES, checksum, from_bytes
 from paramserver.worker.plan import Plan
 
+FIRST_VERSION = 1  # of first values, as servers count
+
 
 class Held:
     """The tensors that hold the newest pulled values, and the version of each slice in them.
@@ -38,6 +40,10 @@ class Held:
     def hold(self, tensor: int, value: Tensor) -> None:
         """``value`` has the newest pulled values of a tensor."""
         self._tensors[tensor] = (value, value._version)
+
+    def base(self, piece: Slice) -> int:
+        """The version that a gradient of now is computed on; without a pull, the first values."""
+        return max(self.versions[piece.index], FIRST_VERSION)
 
     def have(self, slices: Sequence[Slice]) -> list[int]:
         """The version of each slice that is held; 0 for none."""

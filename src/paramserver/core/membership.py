@@ -115,11 +115,11 @@ class Membership:
         self._heard[caller.name] = now
         return member
 
-    def check(self, caller: Caller, *, finished: bool = False) -> Member:
+    def check(self, caller: Caller, *, finished: bool = False, lost: bool = False) -> Member:
         """The member that speaks.
 
         Args:
-            finished: whether a worker that has finished may still say this.
+            finished, lost: whether a worker that has finished, or was lost, may still say this.
 
         Raises:
             FencedError: of an ended job, an older incarnation, or a lost lease.
@@ -137,7 +137,7 @@ class Membership:
             raise InvalidRequestError(f"{caller.name!r} is not registered; register first")
         if member.incarnation != caller.incarnation:
             self._refuse_incarnation(member, caller)
-        if member.state is State.LOST:
+        if member.state is State.LOST and not lost:
             raise FencedError(f"{member.name} was lost: {member.reason}; register again")
         if member.state is State.FINISHED and not finished:
             raise InvalidRequestError(f"{member.name} has finished; register again to go on")
@@ -282,13 +282,13 @@ class Membership:
 
     def finish(self, name: str) -> Member | None:
         """A member leaves of its own will; returns it as it was, None if it had left before.
-
         The job is done when its last worker has finished; it fails when a server leaves it.
         """
         member = self._members.get(name)
-        if member is None or not member.live:
+        if member is None or member.state is State.FINISHED:
             return None
-        self._leave(member, State.FINISHED, "")
+        if not self._leave(member, State.FINISHED, ""):  # lost: its last word came late
+            self._members[name] = replace(member, state=State.FINISHED, reason="")
         if member.role is Role.SERVER and self.state is JobState.RUNNING:
             self._fail(f"server {name} was stopped while the job ran")
         elif member.role is Role.WORKER and not self._live_workers:
