@@ -21,11 +21,12 @@ from paramserver.ps.push import (
     check_sizes,
     checked_weight,
     open_gradients,
+    read_options,
     split,
 )
 from paramserver.ps.workshop import INLINE_BYTES
 from paramserver.v1 import server_pb2 as pb
-from paramserver.wire.convert import options_from_proto, spans_from_proto
+from paramserver.wire.convert import spans_from_proto
 from paramserver.wire.frames import Piece, decode
 from paramserver.wire.serve import as_refusal
 from paramserver.wire.status import to_failure
@@ -150,7 +151,7 @@ class Session:
             push.clock,
             checked_weight(push.weight),
             wire_name(push.wire_dtype),
-            [options_from_proto(o) for o in push.options],
+            read_options(group, push.options),
             spans_from_proto(push.samples),
             beside(push.slices, push.bases),
             push.deferred,
@@ -235,7 +236,7 @@ class Session:
             raise InvalidRequestError("commit: no deferred push has this request number")
         push.weight = checked_weight(commit.weight)
         push.samples = spans_from_proto(commit.samples)
-        push.options = [options_from_proto(o) for o in commit.options]
+        push.options = read_options(push.group, commit.options)
         push.declared = set(commit.slices)
         missing = push.declared - set(push.held)
         if missing:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from paramserver.core.clock import Close, may_read
+from paramserver.core.clock import Close, Drop, may_read
 from paramserver.core.ledger import Ledger, Receipt
 from paramserver.core.placement import GroupSpec, SliceMap
 from paramserver.core.slices import Slice, cut, pack, travels_as
@@ -82,7 +82,7 @@ class GroupState:
         self.version = 0
         self._unset = {i for i, s in self.slices.items()}
         self.staged: dict[tuple[WorkerId, int], Staged] = {}
-        self._closes: asyncio.Queue[Close] = asyncio.Queue()
+        self._decisions: asyncio.Queue[Close | Drop] = asyncio.Queue()
         self._applier: asyncio.Task[None] | None = None
         self.settled = Gate()  # clocks whose pushes have their final receipts
         self.failure: InternalError | None = None
@@ -152,16 +152,23 @@ class GroupState:
             if rest:
                 await self._workshop.run(cell.lock, 0, cell.bucket.tick, rest)
 
-    def close(self, decision: Close) -> None:
-        """Queues a closed clock; clocks are applied one after the other, in order."""
-        self._closes.put_nowait(decision)
-        if self._applier is None or self._applier.done():
-            self._applier = asyncio.create_task(self._apply_closes())
+    def decide(self, decision: Close | Drop) -> None:
+        """Queues what the lead decided; decisions are carried out one after the other, in order.
 
-    async def _apply_closes(self) -> None:
-        while not self._closes.empty() and self.failure is None:
+        A clock may close with a push of a worker that is dropped right after.
+        """
+        self._decisions.put_nowait(decision)
+        if self._applier is None or self._applier.done():
+            self._applier = asyncio.create_task(self._carry_out())
+
+    async def _carry_out(self) -> None:
+        while not self._decisions.empty() and self.failure is None:
+            decision = self._decisions.get_nowait()
             try:
-                await self._apply(self._closes.get_nowait())
+                if isinstance(decision, Drop):
+                    self._free(decision.worker)
+                else:
+                    await self._apply(decision)
             except Exception as error:
                 log.exception("group %s cannot be stepped", self.spec.name)
                 self.failure = InternalError(f"group {self.spec.name!r} cannot be stepped: {error}")
@@ -178,9 +185,14 @@ class GroupState:
         if len(listed) != len(decision.contributors):
             raise InvalidRequestError(f"clock {clock} closes with a push that is not staged here")
         options = listed[0][1].options if listed else ()
-        contributions = [(weight, push.gradients) for weight, push in listed]
+        by_cell = [(weight, self._by_cell(push.gradients)) for weight, push in listed]
         await asyncio.gather(
-            *(self._close_cell(c, clock, contributions, options) for c in self.cells)
+            *(
+                self._close_cell(
+                    cell, clock, [(w, part.get(cell, {})) for w, part in by_cell], options
+                )
+                for cell in self.cells
+            )
         )
         self.version += 1
         for _, push in listed:
@@ -193,6 +205,12 @@ class GroupState:
         self.frontier.advance(clock + 1)
         self.settled.advance(clock + 1)
 
+    def _by_cell(self, gradients: Mapping[int, Tensor]) -> dict[Cell, dict[int, Tensor]]:
+        parts: dict[Cell, dict[int, Tensor]] = {}
+        for index, gradient in gradients.items():
+            parts.setdefault(self.cell_of[index], {})[index] = gradient
+        return parts
+
     async def _close_cell(
         self,
         cell: Cell,
@@ -200,11 +218,7 @@ class GroupState:
         contributions: Sequence[tuple[float, Mapping[int, Tensor]]],
         options: Sequence[Mapping[str, Any]],
     ) -> None:
-        mine = [
-            (weight, {i: g for i, g in gradients.items() if i in cell.slices})
-            for weight, gradients in contributions
-        ]
-        await self._workshop.run(cell.lock, cell.size, cell.bucket.close, mine, options)
+        await self._workshop.run(cell.lock, cell.size, cell.bucket.close, contributions, options)
         cell.closed.advance(clock + 1)
 
     def _drop(self, worker: WorkerId, clock: int) -> None:
@@ -212,13 +226,13 @@ class GroupState:
         receipt = Receipt(clock, self.version, 0.0, applied=False, dropped=True)
         self.ledger.amend(worker, clock, receipt)
 
-    def free(self, worker: WorkerId) -> None:
+    def _free(self, worker: WorkerId) -> None:
         """Frees what a lost worker staged and no clock closed."""
         for key in [k for k in self.staged if k[0] == worker]:
             del self.staged[key]
 
     async def drained(self) -> None:
-        """Waits until every closed clock is applied."""
+        """Waits until every decision so far is carried out."""
         if self._applier is not None:
             await asyncio.shield(self._applier)
 

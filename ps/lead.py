@@ -24,12 +24,10 @@ Notices: TypeAlias = "asyncio.Queue[pb.Notice]"
 
 def carry_out(group: GroupState, decision: Decision) -> None:
     """Does on this server what the lead decided."""
-    if isinstance(decision, Close):
-        group.close(decision)
-    elif isinstance(decision, Advance):
+    if isinstance(decision, Advance):
         group.frontier.advance(decision.min_clock)
     else:
-        group.free(decision.worker)
+        group.decide(decision)
 
 
 class Leadership:

@@ -12,8 +12,11 @@ from torch import Tensor
 from paramserver.core.slices import Slice
 from paramserver.errors import InvalidRequestError, NonFiniteError
 from paramserver.ps.group import Cell, GroupState
+from paramserver.ps.optimizers import check_push_options
 from paramserver.types import Span, WorkerId
+from paramserver.v1 import common_pb2
 from paramserver.v1 import server_pb2 as pb
+from paramserver.wire.convert import options_from_proto
 from paramserver.wire.frames import Piece
 from paramserver.wire.tensors import DTYPES, checksum, from_bytes, is_finite
 
@@ -78,6 +81,20 @@ def checked_weight(weight: float) -> float:
             f"weight={weight}: must be finite and >= 0 (samples in the batch)"
         )
     return weight
+
+
+def read_options(
+    group: GroupState, options: Sequence[common_pb2.Options]
+) -> Sequence[Mapping[str, Any]]:
+    """The hyper-parameters that travel with a push; none: as registered.
+
+    Raises:
+        ConfigurationError: a value that the group's optimizer cannot work with.
+    """
+    read = [options_from_proto(o) for o in options]
+    if read:
+        check_push_options(group.spec.optimizer, group.spec.param_groups, read)
+    return read
 
 
 def split(data: pb.Data, payload: memoryview, at: int) -> tuple[list[Piece], int]:
