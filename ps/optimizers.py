@@ -11,30 +11,10 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from paramserver.core.optimizers import ELEMENTWISE, check_elementwise
 from paramserver.errors import ConfigurationError, UnsupportedError
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {
-    name: getattr(torch.optim, name)
-    for name in (
-        "SGD",
-        "Adam",
-        "AdamW",
-        "Adagrad",
-        "RMSprop",
-        "Adadelta",
-        "Adamax",
-        "NAdam",
-        "RAdam",
-        "ASGD",
-        "Rprop",
-    )
-}
-REFUSED = {
-    "LBFGS": "its line search needs all parameters at once; use an elementwise rule such as SGD",
-    "Muon": "it orthogonalizes whole matrices, slices hold ranges; use AdamW",
-    "Adafactor": "it factors whole matrices, slices hold ranges; use AdamW",
-    "SparseAdam": "it takes sparse gradients, dense groups have none; use Adam",
-}
+OPTIMIZERS: dict[str, type[Optimizer]] = {name: getattr(torch.optim, name) for name in ELEMENTWISE}
 # Their foreach kernels round otherwise than the loop, which is torch's own choice on CPU.
 LOOPS = frozenset({"NAdam", "RAdam", "ASGD"})
 KERNELS = frozenset({"foreach", "fused", "capturable", "differentiable"})
@@ -48,11 +28,8 @@ def resolve(name: str) -> type[Optimizer]:
     Raises:
         UnsupportedError: not an elementwise rule of dense gradients, or unknown.
     """
-    found = OPTIMIZERS.get(name)
-    if found is None:
-        why = REFUSED.get(name, f"not one of the elementwise rules {', '.join(OPTIMIZERS)}")
-        raise UnsupportedError(f"optimizer {name!r}: {why}")
-    return found
+    check_elementwise(name)
+    return OPTIMIZERS[name]
 
 
 def check_options(name: str, param_groups: Sequence[Mapping[str, Any]]) -> None:
