@@ -1,0 +1,81 @@
+"""Models on a GPU: gradients leave it, values come back to it. Skipped without one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import paramserver as ps
+from tests.cluster import cluster
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def network(device: str) -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(40, 600), nn.BatchNorm1d(600), nn.Linear(600, 10)).to(device)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_model_on_a_gpu_trains_as_plain_pytorch(overlap: bool) -> None:
+    x, y = torch.randn(64, 40, device="cuda"), torch.randint(0, 10, (64,), device="cuda")
+
+    def work(client: ps.Client) -> dict[str, torch.Tensor]:
+        model = network("cuda")
+        optimizer = client.optimizer(model, torch.optim.SGD, lr=0.1, momentum=0.9, overlap=overlap)
+        for _ in range(5):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        assert all(p.device.type == "cuda" for p in model.parameters())
+        found = client.state_dict()
+        for name, value in model.state_dict().items():
+            assert torch.equal(value.cpu(), found[name]), name
+        return found
+
+    with cluster(2, 1) as c:
+        (found,) = c.workers(work)
+    model = network("cuda")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(5):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(found[name], value.cpu(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_grad_scaler_on_a_gpu() -> None:
+    def work(client: ps.Client) -> float:
+        model = network("cuda")
+        optimizer = client.optimizer(model, torch.optim.SGD, lr=0.1)
+        scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)  # overflows at first
+        first = last = 0.0
+        for step in range(40):
+            x = torch.randn(64, 40, device="cuda")
+            optimizer.zero_grad()
+            with torch.autocast("cuda", dtype=torch.float16):
+                loss = nn.functional.cross_entropy(model(x), (x[:, 0] > 0).long())
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            now = loss.item()
+            first, last = (now, now) if step == 0 else (first, now)
+        assert optimizer.last is not None
+        assert optimizer.last.clock == 39  # a skipped step ticks as well
+        return first - last
+
+    with cluster(1, 1) as c:
+        (fell,) = c.workers(work)
+    assert fell > 0.2
+
+
+def test_a_tensor_on_a_gpu_is_reduced() -> None:
+    def work(client: ps.Client) -> torch.Tensor:
+        return client.all_reduce(torch.full((3,), 1.0 + client.rank, device="cuda"), "t", op="sum")
+
+    with cluster(1, 2) as c:
+        for total in c.workers(work):
+            assert total.device.type == "cuda"
+            assert torch.equal(total.cpu(), torch.full((3,), 3.0))
