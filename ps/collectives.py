@@ -17,19 +17,19 @@ from paramserver.wire.frames import Piece
 from paramserver.wire.tensors import DTYPES, as_bytes, checksum, from_bytes
 
 OPERATIONS = ("mean", "sum", "max", "min")
-KEPT_ROUNDS = 2  # per name: a slow collector may ask for the last one again
+KEPT_ROUNDS = 64  # results that a slow collector may still ask for
 
 _Key = tuple[str, WorkerId, int]
 
 
 class Collectives:
-    """Contributions until their round is collected; results until two later rounds are."""
+    """Contributions until their round is collected; the newest results for a while longer."""
 
     def __init__(self, limits: Limits) -> None:
         self._limit = limits.collective_bytes
         self._bytes = 0
         self._contributions: dict[_Key, tuple[str, dict[int, Piece]]] = {}
-        self._results: dict[str, OrderedDict[int, dict[int, Tensor]]] = {}
+        self._results: OrderedDict[tuple[str, int], dict[int, Tensor]] = OrderedDict()
 
     def clear(self) -> None:
         """Forgets everything (a new job)."""
@@ -79,12 +79,11 @@ class Collectives:
         """
         if record.op not in OPERATIONS:
             raise InvalidRequestError(f"op={record.op!r}: must be one of {', '.join(OPERATIONS)}")
-        rounds = self._results.setdefault(record.name, OrderedDict())
-        if record.round not in rounds:
-            rounds[record.round] = self._reduce(record)
-            while len(rounds) > KEPT_ROUNDS:
-                rounds.popitem(last=False)
-        for index, value in sorted(rounds[record.round].items()):
+        key = (record.name, record.round)
+        if key not in self._results:
+            self._results[key] = self._reduce(record)
+            self._forget()
+        for index, value in sorted(self._results[key].items()):
             piece = as_bytes(value)
             sums = [checksum(piece)]
             yield pb.Data(slices=[index], sizes=[len(piece)], checksums=sums), piece
@@ -113,6 +112,13 @@ class Collectives:
         for key in keys:
             self._release(key)
         return result
+
+    def _forget(self) -> None:
+        """Drops old results beyond a number, or beyond the bytes that collectives may hold."""
+        held = sum(v.nbytes for result in self._results.values() for v in result.values())
+        while len(self._results) > 1 and (len(self._results) > KEPT_ROUNDS or held > self._limit):
+            _, oldest = self._results.popitem(last=False)
+            held -= sum(v.nbytes for v in oldest.values())
 
     def _release(self, key: _Key) -> None:
         held = self._contributions.pop(key, None)

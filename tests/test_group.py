@@ -163,3 +163,15 @@ def test_two_clients_in_threads_see_one_another() -> None:
                 return float(total)
 
         assert in_threads([lambda: one("worker-0"), lambda: one("worker-1")]) == [3.0, 3.0]
+
+
+def test_results_of_collectives_do_not_pile_up() -> None:
+    def work(client: ps.Client) -> float:
+        total = 0.0
+        for step in range(150):
+            total += float(client.all_reduce(torch.ones(3), f"step-{step}", op="sum")[0])
+        return total
+
+    with cluster(1, 2) as c:
+        assert c.workers(work) == [300.0, 300.0]
+        assert len(c.servers[0].collectives._results) <= 64
