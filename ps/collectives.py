@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from paramserver.config import Limits
 from paramserver.errors import InvalidRequestError, ResourceError
+from paramserver.ps.workshop import Workshop
 from paramserver.types import WorkerId
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.convert import dtype_from_proto
@@ -28,6 +30,7 @@ class Collectives:
     def __init__(self, limits: Limits) -> None:
         self._limit = limits.collective_bytes
         self._bytes = 0
+        self._reducing = asyncio.Lock()
         self._contributions: dict[_Key, tuple[str, dict[int, Piece]]] = {}
         self._results: OrderedDict[tuple[str, int], dict[int, Tensor]] = OrderedDict()
 
@@ -71,8 +74,8 @@ class Collectives:
         self._contributions[key] = (dtype_from_proto(record.dtype), dict(pieces))
         self._bytes += sum(len(p) for p in pieces.values())
 
-    def reduce(self, record: pb.Collect) -> Iterator[tuple[pb.Data, Piece]]:
-        """The reduced pieces of a round.
+    async def collect(self, record: pb.Collect, workshop: Workshop) -> list[tuple[pb.Data, Piece]]:
+        """The reduced pieces of a round, computed once, in a thread.
 
         Raises:
             InvalidRequestError: an unknown operation, contributions that are not here or differ.
@@ -80,13 +83,11 @@ class Collectives:
         if record.op not in OPERATIONS:
             raise InvalidRequestError(f"op={record.op!r}: must be one of {', '.join(OPERATIONS)}")
         key = (record.name, record.round)
-        if key not in self._results:
-            self._results[key] = self._reduce(record)
-            self._forget()
-        for index, value in sorted(self._results[key].items()):
-            piece = as_bytes(value)
-            sums = [checksum(piece)]
-            yield pb.Data(slices=[index], sizes=[len(piece)], checksums=sums), piece
+        async with self._reducing:
+            if key not in self._results:
+                self._results[key] = await workshop.offload(self._bytes, self._reduce, record)
+                self._forget()
+            return [_piece(index, value) for index, value in sorted(self._results[key].items())]
 
     def _reduce(self, record: pb.Collect) -> dict[int, Tensor]:
         keys = [
@@ -124,6 +125,11 @@ class Collectives:
         held = self._contributions.pop(key, None)
         if held is not None:
             self._bytes -= sum(len(p) for p in held[1].values())
+
+
+def _piece(index: int, value: Tensor) -> tuple[pb.Data, Piece]:
+    piece = as_bytes(value)
+    return pb.Data(slices=[index], sizes=[len(piece)], checksums=[checksum(piece)]), piece
 
 
 def _combine(values: Sequence[Tensor], op: str) -> Tensor:

@@ -18,6 +18,7 @@ from paramserver.ps.push import (
     Parcel,
     arrive,
     beside,
+    check_payload,
     check_sizes,
     checked_weight,
     open_gradients,
@@ -77,6 +78,7 @@ class Session:
     async def close(self) -> None:
         """Frees what never got its last frame; work under way ends first."""
         self.closed = True
+        self.outbox.close()
         for pull in self._pulls.values():
             pull.cancel()
         await self._settle()
@@ -96,6 +98,7 @@ class Session:
         if self.closed:
             return
         records, payload = decode(message)
+        check_payload(records, payload)
         at = 0
         for record in records:
             kind = record.WhichOneof("body")
@@ -107,8 +110,6 @@ class Session:
                 await self._guard(record.request, handle(record.request, getattr(record, kind)))
             else:
                 raise InvalidRequestError(f"frame: a client does not send {kind!r} records")
-        if at != len(payload):
-            raise InvalidRequestError(f"frame: {len(payload) - at} bytes of payload left over")
 
     async def _guard(self, request: int, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -261,6 +262,7 @@ class Session:
             return
         push.open = False
         receipt = await self._service.complete(push, self)
+        push.complete = True
         push.progress.set()
         request, pull = push.request, push.pull
         if pull is None or request in self._pulls:
@@ -389,7 +391,7 @@ class Session:
 
     async def _collect(self, request: int, record: pb.Collect) -> None:
         await self._service.views.admit(record.worker)
-        for data, piece in self._service.collectives.reduce(record):
+        for data, piece in await self._service.collectives.collect(record, self._service.workshop):
             await self.outbox.room()
             self.outbox.put(pb.Record(request=request, data=data), [piece])
         self.outbox.put(pb.Record(request=request, done=pb.Done()))

@@ -46,6 +46,10 @@ class Leadership:
             self.clock.observe(started=views.current.started, active=active, lost=views.lost())
         )
 
+    def skip(self, worker: WorkerId) -> None:
+        """A worker leaves the open clock to the others."""
+        self._decide(self.clock.skip(worker))
+
     def staged(self, server: str, staged: pb.Staged) -> None:
         """A server has a push complete."""
         worker = WorkerId(staged.rank, staged.incarnation)
@@ -115,8 +119,9 @@ def _decision(notice: pb.Notice) -> Decision:
 class Following:
     """This server's stream to one lead: reports up, notices down; made again when it breaks."""
 
-    def __init__(self, server: str, connect: Callable[[], AsyncChannel]) -> None:
+    def __init__(self, server: str, views: Views, connect: Callable[[], AsyncChannel]) -> None:
         self._server = server
+        self._views = views
         self._connect = connect
         self._groups: dict[str, GroupState] = {}
         self._sent: dict[str, deque[pb.Staged]] = {}
@@ -146,6 +151,7 @@ class Following:
             group=group.spec.name,
             map_version=group.map.version,
             staged=staged,
+            view=self._views.current.number,
         )
 
     def _hello(self, group: GroupState) -> pb.Report:

@@ -31,6 +31,7 @@ class Outbox:
         self._pieces: list[Piece] = []
         self._frames: deque[bytes] = deque()
         self._queued = 0
+        self._closed = False
         self._small = 0
         self._filled = asyncio.Event()
         self._sending = asyncio.Lock()  # a stream takes one message at a time
@@ -53,6 +54,11 @@ class Outbox:
         self._flush()
         self._enqueue(frame)
         self._filled.set()
+
+    def close(self) -> None:
+        """Nobody waits for room any more: the stream is over."""
+        self._closed = True
+        self._room.set()
 
     async def room(self) -> None:
         """Waits until a slow reader has taken what is queued for it."""
@@ -85,5 +91,5 @@ class Outbox:
     def _enqueue(self, frame: bytes) -> None:
         self._frames.append(frame)
         self._queued += len(frame)
-        if self._queued > self._limits.outbox_bytes:
+        if self._queued > self._limits.outbox_bytes and not self._closed:
             self._room.clear()

@@ -14,6 +14,7 @@ from paramserver.ps.group import Cell, GroupState
 from paramserver.ps.outbox import Outbox
 from paramserver.ps.push import Incoming, beside
 from paramserver.ps.workshop import INLINE_BYTES
+from paramserver.types import WorkerId
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.convert import dtype_from_proto
 from paramserver.wire.frames import Piece, encode
@@ -24,11 +25,19 @@ if TYPE_CHECKING:
 
 REASON_EVERY = 5.0  # seconds between words to a client that waits
 DEFAULT_TIMEOUT = 1800.0
+WIRE_DTYPES = ("", "bfloat16", "float16")
 
 
 def wire_name(dtype: int) -> str:
-    """The name of a wire data type; "" when none is asked for."""
-    return dtype_from_proto(dtype) if dtype else ""
+    """The name of a wire data type; "" when none is asked for.
+
+    Raises:
+        InvalidRequestError: values cannot travel in this type.
+    """
+    name = dtype_from_proto(dtype) if dtype else ""
+    if name not in WIRE_DTYPES:
+        raise InvalidRequestError(f"wire_dtype {name}: must be bfloat16, float16 or not set")
+    return name
 
 
 async def answer_pull(
@@ -68,14 +77,17 @@ async def answer_pull(
             await _until_readable(service, outbox, request, group, cell, pull.clock, deadline)
         await outbox.room()
         await _send_cell(service, outbox, request, group, cell, wanted, have, wire)
-    outbox.put(pb.Record(request=request, done=_done(group, pull, push, receipt)))
-
-
-def _done(
-    group: GroupState, pull: pb.Pull, push: Incoming | None, receipt: Receipt | None
-) -> pb.Done:
-    if push is not None and group.sync:
+    if push is not None:
+        await push.completed()
         receipt = group.ledger.receipt(push.worker, push.clock)
+    if receipt is not None and not receipt.settled:  # buckets close before the push is settled
+        worker = WorkerId(pull.worker.rank, pull.worker.incarnation)
+        await group.settled.reach(receipt.clock + 1, deadline - time.monotonic())
+        receipt = group.ledger.receipt(worker, receipt.clock)
+    outbox.put(pb.Record(request=request, done=_done(group, pull, receipt)))
+
+
+def _done(group: GroupState, pull: pb.Pull, receipt: Receipt | None) -> pb.Done:
     done = pb.Done(clock=pull.clock, version=group.version)
     if group.sync:  # this clock has closed on every bucket, even if the group is not told yet
         done.clock = max(pull.clock, group.frontier.value)

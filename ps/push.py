@@ -55,6 +55,7 @@ class Incoming:
     staleness: float = 0.0
     pull: pb.Pull | None = None
     open: bool = True
+    complete: bool = False
     progress: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -66,6 +67,12 @@ class Incoming:
         """Bytes of these slices have been dealt with."""
         self.waiting.difference_update(slices)
         self.progress.set()
+
+    async def completed(self) -> None:
+        """Waits until the push is staged or applied whole."""
+        while not self.complete:
+            self.progress.clear()
+            await self.progress.wait()
 
     async def through(self, cell: Cell) -> None:
         """Waits until the bytes of all declared slices of a bucket have been dealt with."""
@@ -95,6 +102,18 @@ def read_options(
     if read:
         check_push_options(group.spec.optimizer, group.spec.param_groups, read)
     return read
+
+
+def check_payload(records: Sequence[pb.Record], payload: memoryview) -> None:
+    """Raises InvalidRequestError unless the records speak of the whole payload and no more.
+
+    To be called before the first record of a frame is handled.
+    """
+    claimed = sum(sum(record.data.sizes) for record in records if record.HasField("data"))
+    if claimed != len(payload):
+        raise InvalidRequestError(
+            f"frame: its records claim {claimed} bytes of payload, it has {len(payload)}"
+        )
 
 
 def split(data: pb.Data, payload: memoryview, at: int) -> tuple[list[Piece], int]:

@@ -89,6 +89,7 @@ class ServerRole:
         except RefusedError as error:  # it gave this server up, or is a new one
             log.warning("registering anew: %s", error)
             self.service.reset()
+            self.service.views.forget()
             await self.register(self._address)
 
     async def _watch(self) -> None:

@@ -95,7 +95,9 @@ class ServerService:
         elif group.slices:
             address = slice_map.addresses[slice_map.lead]
             if address not in self._followings:
-                self._followings[address] = Following(self.name, lambda: self._connect(address))
+                self._followings[address] = Following(
+                    self.name, self.views, lambda: self._connect(address)
+                )
             self._followings[address].add(group)
         return group
 
@@ -116,13 +118,13 @@ class ServerService:
         ledger = group.ledger
         if activated and ledger.receipt(worker, clock) is None:
             ledger.expect(worker, clock)
+        late = group.sync and clock < group.frontier.value
+        if late and ledger.receipt(worker, clock) is None:  # the clock closed without it
+            ledger.abandon(worker, clock)
+            ledger.expect(worker, group.frontier.value)
+            return Receipt(clock, group.version, 0.0, applied=False, dropped=True)
         receipt = ledger.open(worker, clock, sorted(push.declared))
         if receipt is not None:
-            return receipt
-        if group.sync and clock < group.frontier.value:
-            receipt = Receipt(clock, group.version, 0.0, applied=False, dropped=True)
-            ledger.amend(worker, clock, receipt)
-            ledger.expect(worker, group.frontier.value)
             return receipt
         self._owners[key] = session
         return None
@@ -142,18 +144,25 @@ class ServerService:
     async def complete(self, push: Incoming, session: Session) -> Receipt:
         """All slices are here: the push is staged, or applied, and the lead hears of it."""
         group, worker, clock = push.group, push.worker, push.clock
+        key = (group.spec.name, worker, clock)
+        if group.sync and clock < group.frontier.value:  # it closed while the bytes came in
+            receipt = Receipt(clock, group.version, 0.0, applied=False, dropped=True)
+            group.ledger.complete(worker, clock, receipt, push.samples)
+            group.ledger.expect(worker, group.frontier.value)
+            self._owners.pop(key, None)
+            return receipt
         if group.sync:
             receipt = Receipt(clock, 0, 0.0, applied=False)
             group.ledger.complete(worker, clock, receipt, push.samples)
             staged = Staged(worker, clock, push.weight, push.options, push.samples, push.gradients)
             group.staged[worker, clock] = staged
         else:
-            await group.tick_others(push.declared)
+            await group.tick_others(push.declared if push.counts else set())
             group.version += 1
             staleness = push.staleness / max(1, len(push.declared))
             receipt = Receipt(clock, group.version, staleness, applied=True)
             group.ledger.complete(worker, clock, receipt, push.samples)
-        self._owners.pop((group.spec.name, worker, clock), None)
+        self._owners.pop(key, None)
         self._report(group, worker, clock, push.weight)
         return receipt
 
@@ -207,6 +216,8 @@ class ServerService:
             raise MovedError(
                 f"{self.name} does not lead group {request.group!r}: {group.lead} does"
             )
+        if request.skip:
+            lead.skip(worker)
         clock = lead.clock.activate(worker)
         group.ledger.expect(worker, clock)
         return pb.ActivateReply(clock=clock)
@@ -235,6 +246,7 @@ class ServerService:
         self, reports: AsyncIterator[pb.Report], notices: asyncio.Queue[pb.Notice]
     ) -> None:
         async for report in reports:
+            await self.views.reach(report.view)  # else a new job's view would undo this
             await self.group(report.group, report.map_version)
             lead = self._leads.get(report.group)
             if lead is None:

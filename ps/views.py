@@ -21,6 +21,12 @@ class Views:
         self._states: dict[WorkerId, int] = {}
         self._gate = Gate()
 
+    def forget(self) -> None:
+        """The scheduler may be another one, which counts its views from the start."""
+        self.current = scheduler_pb2.View()
+        self.names, self._states = {}, {}
+        self._gate = Gate()
+
     def update(self, view: scheduler_pb2.View) -> bool:
         """Takes a newer view; False for one that is known."""
         if view.number <= self.current.number:

@@ -111,6 +111,8 @@ class Datasets:
                 self._members.move([member.name], State.ACTIVE)
         elif isinstance(found, Drained):
             self._end_wait(member, name)
+            if waits and member.state is State.JOINED:  # released with the others, batch or none
+                self._members.move([member.name], State.ACTIVE)
         else:
             if waits:
                 self._begin_wait(member, name, epoch)

@@ -60,6 +60,7 @@ class Group:
         self.links = links
         self.held = Held(self.plan)
         self._activated = True  # the next push is the first since an activation
+        self._dropped_to = 0  # the clock that a dropped push in flight was told to go on with
         self._changed = threading.Condition()
         self._unsettled = 0
         session.add_group(self.name, lambda: self.clock, self.settle)
@@ -104,6 +105,7 @@ class Group:
 
         def answered() -> None:
             error = operation.accepted.error
+            self._dropped_to = max(self._dropped_to, _next_clock(operation))
             if error is not None:
                 result.set_exception(error)
             else:
@@ -149,7 +151,7 @@ class Group:
         """Waits for the values of a push that pulls."""
         self._wait_push(operation, operation.done, clock)
         landing.finish()
-        self._jump(operation)
+        self._go_on_at(_next_clock(operation))
         self.last = self._result(operation, clock, began)
         return self.last
 
@@ -188,12 +190,24 @@ class Group:
             operation.submit(self.links.to(shard.address), answers, parts.all)
         self._wait(operation, operation.done, f"storing first values of group {self.name!r}")
 
-    def activate(self) -> None:
-        """Learns this worker's clock from the lead; the values of that clock are to be pulled."""
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing was pushed since this worker became active."""
+        return self._activated
+
+    def activate(self, *, skip: bool = False) -> None:
+        """Learns this worker's clock from the lead; the values of that clock are to be pulled.
+
+        Args:
+            skip: leave the open clock to the others, and start with the next.
+        """
         self.session.check()
         self.settle()
         request = pb.ActivateRequest(
-            worker=self.identity(), group=self.name, map_version=self.plan.map.version
+            worker=self.identity(),
+            group=self.name,
+            map_version=self.plan.map.version,
+            skip=skip,
         )
         address = self.plan.map.addresses[self.plan.map.lead]
         reply = self._transport.server(address).call("Activate", request)
@@ -224,6 +238,7 @@ class Group:
         began = time.monotonic()
         self.session.check()
         self.session.refuse_reader("push")
+        self._go_on_at(self._dropped_to)
         clock = self.clock
         flat = self.plan.outgoing(tensors, self.wire_dtype, clock)
         weight, ticket = self.begin(weight)
@@ -256,7 +271,7 @@ class Group:
     ) -> StepResult:
         """Waits for a committed push, then for the values of the next clock."""
         self._wait_push(operation, operation.accepted, clock)
-        self._jump(operation)
+        self._go_on_at(_next_clock(operation))
         self.pull_into(into)
         self.last = self._result(operation, clock, began)
         return self.last
@@ -322,7 +337,7 @@ class Group:
         self, operation: Operation, ticket: Ticket, clock: int, began: float
     ) -> StepResult:
         self._wait_push(operation, operation.accepted, clock)
-        self._jump(operation)
+        self._go_on_at(_next_clock(operation))
         self.last = self._result(operation, clock, began)
         return self.last
 
@@ -337,12 +352,10 @@ class Group:
             self._activated = True
             raise
 
-    def _jump(self, operation: Operation) -> None:
-        """A dropped push sets the clock to the lead's."""
-        if _dropped(operation):
-            clocks = [a.clock for a in operation.accepts.values() if a.dropped]
-            clocks += [d.clock for d in operation.dones.values()]
-            self.clock = max(self.clock, *clocks)
+    def _go_on_at(self, clock: int) -> None:
+        """A dropped push set the clock; 0 or a passed one changes nothing."""
+        if clock > self.clock:
+            self.clock = clock
             self._activated = True
 
     def _result(self, operation: Operation, clock: int, began: float) -> StepResult:
@@ -362,6 +375,14 @@ class Group:
         )
         self.session.count(result)
         return result
+
+
+def _next_clock(operation: Operation) -> int:
+    """The clock to go on with after a dropped push; 0 if it was not dropped."""
+    if not _dropped(operation):
+        return 0
+    clocks = [a.clock for a in operation.accepts.values() if a.dropped]
+    return max([*clocks, *(d.clock for d in operation.dones.values())])
 
 
 def _dropped(operation: Operation) -> bool:

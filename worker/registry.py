@@ -8,6 +8,7 @@ from torch import Tensor
 
 from paramserver.core.placement import GroupSpec, SliceMap
 from paramserver.errors import NotFoundError, UsageError
+from paramserver.types import Sync
 from paramserver.v1 import scheduler_pb2
 from paramserver.wire.convert import group_from_proto, group_to_proto, map_from_proto
 from paramserver.wire.transport import Transport
@@ -94,6 +95,7 @@ class Registry:
             self._set_active(True)
             self.active = True
             refresh()
+            self._fall_in()
         self._starts[group.name] = group.clock
 
     def expect_data(self) -> None:
@@ -114,9 +116,27 @@ class Registry:
         if self.active and not waited:
             return
         self.active = True
-        for name, refresh in self._refreshes.items():
+        for refresh in self._refreshes.values():
             refresh()
-            self._starts[name] = self._groups[name].clock
+        self._fall_in()
+        self._starts = {name: self._groups[name].clock for name in self._refreshes}
+
+    def _fall_in(self) -> None:
+        """Starts all Sync groups at the same step.
+
+        Others may be between the groups of one step: they would wait for this worker in the group
+        behind, while it waits for them in the group ahead.
+        """
+        groups = [
+            self._groups[name]
+            for name in self._refreshes
+            if isinstance(self._groups[name].spec.consistency, Sync) and self._groups[name].fresh
+        ]
+        ahead = max((group.clock for group in groups), default=0)
+        for group in groups:
+            if group.clock == ahead - 1:
+                group.activate(skip=True)
+                self._refreshes[group.name]()
 
     def find(self, name: str) -> Group:
         """A group to read from, whether this client registered it or not.

@@ -172,6 +172,16 @@ class GroupClock:
             )
         return self._workers[worker].clock
 
+    def skip(self, worker: WorkerId) -> list[Decision]:
+        """A worker that has just become active leaves the open clock to the others (Sync).
+
+        It does so where another of its groups is a step ahead: the others are between the two, and
+        would wait for it here while it waits for them there.
+        """
+        if self._sync and worker in self._active:
+            self._raise_to(worker, self.next_clock + 1)
+        return self._proceed()
+
     def worker_clock(self, worker: WorkerId) -> int:
         """The first clock of the worker that is not complete on every server."""
         known = self._workers.get(worker)

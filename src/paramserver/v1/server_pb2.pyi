@@ -220,14 +220,16 @@ class Waiting(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class ActivateRequest(_message.Message):
-    __slots__ = ("worker", "group", "map_version")
+    __slots__ = ("worker", "group", "map_version", "skip")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SKIP_FIELD_NUMBER: _ClassVar[int]
     worker: _common_pb2.Identity
     group: str
     map_version: int
-    def __init__(self, worker: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., group: _Optional[str] = ..., map_version: _Optional[int] = ...) -> None: ...
+    skip: bool
+    def __init__(self, worker: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., group: _Optional[str] = ..., map_version: _Optional[int] = ..., skip: bool = ...) -> None: ...
 
 class ActivateReply(_message.Message):
     __slots__ = ("clock",)
@@ -236,20 +238,22 @@ class ActivateReply(_message.Message):
     def __init__(self, clock: _Optional[int] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("server", "group", "map_version", "staged", "hello", "next_clock")
+    __slots__ = ("server", "group", "map_version", "staged", "hello", "next_clock", "view")
     SERVER_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
     STAGED_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     NEXT_CLOCK_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
     server: str
     group: str
     map_version: int
     staged: _containers.RepeatedCompositeFieldContainer[Staged]
     hello: bool
     next_clock: int
-    def __init__(self, server: _Optional[str] = ..., group: _Optional[str] = ..., map_version: _Optional[int] = ..., staged: _Optional[_Iterable[_Union[Staged, _Mapping]]] = ..., hello: bool = ..., next_clock: _Optional[int] = ...) -> None: ...
+    view: int
+    def __init__(self, server: _Optional[str] = ..., group: _Optional[str] = ..., map_version: _Optional[int] = ..., staged: _Optional[_Iterable[_Union[Staged, _Mapping]]] = ..., hello: bool = ..., next_clock: _Optional[int] = ..., view: _Optional[int] = ...) -> None: ...
 
 class Staged(_message.Message):
     __slots__ = ("rank", "incarnation", "clock", "weight")
