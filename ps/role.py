@@ -17,6 +17,7 @@ from paramserver.wire.transport import AsyncChannel
 
 log = logging.getLogger("paramserver")
 
+FIRST_PAUSE, LAST_PAUSE = 0.1, 1.0  # seconds between looks for a scheduler that is away
 _ENDED = (scheduler_pb2.JOB_DONE, scheduler_pb2.JOB_FAILED)
 
 
@@ -85,7 +86,7 @@ class ServerRole:
         try:
             await self._scheduler.call("Heartbeat", request, timeout=self._heartbeat_s * 2)
         except ConnectionLostError as error:
-            log.warning("the scheduler is away: %s", error)
+            log.debug("the scheduler is away: %s", error)
         except RefusedError as error:  # it gave this server up, or is a new one
             log.warning("registering anew: %s", error)
             self.service.reset()
@@ -93,14 +94,18 @@ class ServerRole:
             await self.register(self._address)
 
     async def _watch(self) -> None:
+        pause = FIRST_PAUSE
         while True:
             try:
                 request = scheduler_pb2.WatchRequest(member=self._identity)
                 async for view in self._scheduler.stream("Watch", request):
+                    pause = FIRST_PAUSE
                     self._take(view)
             except ParameterServerError as error:
-                log.warning("no views from the scheduler: %s", error)
-            await asyncio.sleep(0.2)
+                if pause == FIRST_PAUSE:
+                    log.warning("no views from the scheduler, trying again: %s", error)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE)
 
     def _take(self, view: scheduler_pb2.View) -> None:
         self.service.on_view(view)

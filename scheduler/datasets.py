@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from paramserver.config import SchedulerConfig
@@ -22,6 +23,8 @@ from paramserver.scheduler.journal import Journal
 from paramserver.scheduler.topics import data_topic
 from paramserver.scheduler.words import NAMED, words
 from paramserver.types import Span, WorkerId
+
+_log = logging.getLogger(__name__)
 
 
 class Datasets:
@@ -167,7 +170,7 @@ class Datasets:
 
     def _progress(self, name: str, drained: bool, returned: bool, now: float) -> None:
         if drained:
-            self._journal.say(f"epoch {self._queues[name].epoch} of {name} is drained", now)
+            _log.debug("epoch %d of %s is drained", self._queues[name].epoch, name)
             names, self._waiting[name] = self._waiting[name], set()
             self._members.move(names, State.ACTIVE)
         if drained or returned:

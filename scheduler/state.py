@@ -31,7 +31,7 @@ from paramserver.errors import (
 from paramserver.scheduler.datasets import Datasets
 from paramserver.scheduler.journal import Journal
 from paramserver.scheduler.topics import EVERYTHING, group_topic, round_topic
-from paramserver.scheduler.words import where, words
+from paramserver.scheduler.words import failed, where, words
 from paramserver.types import Span, WorkerId
 
 MAX_SCALARS = 1024
@@ -153,15 +153,15 @@ class SchedulerState:
     def fail(self, caller: Caller, reason: str, fatal: bool, exit_code: int, now: float) -> None:
         """A worker failed; fatal: so does the job, with this cause. Idempotent.
 
-        Incarnation 0: a launcher speaks for the process of that name, known here or not.
+        One that came later and never took part is only lost. Incarnation 0: a launcher speaks.
         """
         member = self.members.find(caller.name)
         if caller.incarnation or caller.job not in (0, self.members.job):
             member = self.members.check(caller, finished=True)
         who = caller.name if member is None else where(member)
-        text = f"{who} failed" + (f" with exit code {exit_code}" if exit_code else "")
-        text += f": {reason}" if reason else ""
-        if fatal and self.members.fail(text):
+        text = failed(who, exit_code, reason)
+        stranger = member is not None and self.members.started and not member.been
+        if fatal and not stranger and self.members.fail(text):
             self.journal.say(text, now)
         if member is not None:
             self._lose(member.name, text, now)

@@ -26,3 +26,10 @@ def where(member: Member) -> str:
     """A member and the process it is."""
     host = f", host {member.host}, pid {member.pid}" if member.host else ""
     return f"{member.name} (rank {member.rank}{host})"
+
+
+def failed(who: str, exit_code: int, reason: str) -> str:
+    """What became of a worker; of a traceback, only what was raised."""
+    text = f"{who} failed" + (f" with exit code {exit_code}" if exit_code else "")
+    lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    return f"{text}: {lines[-1]}" if lines else text

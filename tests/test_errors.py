@@ -46,3 +46,10 @@ def test_an_unknown_reason_keeps_its_name() -> None:
     error = errors.from_wire("FROM_THE_FUTURE", "why", {})
     assert type(error) is errors.ParameterServerError
     assert error.reason == "FROM_THE_FUTURE"
+
+
+def test_a_long_message_fits_into_metadata() -> None:
+    """A traceback of a thousand lines travels as its end."""
+    status = to_status(errors.JobFailedError("line of a traceback\n" * 2000 + "ValueError: why"))
+    assert status.details.endswith("ValueError: why")
+    assert sum(len(key) + len(value) for key, value in status.trailing_metadata) < 8 << 10

@@ -175,3 +175,13 @@ def test_results_of_collectives_do_not_pile_up() -> None:
     with cluster(1, 2) as c:
         assert c.workers(work) == [300.0, 300.0]
         assert len(c.servers[0].collectives._results) <= 64
+
+
+def test_a_consistency_in_words_is_refused_with_the_cure(client: ps.Client) -> None:
+    with pytest.raises(ps.errors.ConfigurationError, match="must be Sync"):
+        client.register("g", {"w": torch.zeros(3)}, consistency="sync")  # type: ignore[arg-type]
+
+
+def test_an_address_without_a_port_is_refused_at_once() -> None:
+    with pytest.raises(ps.errors.ConfigurationError, match="must be HOST:PORT"):
+        ps.connect("localhost")

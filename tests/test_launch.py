@@ -326,7 +326,7 @@ def test_children_started_in_a_thread_outlive_the_thread(start: Started) -> None
 LAUNCHER = """
 import os, sys, time
 from paramserver.launch import Child, child_environment
-def show(child, stream, line): print(child.pid, line, flush=True)
+def show(child, stream, line): os.write(1, b"%d\\n" % child.pid)  # whole, from any thread
 command = [sys.executable, "-I", "-S", "-c", "import time; print('up', flush=True); time.sleep(60)"]
 env = child_environment(os.environ)
 children = [Child(f"worker-{i}", "worker", command, env=env, on_line=show) for i in range(3)]

@@ -134,11 +134,11 @@ class RoundsMachine(RuleBasedStateMachine):
         if who not in self.present:
             return
         key = (who, name)
+        opens = not any(n == name for _, n in self.blocked)
         if key not in self.blocked:
             self.calls[key] = self.calls.get(key, -1) + 1
             self.blocked[key] = self.calls[key]
-        fresh = not any(n == name for _, n in self.blocked.keys() - {key})
-        if fresh:
+        if opens:
             self.needed[name] = set(self.present)
         for _ in range(times):
             found = self.rounds.join(name, who, self.calls[key], self.present)

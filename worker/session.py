@@ -138,13 +138,14 @@ class Session:
             if not reply.pending:
                 self._learn(reply.view)
                 return
-            if reply.arrivals != arrivals:
-                arrivals, deadline = reply.arrivals, self._now() + timeout
+            if arrivals not in (-1, reply.arrivals):
+                deadline = self._now() + timeout
             elif self._now() >= deadline:
                 raise WaitTimeoutError(
                     f"{reply.pending}: nobody came for {timeout:g} s; start the missing "
                     "processes, or raise timeout= of paramserver.connect"
                 )
+            arrivals = reply.arrivals
             waiting.say(reply.pending)
 
     def identity(self) -> common_pb2.Identity:

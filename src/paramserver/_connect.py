@@ -8,6 +8,7 @@ from pathlib import Path
 from paramserver.config import ClientConfig
 from paramserver.errors import ConfigurationError
 from paramserver.wire.client import GrpcTransport
+from paramserver.wire.serve import split_address
 from paramserver.wire.transport import Transport
 from paramserver.worker.client import Client
 from paramserver.worker.session import Session
@@ -47,6 +48,8 @@ def connect(
     scheduler = address or os.environ.get("PARAMSERVER_SCHEDULER") or None
     if scheduler is None:
         _refuse_half_an_environment()
+    else:
+        split_address(scheduler)
     # A reader beside a worker must not take the worker's name.
     given = None if reader else os.environ.get("PARAMSERVER_NAME")
     identity = None if reader else os.environ.get("PARAMSERVER_IDENTITY_FILE")

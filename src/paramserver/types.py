@@ -90,7 +90,15 @@ def _check_scale(scale: str) -> None:
 
 
 def canonical(consistency: Consistency) -> Consistency:
-    """``Stale(0)`` is ``Sync()``: per-clock aggregation, not application on arrival."""
+    """``Stale(0)`` is ``Sync()``: per-clock aggregation, not application on arrival.
+
+    Raises:
+        ConfigurationError: not a consistency model.
+    """
+    if not isinstance(consistency, (Sync, Stale, Async)):
+        raise ConfigurationError(
+            f"consistency={consistency!r}: must be Sync(), Stale(bound) or Async()"
+        )
     if isinstance(consistency, Stale) and consistency.bound == 0:
         return Sync()
     return consistency

@@ -21,6 +21,12 @@ SECTIONS = ("goodput", "calls", "train", "memory", "imports")
 )
 @click.option("--quick", is_flag=True, help="A try-out with few samples: not figures to quote.")
 @click.option("--samples", type=click.IntRange(1), help="Timed rounds; 5, with --quick 2.")
+@click.option(
+    "--sizes", metavar="KIB,...", help="Payload sizes of goodput, in KiB, instead of all five."
+)
+@click.option(
+    "--topologies", metavar="SxW,...", help="Servers x workers of goodput, instead of all four."
+)
 @click.option("--strict", is_flag=True, help="Exit with 1 when a wanted figure is not met.")
 @click.option("--peers-only", is_flag=True, help="Measure only the peers.")
 @click.option("--ours-only", is_flag=True, help="Measure only paramserver, without ratios.")
@@ -29,6 +35,8 @@ def bench(
     json_file: Path | None,
     quick: bool,
     samples: int | None,
+    sizes: str | None,
+    topologies: str | None,
     strict: bool,
     peers_only: bool,
     ours_only: bool,
@@ -50,6 +58,11 @@ def bench(
     chosen = settings.Settings(peers=not ours_only, ours=not peers_only, say=_say)
     chosen = settings.quick(chosen) if quick else chosen
     chosen = replace(chosen, samples=samples) if samples else chosen
+    if sizes:
+        chosen = replace(chosen, sizes=tuple(1024 * n for n in _numbers(sizes, ",")))
+    if topologies:
+        pairs = tuple(_numbers(pair, "x") for pair in topologies.split(","))
+        chosen = replace(chosen, topologies=tuple((pair[0], pair[-1]) for pair in pairs))
     names = SECTIONS if what == "all" else (what,)
     command = " ".join(["paramserver", *sys.argv[1:]])
     found = suite.measure(names, chosen, command, quick)
@@ -58,6 +71,15 @@ def bench(
         results.save(found, json_file)
     if strict and results.unmet(found.sections):
         raise SystemExit(1)
+
+
+def _numbers(text: str, separator: str) -> tuple[int, ...]:
+    found = tuple(int(part) for part in text.split(separator) if part.isdecimal())
+    if len(found) != text.count(separator) + 1 or 0 in found:
+        raise click.UsageError(
+            f"{text!r}: must be positive whole numbers with {separator!r} between"
+        )
+    return found
 
 
 def _say(line: str) -> None:

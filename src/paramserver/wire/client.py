@@ -26,7 +26,7 @@ class _GrpcStream:
         try:
             yield from self._call
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self._peer) from error
+            raise from_rpc_error(error, self._peer) from None
 
     def cancel(self) -> None:
         self._call.cancel()
@@ -60,7 +60,7 @@ class GrpcChannel:
             except grpc.RpcError as error:
                 cause = from_rpc_error(error, self._peer)
                 if not isinstance(cause, ConnectionLostError) or left <= pause:
-                    raise cause from error
+                    raise cause from None
             time.sleep(pause)
             pause = min(2 * pause, 1.0)
 
@@ -121,7 +121,7 @@ class AsyncGrpcChannel:
         try:
             return await call(request, timeout=timeout, wait_for_ready=True)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self._peer) from error
+            raise from_rpc_error(error, self._peer) from None
 
     async def stream(self, method: str, request: Message) -> AsyncIterator[Any]:
         """The replies of a server-streaming rpc."""
@@ -131,7 +131,7 @@ class AsyncGrpcChannel:
             async for reply in call(request):
                 yield reply
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self._peer) from error
+            raise from_rpc_error(error, self._peer) from None
 
     async def duplex(self, method: str, requests: AsyncIterator[Message]) -> AsyncIterator[Any]:
         """The replies of a bidirectional rpc."""
@@ -141,7 +141,7 @@ class AsyncGrpcChannel:
             async for reply in call(requests):
                 yield reply
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self._peer) from error
+            raise from_rpc_error(error, self._peer) from None
 
     async def close(self) -> None:
         """Closes the connection."""

@@ -44,6 +44,7 @@ _TRANSPORT = frozenset(
     }
 )
 _DOMAIN = "paramserver"
+MESSAGE_BYTES = 2 << 10  # it travels twice, in metadata of at most 8 KiB
 
 
 def to_status(error: errors.ParameterServerError) -> grpc.Status:
@@ -54,14 +55,18 @@ def to_status(error: errors.ParameterServerError) -> grpc.Status:
     detail = any_pb2.Any()
     detail.Pack(info)
     code = CODES[type(error)]
+    message = str(error).encode()[-MESSAGE_BYTES:].decode(errors="ignore")
     return rpc_status.to_status(
-        status_pb2.Status(code=code.value[0], message=str(error), details=[detail])
+        status_pb2.Status(code=code.value[0], message=message, details=[detail])
     )
 
 
 def from_rpc_error(error: grpc.RpcError, peer: str) -> errors.ParameterServerError:
     """The error that a peer raised, or what gRPC says of the connection."""
-    status = rpc_status.from_call(error)
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:  # the details were cut off on the way
+        status = None
     for detail in status.details if status is not None else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.domain == _DOMAIN:
