@@ -73,7 +73,9 @@ docs: $(INSTALLED)
 	$(BIN)/python docs/generate.py
 
 bench: $(INSTALLED)
-	$(BIN)/paramserver bench
+	mkdir -p build
+	$(BIN)/paramserver bench all --json build/bench.json
+	$(BIN)/python benchmarks/report.py build/bench.json
 
 examples: $(INSTALLED)
 	$(BIN)/paramserver run -s 2 -w 4 examples/digits.py

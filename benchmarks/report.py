@@ -1,11 +1,13 @@
-"""Turns the JSON of ``paramserver bench all --json FILE`` into docs/explanation/benchmarks.md.
+"""Turns the JSON of ``paramserver bench --json FILE`` into docs/explanation/benchmarks.md.
 
-python benchmarks/report.py FILE [--output PAGE]
+python benchmarks/report.py FILE... [--output PAGE]
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from paramserver.bench.results import Results, Section, from_json
@@ -25,8 +27,21 @@ system of all processes of a contender.
   receive into buffers made once, a ceiling; **kept, add**: the server adds with NumPy too.
 - **torch.rpc (uv)**: `torch.distributed.rpc` over its TCP transport; the server adds and returns.
 - **DDP gloo**, **torch.rpc PS**: two ranks; one server with SGD and two workers.
+- Our workers run with the allocator settings that `paramserver run` gives them, the baselines with
+  plain malloc.
 - A pull is preceded by a push that is not timed: an unchanged value would not be sent again.
 """
+
+
+def joined(runs: Sequence[Results]) -> Results:
+    """Several runs on one machine as one; ratios hold within each section, not between them."""
+    return replace(
+        runs[0],
+        command="\n$ ".join(run.command for run in runs),
+        quick=any(run.quick for run in runs),
+        seconds=sum(run.seconds for run in runs),
+        sections=[section for run in runs for section in run.sections],
+    )
 
 
 def page(results: Results) -> str:
@@ -63,10 +78,10 @@ def _samples(results: Results) -> int:
 def main() -> None:
     """Read the arguments and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("file", type=Path, help="the JSON of paramserver bench")
+    parser.add_argument("files", type=Path, nargs="+", help="JSON of paramserver bench")
     parser.add_argument("--output", type=Path, default=PAGE, help="the page to write")
     arguments = parser.parse_args()
-    text = page(from_json(arguments.file.read_text(encoding="utf-8")))
+    text = page(joined([from_json(f.read_text(encoding="utf-8")) for f in arguments.files]))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(text, encoding="utf-8")
 
