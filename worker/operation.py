@@ -34,7 +34,7 @@ class Outcome:
             if self.happened:
                 return
             self.happened, self.error = True, error
-            callbacks = self._callbacks
+            callbacks, self._callbacks = self._callbacks, []  # they refer to what holds this
         for callback in callbacks:
             callback()
         self._waiter.release()
@@ -100,6 +100,7 @@ class Operation:
             self.dones[server] = done
             complete = len(self.dones) == self._servers
         if complete:
+            self._requests = []  # gradients are freed now, not when cycles are collected
             self.accepted.happen()
             self.done.happen()
 
@@ -113,7 +114,8 @@ class Operation:
 
     def give_up(self) -> None:
         """Cancels what is still under way."""
-        for link, request in self._requests:
+        requests, self._requests = self._requests, []
+        for link, request in requests:
             link.cancel(request)
 
     def wait(self, outcome: Outcome, timeout: float, check: Callable[[], None], what: str) -> None:
@@ -181,6 +183,7 @@ class ServerAnswers:
 
     def done(self, done: pb.Done) -> None:
         """Nothing more comes."""
+        self._where = self._take = self._resend = None
         self._operation.finish(self._index, done)
 
     def waiting(self, reason: str) -> None:
