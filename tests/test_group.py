@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -185,3 +187,17 @@ def test_a_consistency_in_words_is_refused_with_the_cure(client: ps.Client) -> N
 def test_an_address_without_a_port_is_refused_at_once() -> None:
     with pytest.raises(ps.errors.ConfigurationError, match="must be HOST:PORT"):
         ps.connect("localhost")
+
+
+def test_a_finished_push_holds_on_to_nothing(client: ps.Client) -> None:
+    """Gradients of a large model must not wait for the collector of cycles."""
+    group = client.register("g", {"w": torch.zeros(SIZE)})
+    gc.disable()
+    try:
+        update = torch.ones(SIZE)
+        gone = weakref.ref(update)
+        group.push_pull({"w": update})
+        del update
+        assert gone() is None
+    finally:
+        gc.enable()
