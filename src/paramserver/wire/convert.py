@@ -16,7 +16,6 @@ from paramserver.types import (
     Span,
     Stale,
     Sync,
-    WorkerId,
 )
 from paramserver.v1 import common_pb2 as pb
 
@@ -204,8 +203,3 @@ def spans_to_proto(spans: Iterable[Span]) -> list[pb.Span]:
 
 def spans_from_proto(messages: Iterable[pb.Span]) -> tuple[Span, ...]:
     return tuple(Span(m.lease, m.start, m.stop) for m in messages)
-
-
-def worker_from_proto(message: pb.Identity) -> WorkerId:
-    """Who speaks, as clocks and ledgers know it."""
-    return WorkerId(message.rank, message.incarnation)

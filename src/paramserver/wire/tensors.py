@@ -9,7 +9,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from paramserver.types import FLOATING, ITEM_SIZES
+from paramserver.types import ITEM_SIZES
 from paramserver.wire.frames import Piece
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ITEM_SIZES}
@@ -57,8 +57,3 @@ def is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or math.isfinite(float(tensor.sum())):
         return True
     return bool(torch.isfinite(tensor).all())
-
-
-def is_floating(name: str) -> bool:
-    """Whether the data type of that name holds floating-point numbers."""
-    return name in FLOATING
