@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from paramserver.core.ledger import Receipt
 from paramserver.errors import InvalidRequestError
-from paramserver.ps.inbound import Contributing, Storing
 from paramserver.ps.outbox import Outbox
 from paramserver.ps.pulls import answer_pull, wire_name
 from paramserver.ps.push import (
@@ -25,6 +24,7 @@ from paramserver.ps.push import (
     read_options,
     split,
 )
+from paramserver.ps.requests import REQUESTS, Request
 from paramserver.ps.workshop import INLINE_BYTES
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.convert import spans_from_proto
@@ -41,7 +41,7 @@ FRAMES_AT_WORK = 4  # frames of one stream whose tensor work may overlap
 _numbers = itertools.count()
 
 
-Inbound = Incoming | Storing | Contributing
+Inbound = Incoming | Request
 
 
 class Session:
@@ -53,7 +53,7 @@ class Session:
     """
 
     def __init__(self, service: ServerService, send: Callable[[bytes], Awaitable[None]]) -> None:
-        self._service = service
+        self.service = service
         self.number = next(_numbers)
         self.closed = False
         self.outbox = Outbox(send, service.config.limits, service.sent)
@@ -66,7 +66,7 @@ class Session:
         writer = asyncio.create_task(self.outbox.write())
         try:
             async for message in frames:
-                self._service.received_bytes += len(message)
+                self.service.received_bytes += len(message)
                 await self.receive(message)
                 await self.outbox.send()
             await self._settle()
@@ -86,7 +86,9 @@ class Session:
             if isinstance(inbound, Incoming):
                 inbound.open = False
                 inbound.progress.set()
-                self._service.release(inbound, self)
+                self.service.release(inbound, self)
+            else:
+                inbound.close()
         self._inbound.clear()
 
     async def receive(self, message: bytes) -> None:
@@ -108,6 +110,8 @@ class Session:
             elif kind in _HANDLERS:
                 handle = getattr(self, f"_{kind}")
                 await self._guard(record.request, handle(record.request, getattr(record, kind)))
+            elif kind in REQUESTS:
+                await self._guard(record.request, self._open(record))
             else:
                 raise InvalidRequestError(f"frame: a client does not send {kind!r} records")
 
@@ -122,11 +126,13 @@ class Session:
         if isinstance(inbound, Incoming):
             inbound.open = False
             inbound.progress.set()
-            self._service.release(inbound, self, rejected=True)
+            self.service.release(inbound, self, rejected=True)
+        elif inbound is not None:
+            inbound.close()
         pull = self._pulls.pop(request, None)
         if pull is not None:
             pull.cancel()
-        self._service.refusals += 1
+        self.service.refusals += 1
         refusal = as_refusal(error)
         self.outbox.put(pb.Record(request=request, failure=to_failure(refusal)))
 
@@ -138,7 +144,7 @@ class Session:
 
     async def _push(self, request: int, push: pb.Push) -> None:
         await self._settle()  # gradients of one worker reach a bucket in the order of their clocks
-        service = self._service
+        service = self.service
         worker = await service.views.admit(push.worker)
         group = await service.group(push.group, push.map_version)
         group.check_slices(push.slices, PUSHABLE)
@@ -178,10 +184,18 @@ class Session:
         inbound = self._inbound.get(request)
         if isinstance(inbound, Incoming):
             await self._gradients(inbound, data, pieces)
-        elif isinstance(inbound, Storing):
-            await self._values(inbound, data, pieces)
-        elif isinstance(inbound, Contributing):
-            self._pieces(inbound, data, pieces)
+        elif inbound is not None:
+            await inbound.take(data, pieces)
+            if inbound.whole:
+                del self._inbound[request]
+
+    async def _open(self, record: pb.Record) -> None:
+        """Opens a request that is neither push nor pull."""
+        made = REQUESTS[str(record.WhichOneof("body"))](self.service, self, record)
+        self._inbound[record.request] = made
+        await made.begin()
+        if made.whole:
+            self._inbound.pop(record.request, None)
 
     async def _gradients(self, push: Incoming, data: pb.Data, pieces: list[Piece]) -> None:
         if not push.open:
@@ -201,7 +215,7 @@ class Session:
         task.add_done_callback(self._work.discard)
 
     async def _take(self, push: Incoming, parcel: Parcel) -> None:
-        service = self._service
+        service = self.service
         if push.deferred:
             good, bad = await service.workshop.offload(parcel.size, open_gradients, push, parcel)
             push.held.update({i: parcel.only([i]) for i in good})
@@ -216,7 +230,7 @@ class Session:
 
     async def _apply(self, push: Incoming, parcel: Parcel) -> list[int]:
         """Stages or applies slices; those whose checksum does not match."""
-        workshop, group = self._service.workshop, push.group
+        workshop, group = self.service.workshop, push.group
         if group.sync:
             good, bad = await workshop.offload(parcel.size, open_gradients, push, parcel)
             push.gradients.update(good)
@@ -244,13 +258,13 @@ class Session:
             raise InvalidRequestError(f"commit: slice {min(missing)} was never sent whole")
         push.deferred = False
         push.waiting = set(push.declared)
-        receipt = await self._service.begin(push, self, activated=True)
+        receipt = await self.service.begin(push, self, activated=True)
         if receipt is not None:
             push.open = False
             self._accepted(push, receipt)
             return
         for index in sorted(push.declared):
-            await self._apply(push, self._service.claim(push, self, push.held.pop(index)))
+            await self._apply(push, self.service.claim(push, self, push.held.pop(index)))
         push.seen(list(push.declared))
         await self._complete(push)
 
@@ -261,14 +275,14 @@ class Session:
             self.outbox.put(pb.Record(request=push.request, accepted=pb.Accepted(refused=refused)))
             return
         push.open = False
-        receipt = await self._service.complete(push, self)
+        receipt = await self.service.complete(push, self)
         push.complete = True
         push.progress.set()
         request, pull = push.request, push.pull
         if pull is None or request in self._pulls:
             self._accepted(push, receipt)
         elif receipt.settled and push.group.readable_now(pull.clock):  # Done says it all, at once
-            await answer_pull(self._service, self.outbox, request, pull, push, receipt)
+            await answer_pull(self.service, self.outbox, request, pull, push, receipt)
             self._end_pull(request)
         else:
             self._accepted(push, receipt)
@@ -289,7 +303,7 @@ class Session:
             self._settled(push, receipt)
             self._end_pull(push.request)
         else:
-            self._start(push.request, self._until_settled(push))
+            self.start(push.request, self._until_settled(push))
 
     async def _until_settled(self, push: Incoming) -> None:
         """Done, once the clock of a staged push has closed."""
@@ -316,9 +330,10 @@ class Session:
     def _start_pull(
         self, request: int, pull: pb.Pull, push: Incoming | None, receipt: Receipt | None
     ) -> None:
-        self._start(request, answer_pull(self._service, self.outbox, request, pull, push, receipt))
+        self.start(request, answer_pull(self.service, self.outbox, request, pull, push, receipt))
 
-    def _start(self, request: int, answer: Coroutine[Any, Any, None]) -> None:
+    def start(self, request: int, answer: Coroutine[Any, Any, None]) -> None:
+        """Answers a request in a task of its own, which ends with the stream."""
         task = asyncio.create_task(self._guard(request, answer))
         self._pulls[request] = task
         task.add_done_callback(lambda _: self._end_pull(request))
@@ -336,65 +351,9 @@ class Session:
         inbound = self._inbound.pop(request, None)
         if isinstance(inbound, Incoming):
             inbound.open = False
-            self._service.release(inbound, self)
-
-    # First values
-
-    async def _store(self, request: int, store: pb.Store) -> None:
-        await self._service.views.admit(store.worker)
-        group = await self._service.group(store.group, store.map_version)
-        group.check_slices(store.slices)
-        storing = Storing(request, group, store.slices)
-        self._inbound[request] = storing
-        self._stored_if_all(storing)
-
-    async def _values(self, storing: Storing, data: pb.Data, pieces: list[Piece]) -> None:
-        if not storing.waiting.issuperset(data.slices):
-            raise InvalidRequestError("data: a slice that its Store did not declare, or twice")
-        dtypes = check_sizes(storing.group, data.slices, pieces, "")
-        parcel = Parcel(data.slices, pieces, data.checksums, dtypes)
-        good, bad = await self._service.workshop.offload(parcel.size, parcel.open)
-        for index, value in good.items():
-            await storing.group.store(index, value)
-        storing.waiting.difference_update(good)
-        if bad:
-            self.outbox.put(pb.Record(request=storing.request, accepted=pb.Accepted(refused=bad)))
-        self._stored_if_all(storing)
-
-    def _stored_if_all(self, storing: Storing) -> None:
-        if not storing.waiting:
-            del self._inbound[storing.request]
-            self.outbox.put(pb.Record(request=storing.request, done=pb.Done()))
-
-    # Collectives
-
-    async def _contribute(self, request: int, record: pb.Contribute) -> None:
-        await self._service.views.admit(record.worker)
-        contributing = Contributing(request, record)
-        self._inbound[request] = contributing
-        self._contributed_if_all(contributing)
-
-    def _pieces(self, contributing: Contributing, data: pb.Data, pieces: list[Piece]) -> None:
-        good = self._service.collectives.check(contributing.record, data, pieces)
-        contributing.pieces.update(good)
-        bad = [s for s in data.slices if s not in good]
-        if bad:
-            record = pb.Record(request=contributing.request, accepted=pb.Accepted(refused=bad))
-            self.outbox.put(record)
-        self._contributed_if_all(contributing)
-
-    def _contributed_if_all(self, contributing: Contributing) -> None:
-        if len(contributing.pieces) == len(contributing.record.pieces):
-            self._service.collectives.add(contributing.record, contributing.pieces)
-            del self._inbound[contributing.request]
-            self.outbox.put(pb.Record(request=contributing.request, done=pb.Done()))
-
-    async def _collect(self, request: int, record: pb.Collect) -> None:
-        await self._service.views.admit(record.worker)
-        for data, piece in await self._service.collectives.collect(record, self._service.workshop):
-            await self.outbox.room()
-            self.outbox.put(pb.Record(request=request, data=data), [piece])
-        self.outbox.put(pb.Record(request=request, done=pb.Done()))
+            self.service.release(inbound, self)
+        elif inbound is not None:
+            inbound.close()
 
 
-_HANDLERS = frozenset({"push", "commit", "pull", "store", "contribute", "collect", "cancel"})
+_HANDLERS = frozenset({"push", "commit", "pull", "cancel"})

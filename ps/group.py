@@ -19,7 +19,7 @@ from paramserver.errors import InternalError, InvalidRequestError, MovedError
 from paramserver.ps.gate import Gate
 from paramserver.ps.rules import Bucket
 from paramserver.ps.workshop import Workshop
-from paramserver.types import ScaleLr, Span, Stale, Sync, WorkerId
+from paramserver.types import AllReduce, ScaleLr, Span, Stale, Sync, WorkerId
 
 log = logging.getLogger("paramserver")
 
@@ -141,7 +141,9 @@ class GroupState:
     @property
     def scale(self) -> ScaleLr:
         """How the learning rate falls with staleness."""
-        return "none" if isinstance(self.consistency, Sync) else self.consistency.scale_lr
+        if isinstance(self.consistency, (Sync, AllReduce)):
+            return "none"
+        return self.consistency.scale_lr
 
     async def tick_others(self, pushed: set[int]) -> None:
         """A completed push ticks the slices that it had no gradient for."""

@@ -12,10 +12,14 @@ import paramserver as ps
 from paramserver.errors import ConfigurationError
 
 FACE = [
+    "Adaptive",
+    "AllReduce",
     "Async",
     "Client",
     "DataShard",
+    "Downpour",
     "Group",
+    "Local",
     "LocalCluster",
     "ParameterServerError",
     "Stale",

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from paramserver.schemes import Scheme
 from paramserver.types import Consistency, Sync
 from paramserver.wire.transport import Transport
 from paramserver.worker import exits, roster
-from paramserver.worker.data import (
-    LeaseBatchSampler,
-    LeaseLoader,
-    LeaseShards,
-    check_options,
-    default_shard_size,
-)
-from paramserver.worker.epochs import Schedule, Stateful, check_epochs
+from paramserver.worker.client_data import DataMethods
+from paramserver.worker.epochs import Schedule
 from paramserver.worker.group import Group
-from paramserver.worker.optimizer import ServerOptimizer, open_optimizer
+from paramserver.worker.job_optimizer import JobOptimizer
 from paramserver.worker.parameters import Buffers, Model, plain_spec
 from paramserver.worker.registry import Registry
 from paramserver.worker.rounds import Rounds
 from paramserver.worker.scalars import Scalars
+from paramserver.worker.schemes import open_optimizer
 from paramserver.worker.session import Session
 from paramserver.worker.sources import Sources
 
 SYNC = Sync()
 
 
-class Client:
+class Client(DataMethods):
     """A worker of a job, or a reader; made by ``paramserver.connect``.
 
     A context manager: leaving it without an exception finishes, else the failure is reported.
@@ -45,7 +40,7 @@ class Client:
         self._session = session
         self._transport = transport
         self._registry = Registry(session, transport)
-        self._optimizers: dict[str, ServerOptimizer] = {}
+        self._optimizers: dict[str, JobOptimizer] = {}
         self._sources = Sources(session, self._registry)
         self._rounds = Rounds(session, self._registry)
         self._scalars = Scalars(session)
@@ -84,11 +79,6 @@ class Client:
         return self._session.rank
 
     @property
-    def num_workers(self) -> int:
-        """Workers that are registered and neither finished nor lost."""
-        return roster.live(self._session.view())
-
-    @property
     def is_chief(self) -> bool:
         """Whether this is the lowest rank that was not lost; a finished chief stays chief."""
         return self.rank >= 0 and self.rank == roster.chief(self._session.view(), self.rank)
@@ -100,13 +90,13 @@ class Client:
         model: Model,
         optimizer_class: type[torch.optim.Optimizer],
         *,
-        consistency: Consistency = SYNC,
+        consistency: Scheme = SYNC,
         group: str = "model",
         buffers: Buffers = "mean",
         wire_dtype: str | None = None,
         overlap: bool = False,
         **hyperparameters: Any,
-    ) -> ServerOptimizer:
+    ) -> JobOptimizer:
         """Registers a model; the optimizer whose step happens on the servers.
 
         The chief's values win: on return, all tensors of the model have them.
@@ -115,7 +105,8 @@ class Client:
             model: an ``nn.Module``, or (name, parameter) pairs, or torch param groups of such
                 pairs. Wire names are ``state_dict`` names.
             optimizer_class: an elementwise class of ``torch.optim``.
-            consistency: ``Sync()``, ``Stale(bound)`` or ``Async()``.
+            consistency: ``Sync()``, ``Stale(bound)``, ``Async()``, ``Adaptive(max_bound)``,
+                ``AllReduce()``, ``Local(steps, base)`` or ``Downpour(...)``.
             group: name of the group.
             buffers: float buffers such as batch-norm statistics: "mean" of the workers, that of
                 the "first" rank, or "local".
@@ -182,125 +173,10 @@ class Client:
             NotFoundError: no such group.
         """
         self._session.check()
-        values = self._registry.find(group).read()
         made = self._optimizers.get(group)
-        return values if made is None else made.full_state(values)
-
-    # Data
-
-    def loader(
-        self,
-        dataset: Dataset[Any],
-        batch_size: int = 1,
-        *,
-        shuffle: bool = True,
-        seed: int = 0,
-        shard_size: int | None = None,
-        assign: str | None = None,
-        name: str = "train",
-        drop_last: bool = False,
-        **dataloader_options: Any,
-    ) -> LeaseLoader:
-        """A torch DataLoader over leased data shards; one pass is one epoch of the job.
-
-        Args:
-            dataset: map-style, the same on every worker.
-            batch_size: samples of a batch; batches never span data shards.
-            shuffle: a permutation of each epoch from ``seed``, the same on every worker.
-            shard_size: samples of a lease, rounded up to whole batches; default: 1 to 8 batches.
-            assign: "round-robin", "random" or "dynamic"; default: the job's.
-            name: of the data set; all workers must agree on its size, seed, shard_size, assign.
-            drop_last: leave out batches that are not full.
-            dataloader_options: as for torch's DataLoader.
-
-        Raises:
-            ConfigurationError, UnsupportedError: options that leases cannot serve.
-            MismatchError, InvalidRequestError: other workers opened the data set otherwise.
-        """
-        size = check_options(dataset, dataloader_options)
-        sampler = self.sampler(
-            size,
-            batch_size,
-            shuffle=shuffle,
-            seed=seed,
-            shard_size=shard_size,
-            assign=assign,
-            name=name,
-            drop_last=drop_last,
-        )
-        return LeaseLoader(dataset, sampler, self._schedule.asked, **dataloader_options)
-
-    def sampler(
-        self,
-        dataset: Dataset[Any] | int,
-        batch_size: int = 1,
-        *,
-        shuffle: bool = True,
-        seed: int = 0,
-        shard_size: int | None = None,
-        assign: str | None = None,
-        name: str = "train",
-        drop_last: bool = False,
-    ) -> LeaseBatchSampler:
-        """A batch sampler for a DataLoader of one's own; arguments as for ``loader``.
-
-        Args:
-            dataset: it, or its number of samples.
-        """
-        size = dataset if isinstance(dataset, int) else check_options(dataset, {})
-        source = self._sources.open(
-            name, size, batch_size, shuffle=shuffle, seed=seed, shard_size=shard_size, assign=assign
-        )
-        return LeaseBatchSampler(source, lambda: self.num_workers, drop_last)
-
-    def shards(
-        self,
-        num_samples: int,
-        *,
-        shard_size: int | None = None,
-        shuffle: bool = False,
-        seed: int = 0,
-        assign: str | None = None,
-        name: str = "train",
-    ) -> LeaseShards:
-        """Raw data shards; one iteration is one epoch, a shard is done on leaving the loop body.
-
-        Args:
-            num_samples: of the data set.
-            shard_size: samples of a shard; default: 64 shards an epoch.
-            shuffle, seed, assign, name: as for ``loader``.
-        """
-        source = self._sources.open(
-            name,
-            num_samples,
-            1,
-            shuffle=shuffle,
-            seed=seed,
-            shard_size=shard_size or default_shard_size(num_samples),
-            assign=assign,
-        )
-        return LeaseShards(source, self._schedule.asked)
-
-    def epochs(self, n: int, *stateful: Stateful) -> Iterator[int]:
-        """Epochs of the job, from the one that it is in to ``n - 1``.
-
-        Args:
-            n: epochs of the whole job.
-            stateful: objects with ``state_dict`` and ``load_state_dict``, such as learning-rate
-                schedulers: the chief's state is saved, joiners load it before their first epoch.
-
-        Raises:
-            UnsupportedError: a state that is neither JSON nor tensors.
-        """
-        check_epochs(n, stateful)
-        self._session.check()
-        self._session.refuse_reader("client.epochs")
-        return self._schedule.epochs(n, stateful)
-
-    def log(self, **scalars: float | Tensor) -> None:
-        """Scalars for status and the run file; the newest of each go with every heartbeat."""
-        self._session.check()
-        self._scalars.add(scalars)
+        if made is None:
+            return self._registry.find(group).read()
+        return made.full_state(made.newest())
 
     # Together
 

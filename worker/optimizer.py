@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from paramserver.core.placement import GroupSpec, Option
 from paramserver.errors import ConfigurationError, InvalidRequestError, UnsupportedError
 from paramserver.types import Consistency, StepResult, canonical
 from paramserver.worker.group import Group
+from paramserver.worker.job_optimizer import JobOptimizer
 from paramserver.worker.overlap import Overlap
 from paramserver.worker.parameters import (
     Members,
@@ -28,15 +29,13 @@ from paramserver.worker.registry import Registry
 WIRE_DTYPES = {None: "", "bf16": "bfloat16", "fp16": "float16"}
 
 
-class ServerOptimizer(torch.optim.Optimizer):
+class ServerOptimizer(JobOptimizer):
     """Pushes gradients, ticks the clock, pulls what the consistency model asks for.
 
     Learning-rate schedulers, GradScaler, accelerate, Lightning and HF Trainer drive it as any torch
     optimizer. Optimizer state lives on the servers; hyper-parameters changed in ``param_groups``
     travel with the next push.
 
-    Attributes:
-        last: what the last step did; None before the first.
     """
 
     _step_supports_amp_scaling = True  # so that a scaler calls step() even on an overflow
@@ -55,20 +54,18 @@ class ServerOptimizer(torch.optim.Optimizer):
             ConfigurationError, UnsupportedError: hyper-parameters that torch or servers refuse.
         """
         self._group: Group | None = None
-        self._members = found
         params = [
             {"params": [tensor for _, tensor in pairs], **options}
             for pairs, options in found.param_groups
         ]
         # torch itself checks and completes the hyper-parameters; its state is not used.
         model = construct(optimizer_class, params, hyperparameters)
-        super().__init__(model.param_groups, dict(model.defaults))
+        super().__init__(found, model.param_groups, dict(model.defaults))
         self._frozen = frozenset(name for name, t in found.named if not t.requires_grad)
         self._registered = self.options()
         # Kernels of batch norm do not mark what they write to, so pulled values are kept apart.
         self._pulled = {n: b.detach().contiguous().clone() for n, b in found.buffers.items()}
         self._overlap: Overlap | None = None
-        self.last: StepResult | None = None
 
     def bind(self, group: Group, *, overlap: bool) -> None:
         """Steps go to this group from now on."""
@@ -83,13 +80,12 @@ class ServerOptimizer(torch.optim.Optimizer):
             raise InvalidRequestError("this optimizer has no group; make it by client.optimizer")
         return self._group
 
-    @property
-    def members(self) -> Members:
-        """The tensors, by name."""
-        return self._members
+    def newest(self) -> dict[str, Tensor]:
+        """The newest values on the servers, by name, without waiting."""
+        return self.group.read()
 
     def _trained(self) -> list[tuple[str, Tensor]]:
-        return [(name, p) for name, p in self._members.named if name not in self._frozen]
+        return [(name, p) for name, p in self.members.named if name not in self._frozen]
 
     def options(self) -> tuple[dict[str, Option], ...]:
         """The present hyper-parameters of each param group, as they travel."""
@@ -151,7 +147,7 @@ class ServerOptimizer(torch.optim.Optimizer):
 
     def _gradients(self) -> dict[str, Tensor]:
         found = {}
-        for name, parameter in self._members.named:
+        for name, parameter in self.members.named:
             gradient = parameter.grad
             if gradient is None:
                 continue
@@ -172,7 +168,7 @@ class ServerOptimizer(torch.optim.Optimizer):
     def _deltas(self) -> dict[str, Tensor]:
         """What buffers changed by since they were pulled; integers as they are."""
         found = {}
-        for name, buffer in self._members.buffers.items():
+        for name, buffer in self.members.buffers.items():
             pulled = self._pulled[name]
             if not torch.equal(buffer, pulled):
                 found[name] = buffer - pulled if buffer.is_floating_point() else buffer.clone()
@@ -180,10 +176,10 @@ class ServerOptimizer(torch.optim.Optimizer):
 
     def _into(self) -> dict[str, Tensor]:
         """Where values go: parameters themselves, buffers by way of ``_take_buffers``."""
-        return {**dict(self._members.named), **self._pulled}
+        return {**dict(self.members.named), **self._pulled}
 
     def _take_buffers(self) -> None:
-        for name, buffer in self._members.buffers.items():
+        for name, buffer in self.members.buffers.items():
             buffer.copy_(self._pulled[name])
 
     @torch.no_grad()
@@ -192,20 +188,6 @@ class ServerOptimizer(torch.optim.Optimizer):
         self.group.activate()
         self.group.pull_into(self._into())
         self._take_buffers()
-
-    def full_state(self, values: Mapping[str, Tensor]) -> dict[str, Any]:
-        """``values`` under every key of the model's ``state_dict()``, tied and local ones too."""
-        module = self._members.module
-        if module is None:
-            return dict(values)
-        names = {id(tensor): name for name, tensor in self._members.tensors.items()}
-        state: dict[str, Any] = module.state_dict()
-        for key, own in module.state_dict(keep_vars=True).items():
-            if id(own) in names:
-                state[key] = values[names[id(own)]]
-            elif isinstance(own, Tensor):
-                state[key] = own.detach().cpu().clone()
-        return state
 
     @torch.no_grad()
     def load_newest(self) -> None:
@@ -241,17 +223,8 @@ class ServerOptimizer(torch.optim.Optimizer):
             )
         super().load_state_dict(dict(state_dict))
 
-    def __deepcopy__(self, memo: object) -> NoReturn:
-        raise UnsupportedError("an optimizer on servers has no copy: make another group")
 
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise UnsupportedError(
-            "an optimizer on servers cannot be pickled: save optimizer.state_dict() and "
-            "client.state_dict(), connect again in the other process"
-        )
-
-
-def open_optimizer(
+def open_server_optimizer(
     registry: Registry,
     model: Model,
     optimizer_class: type[torch.optim.Optimizer],

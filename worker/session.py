@@ -341,6 +341,10 @@ class Session:
             self._end = JobFailedError(reply.message or "the job failed")
         self.view()
 
+    def pace(self) -> float:
+        """This worker's measured speed as a share of the fastest workers', in (0, 1]."""
+        return 1.0
+
     @property
     def over(self) -> bool:
         """Whether the job failed or this member was fenced: there is nobody to tell anything."""

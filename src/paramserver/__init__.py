@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from paramserver import errors
 from paramserver.errors import ParameterServerError
-from paramserver.types import Async, DataShard, Stale, StepResult, Sync
+from paramserver.schemes import Downpour, Local
+from paramserver.types import Adaptive, AllReduce, Async, DataShard, Stale, StepResult, Sync
 
 if TYPE_CHECKING:
     from paramserver._connect import connect
@@ -21,10 +22,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adaptive",
+    "AllReduce",
     "Async",
     "Client",
     "DataShard",
+    "Downpour",
     "Group",
+    "Local",
     "LocalCluster",
     "ParameterServerError",
     "Stale",

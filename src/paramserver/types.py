@@ -81,7 +81,38 @@ class Async:
         _check_scale(self.scale_lr)
 
 
-Consistency = Sync | Stale | Async
+@dataclass(frozen=True, slots=True)
+class Adaptive:
+    """``Stale`` with a bound that follows measured waiting and the loss; every change is logged.
+
+    Args:
+        max_bound: the bound never exceeds it.
+        scale_lr: as for ``Stale``.
+    """
+
+    max_bound: int
+    scale_lr: ScaleLr = "inverse"
+
+    def __post_init__(self) -> None:
+        if self.max_bound < 1:
+            raise ConfigurationError(
+                f"max_bound={self.max_bound}: must be >= 1 (Sync() is the bound of 0)"
+            )
+        _check_scale(self.scale_lr)
+
+
+@dataclass(frozen=True, slots=True)
+class AllReduce:
+    """Full replicas on the workers; gradients go through ``torch.distributed``, not the servers.
+
+    Args:
+        backend: of ``torch.distributed``: "gloo", or "nccl" on CUDA.
+    """
+
+    backend: str = "gloo"
+
+
+Consistency = Sync | Stale | Async | Adaptive | AllReduce
 
 
 def _check_scale(scale: str) -> None:
@@ -95,9 +126,10 @@ def canonical(consistency: Consistency) -> Consistency:
     Raises:
         ConfigurationError: not a consistency model.
     """
-    if not isinstance(consistency, (Sync, Stale, Async)):
+    if not isinstance(consistency, Consistency):
         raise ConfigurationError(
-            f"consistency={consistency!r}: must be Sync(), Stale(bound) or Async()"
+            f"consistency={consistency!r}: must be Sync(), Stale(bound), Async(), "
+            "Adaptive(max_bound) or AllReduce()"
         )
     if isinstance(consistency, Stale) and consistency.bound == 0:
         return Sync()

@@ -99,18 +99,20 @@ class Options(_message.Message):
     def __init__(self, values: _Optional[_Mapping[str, Value]] = ...) -> None: ...
 
 class Consistency(_message.Message):
-    __slots__ = ("kind", "backup", "deterministic", "bound", "scale_lr")
+    __slots__ = ("kind", "backup", "deterministic", "bound", "scale_lr", "backend")
     KIND_FIELD_NUMBER: _ClassVar[int]
     BACKUP_FIELD_NUMBER: _ClassVar[int]
     DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
     BOUND_FIELD_NUMBER: _ClassVar[int]
     SCALE_LR_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
     kind: str
     backup: int
     deterministic: bool
     bound: int
     scale_lr: str
-    def __init__(self, kind: _Optional[str] = ..., backup: _Optional[int] = ..., deterministic: bool = ..., bound: _Optional[int] = ..., scale_lr: _Optional[str] = ...) -> None: ...
+    backend: str
+    def __init__(self, kind: _Optional[str] = ..., backup: _Optional[int] = ..., deterministic: bool = ..., bound: _Optional[int] = ..., scale_lr: _Optional[str] = ..., backend: _Optional[str] = ...) -> None: ...
 
 class GroupSpec(_message.Message):
     __slots__ = ("name", "tensors", "optimizer", "param_groups", "consistency")

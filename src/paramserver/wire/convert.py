@@ -10,6 +10,8 @@ from paramserver.core.slices import TensorSpec
 from paramserver.errors import ConfigurationError, InvalidRequestError
 from paramserver.types import (
     ITEM_SIZES,
+    Adaptive,
+    AllReduce,
     Async,
     Consistency,
     ScaleLr,
@@ -110,6 +112,12 @@ def consistency_to_proto(consistency: Consistency) -> pb.Consistency:
         )
     if isinstance(consistency, Stale):
         return pb.Consistency(kind="stale", bound=consistency.bound, scale_lr=consistency.scale_lr)
+    if isinstance(consistency, Adaptive):
+        return pb.Consistency(
+            kind="adaptive", bound=consistency.max_bound, scale_lr=consistency.scale_lr
+        )
+    if isinstance(consistency, AllReduce):
+        return pb.Consistency(kind="allreduce", backend=consistency.backend)
     return pb.Consistency(kind="async", scale_lr=consistency.scale_lr)
 
 
@@ -123,10 +131,15 @@ def consistency_from_proto(message: pb.Consistency) -> Consistency:
             return Stale(message.bound, scale)
         if message.kind == "async":
             return Async(scale)
+        if message.kind == "adaptive":
+            return Adaptive(message.bound, scale)
+        if message.kind == "allreduce":
+            return AllReduce(message.backend)
     except ConfigurationError as error:
         raise InvalidRequestError(str(error)) from None
     raise InvalidRequestError(
-        f"consistency kind {message.kind!r}: must be 'sync', 'stale' or 'async'"
+        f"consistency kind {message.kind!r}: must be 'sync', 'stale', 'async', 'adaptive' or "
+        "'allreduce'"
     )
 
 

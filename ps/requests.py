@@ -1,0 +1,128 @@
+"""Requests of a stream that are neither pushes nor pulls: first values, collectives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from paramserver.errors import InvalidRequestError
+from paramserver.ps.push import Parcel, check_sizes
+from paramserver.v1 import server_pb2 as pb
+from paramserver.wire.frames import Piece
+
+if TYPE_CHECKING:
+    from paramserver.ps.exchange import Session
+    from paramserver.ps.service import ServerService
+
+
+class Request:
+    """One request on its way in; errors raised here answer it.
+
+    Attributes:
+        number: repeated in every answer.
+        whole: no more Data is to come.
+    """
+
+    def __init__(self, service: ServerService, session: Session, record: pb.Record) -> None:
+        self.service = service
+        self.session = session
+        self.number = record.request
+        self.whole = False
+
+    async def begin(self) -> None:
+        """The request has come; its Data may follow."""
+        raise NotImplementedError
+
+    async def take(self, data: pb.Data, pieces: Sequence[Piece]) -> None:
+        """Data of the request."""
+        raise InvalidRequestError("data: this request takes none")
+
+    def close(self) -> None:
+        """The stream ended first."""
+
+    def refuse(self, slices: Sequence[int]) -> None:
+        """Asks for bytes again whose checksums did not match."""
+        if slices:
+            accepted = pb.Accepted(refused=slices)
+            self.session.outbox.put(pb.Record(request=self.number, accepted=accepted))
+
+    def done(self) -> None:
+        """Says that nothing more comes."""
+        self.whole = True
+        self.session.outbox.put(pb.Record(request=self.number, done=pb.Done()))
+
+
+class Store(Request):
+    """First values of slices."""
+
+    def __init__(self, service: ServerService, session: Session, record: pb.Record) -> None:
+        super().__init__(service, session, record)
+        self._store = record.store
+        self._waiting = set(record.store.slices)
+
+    async def begin(self) -> None:
+        await self.service.views.admit(self._store.worker)
+        self._group = await self.service.group(self._store.group, self._store.map_version)
+        self._group.check_slices(self._store.slices)
+        if not self._waiting:
+            self.done()
+
+    async def take(self, data: pb.Data, pieces: Sequence[Piece]) -> None:
+        if not self._waiting.issuperset(data.slices):
+            raise InvalidRequestError("data: a slice that its Store did not declare, or twice")
+        dtypes = check_sizes(self._group, data.slices, pieces, "")
+        parcel = Parcel(data.slices, pieces, data.checksums, dtypes)
+        good, bad = await self.service.workshop.offload(parcel.size, parcel.open)
+        for index, value in good.items():
+            await self._group.store(index, value)
+        self._waiting.difference_update(good)
+        self.refuse(bad)
+        if not self._waiting:
+            self.done()
+
+
+class Contribute(Request):
+    """One worker's tensor for a collective."""
+
+    def __init__(self, service: ServerService, session: Session, record: pb.Record) -> None:
+        super().__init__(service, session, record)
+        self._record = record.contribute
+        self._pieces: dict[int, Piece] = {}
+
+    async def begin(self) -> None:
+        await self.service.views.admit(self._record.worker)
+        self._keep_if_all()
+
+    async def take(self, data: pb.Data, pieces: Sequence[Piece]) -> None:
+        good = self.service.collectives.check(self._record, data, pieces)
+        self._pieces.update(good)
+        self.refuse([s for s in data.slices if s not in good])
+        self._keep_if_all()
+
+    def _keep_if_all(self) -> None:
+        if len(self._pieces) == len(self._record.pieces):
+            self.service.collectives.add(self._record, self._pieces)
+            self.done()
+
+
+class Collect(Request):
+    """A closed round's result."""
+
+    def __init__(self, service: ServerService, session: Session, record: pb.Record) -> None:
+        super().__init__(service, session, record)
+        self._record = record.collect
+
+    async def begin(self) -> None:
+        await self.service.views.admit(self._record.worker)
+        collectives, outbox = self.service.collectives, self.session.outbox
+        for data, piece in await collectives.collect(self._record, self.service.workshop):
+            await outbox.room()
+            outbox.put(pb.Record(request=self.number, data=data), [piece])
+        self.done()
+
+
+REQUESTS: dict[str, Callable[[ServerService, Session, pb.Record], Request]] = {
+    "store": Store,
+    "contribute": Contribute,
+    "collect": Collect,
+}

@@ -1,0 +1,150 @@
+"""The part of the client API that hands out data, epochs and scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from paramserver.worker import roster
+from paramserver.worker.data import (
+    LeaseBatchSampler,
+    LeaseLoader,
+    LeaseShards,
+    check_options,
+    default_shard_size,
+)
+from paramserver.worker.epochs import Schedule, Stateful, check_epochs
+from paramserver.worker.scalars import Scalars
+from paramserver.worker.session import Session
+from paramserver.worker.sources import Sources
+
+
+class DataMethods:
+    """Methods of ``Client``."""
+
+    _session: Session
+    _sources: Sources
+    _schedule: Schedule
+    _scalars: Scalars
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that are registered and neither finished nor lost."""
+        return roster.live(self._session.view())
+
+    def loader(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int = 1,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        shard_size: int | None = None,
+        assign: str | None = None,
+        name: str = "train",
+        drop_last: bool = False,
+        **dataloader_options: Any,
+    ) -> LeaseLoader:
+        """A torch DataLoader over leased data shards; one pass is one epoch of the job.
+
+        Args:
+            dataset: map-style, the same on every worker.
+            batch_size: samples of a batch; batches never span data shards.
+            shuffle: a permutation of each epoch from ``seed``, the same on every worker.
+            shard_size: samples of a lease, rounded up to whole batches; default: 1 to 8 batches.
+            assign: "round-robin", "random" or "dynamic"; default: the job's.
+            name: of the data set; all workers must agree on its size, seed, shard_size, assign.
+            drop_last: leave out batches that are not full.
+            dataloader_options: as for torch's DataLoader.
+
+        Raises:
+            ConfigurationError, UnsupportedError: options that leases cannot serve.
+            MismatchError, InvalidRequestError: other workers opened the data set otherwise.
+        """
+        size = check_options(dataset, dataloader_options)
+        sampler = self.sampler(
+            size,
+            batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            shard_size=shard_size,
+            assign=assign,
+            name=name,
+            drop_last=drop_last,
+        )
+        return LeaseLoader(dataset, sampler, self._schedule.asked, **dataloader_options)
+
+    def sampler(
+        self,
+        dataset: Dataset[Any] | int,
+        batch_size: int = 1,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        shard_size: int | None = None,
+        assign: str | None = None,
+        name: str = "train",
+        drop_last: bool = False,
+    ) -> LeaseBatchSampler:
+        """A batch sampler for a DataLoader of one's own; arguments as for ``loader``.
+
+        Args:
+            dataset: it, or its number of samples.
+        """
+        size = dataset if isinstance(dataset, int) else check_options(dataset, {})
+        source = self._sources.open(
+            name, size, batch_size, shuffle=shuffle, seed=seed, shard_size=shard_size, assign=assign
+        )
+        return LeaseBatchSampler(source, lambda: self.num_workers, drop_last)
+
+    def shards(
+        self,
+        num_samples: int,
+        *,
+        shard_size: int | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        assign: str | None = None,
+        name: str = "train",
+    ) -> LeaseShards:
+        """Raw data shards; one iteration is one epoch, a shard is done on leaving the loop body.
+
+        Args:
+            num_samples: of the data set.
+            shard_size: samples of a shard; default: 64 shards an epoch.
+            shuffle, seed, assign, name: as for ``loader``.
+        """
+        source = self._sources.open(
+            name,
+            num_samples,
+            1,
+            shuffle=shuffle,
+            seed=seed,
+            shard_size=shard_size or default_shard_size(num_samples),
+            assign=assign,
+        )
+        return LeaseShards(source, self._schedule.asked)
+
+    def epochs(self, n: int, *stateful: Stateful) -> Iterator[int]:
+        """Epochs of the job, from the one that it is in to ``n - 1``.
+
+        Args:
+            n: epochs of the whole job.
+            stateful: objects with ``state_dict`` and ``load_state_dict``, such as learning-rate
+                schedulers: the chief's state is saved, joiners load it before their first epoch.
+
+        Raises:
+            UnsupportedError: a state that is neither JSON nor tensors.
+        """
+        check_epochs(n, stateful)
+        self._session.check()
+        self._session.refuse_reader("client.epochs")
+        return self._schedule.epochs(n, stateful)
+
+    def log(self, **scalars: float | Tensor) -> None:
+        """Scalars for status and the run file; the newest of each go with every heartbeat."""
+        self._session.check()
+        self._scalars.add(scalars)

@@ -1,0 +1,83 @@
+"""What all optimizers of a job have in common, wherever their step happens."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, overload
+
+import torch
+from torch import Tensor
+
+from paramserver.errors import UnsupportedError
+from paramserver.types import StepResult
+from paramserver.worker.group import Group
+from paramserver.worker.parameters import Members
+
+
+class JobOptimizer(torch.optim.Optimizer):
+    """What ``client.optimizer`` returns.
+
+    Args:
+        found: the model's tensors.
+        param_groups, defaults: as for torch's own.
+
+    Attributes:
+        members: the tensors, by name.
+        last: what the last step did; None before the first.
+    """
+
+    def __init__(
+        self, found: Members, param_groups: list[dict[str, Any]], defaults: dict[str, Any]
+    ) -> None:
+        self.members = found
+        self.last: StepResult | None = None
+        super().__init__(param_groups, defaults)
+
+    @property
+    def group(self) -> Group:
+        """The group on the servers.
+
+        Raises:
+            UnsupportedError: the servers do not hold this group.
+        """
+        raise UnsupportedError(f"{type(self).__name__} has no group on the servers")
+
+    @overload
+    def step(self, closure: None = None, *, weight: float | None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float], *, weight: float | None = None) -> float: ...
+
+    def step(
+        self, closure: Callable[[], float] | None = None, *, weight: float | None = None
+    ) -> float | None:
+        """One step on the gradients of the parameters; ``weight``: samples in the batch."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def newest(self) -> dict[str, Tensor]:
+        """The newest values of the group by name, on the CPU, without waiting."""
+
+    def full_state(self, values: Mapping[str, Tensor]) -> dict[str, Any]:
+        """``values`` under every key of the model's ``state_dict()``, tied and local ones too."""
+        module = self.members.module
+        if module is None:
+            return dict(values)
+        names = {id(tensor): name for name, tensor in self.members.tensors.items()}
+        state: dict[str, Any] = module.state_dict()
+        for key, own in module.state_dict(keep_vars=True).items():
+            if id(own) in names:
+                state[key] = values[names[id(own)]]
+            elif isinstance(own, Tensor):
+                state[key] = own.detach().cpu().clone()
+        return state
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise UnsupportedError("an optimizer of a job has no copy: make another group")
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise UnsupportedError(
+            "an optimizer of a job cannot be pickled: save optimizer.state_dict() and "
+            "client.state_dict(), connect again in the other process"
+        )

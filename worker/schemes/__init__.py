@@ -1,0 +1,44 @@
+"""What ``client.optimizer`` makes of each consistency model and scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from paramserver.errors import UnsupportedError
+from paramserver.schemes import Downpour, Local, Scheme
+from paramserver.types import AllReduce
+from paramserver.worker.job_optimizer import JobOptimizer
+from paramserver.worker.optimizer import open_server_optimizer
+from paramserver.worker.parameters import Model
+from paramserver.worker.registry import Registry
+
+
+def open_optimizer(
+    registry: Registry,
+    model: Model,
+    optimizer_class: type[torch.optim.Optimizer],
+    hyperparameters: Mapping[str, Any],
+    *,
+    consistency: Scheme,
+    group: str,
+    buffers: str,
+    wire_dtype: str | None,
+    overlap: bool,
+) -> JobOptimizer:
+    """Registers a model as a group; see ``Client.optimizer``."""
+    if isinstance(consistency, (Local, Downpour, AllReduce)):
+        raise UnsupportedError(f"{type(consistency).__name__} is not there yet")
+    return open_server_optimizer(
+        registry,
+        model,
+        optimizer_class,
+        hyperparameters,
+        consistency=consistency,
+        group=group,
+        buffers=buffers,
+        wire_dtype=wire_dtype,
+        overlap=overlap,
+    )
