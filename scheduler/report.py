@@ -18,7 +18,7 @@ def status(state: SchedulerState, now: float) -> pb.StatusReply:
         workers=_workers(state, now),
         datasets=[dataset_status(queue) for queue in state.data],
         groups=[group_placement(group) for group in state.groups],
-        scalars=state.scalars,
+        scalars=state.figures.scalars,
         uptime_s=state.journal.seconds(now),
         expected_workers=state.config.workers,
         expected_servers=state.config.servers,
@@ -32,9 +32,9 @@ def _workers(state: SchedulerState, now: float) -> list[pb.WorkerStatus]:
             name=member.name,
             clocks=[
                 pb.GroupClock(group=group, clock=clock)
-                for group, clock in sorted(state.clocks.get(member.name, {}).items())
+                for group, clock in sorted(state.figures.clocks.get(member.name, {}).items())
             ],
-            stats=state.stats.get(member.name, {}),
+            stats=state.figures.stats.get(member.name, {}),
             heard_s=now - state.members.heard(member.name),
         )
         for member in state.members.view().members

@@ -192,7 +192,10 @@ class SchedulerService:
         self.state.heartbeat(caller, clocks, request.stats, self._now())
         members = self.state.members
         return pb.HeartbeatReply(
-            view=members.number, state=job_state_to_proto(members.state), message=members.message
+            view=members.number,
+            state=job_state_to_proto(members.state),
+            message=members.message,
+            fastest=self.state.fastest(),
         )
 
     async def Watch(self, request: pb.WatchRequest) -> AsyncIterator[pb.View]:

@@ -29,12 +29,11 @@ from paramserver.errors import (
     ResourceError,
 )
 from paramserver.scheduler.datasets import Datasets
+from paramserver.scheduler.figures import Figures
 from paramserver.scheduler.journal import Journal
 from paramserver.scheduler.topics import EVERYTHING, group_topic, round_topic
 from paramserver.scheduler.words import failed, where, words
 from paramserver.types import Span, WorkerId
-
-MAX_SCALARS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +88,7 @@ class SchedulerState:
         self.data = Datasets(self.config, self.members, self.journal, self._leases, self._wakes.add)
         self.rounds = Rounds(self._rounds_begun)
         self.schedule: Schedule | None = None
-        self.scalars: dict[str, float] = {}
-        self.clocks: dict[str, dict[str, int]] = {}
-        self.stats: dict[str, dict[str, float]] = {}
+        self.figures = Figures()
         self._names: dict[WorkerId, str] = {}
         self._losses.clear()
 
@@ -187,8 +184,7 @@ class SchedulerState:
         workers = [m for m in members if m.role is Role.WORKER]
         for member in members:
             if self.members.find(member.name) is None:
-                self.clocks.pop(member.name, None)
-                self.stats.pop(member.name, None)
+                self.figures.forget(member.name)
         for member in workers:
             self._names.pop(worker_id(member), None)
             self.data.leave(member, heir)
@@ -226,10 +222,11 @@ class SchedulerState:
     ) -> None:
         """Renews the lease and keeps what the member says of itself, for status."""
         member = self.members.renew(caller, now)
-        if len(clocks) > self.config.limits.groups or len(stats) > MAX_SCALARS:
-            raise InvalidRequestError(f"heartbeat of {member.name} has too many entries")
-        self.clocks[caller.name] = dict(clocks)
-        self.stats[caller.name] = dict(stats)
+        self.figures.heartbeat(member.name, clocks, stats, self.config.limits.groups)
+
+    def fastest(self) -> float:
+        """Samples per second of the fastest live workers; 0.0 while none has told."""
+        return self.figures.fastest(self._names.values())
 
     def set_active(self, caller: Caller, active: bool, now: float) -> int:
         """Makes a worker active, or not; it leaves any wait. Returns the view number."""
@@ -382,9 +379,7 @@ class SchedulerState:
     def log(self, caller: Caller, scalars: Mapping[str, float]) -> None:
         """Keeps the newest value of each scalar."""
         self.worker(caller)
-        if len(self.scalars.keys() | scalars.keys()) > MAX_SCALARS:
-            raise ResourceError(f"a job has at most {MAX_SCALARS} scalars")
-        self.scalars.update(scalars)
+        self.figures.log(scalars)
 
     def start_reason(self) -> str:
         """Whom the start waits for, in words; empty: the job has started."""

@@ -112,4 +112,5 @@ class Collective:
     def _wait(self, operation: Operation) -> None:
         session = self._session
         what = f"all_reduce {self._name!r}"
-        operation.wait(operation.done, session.config.wait_timeout, session.check, what)
+        with session.speed.waiting():
+            operation.wait(operation.done, session.config.wait_timeout, session.check, what)

@@ -64,6 +64,7 @@ class LeaseBatchSampler(Sampler[list[int]]):
         number = self.source.passes
         if given is None:
             self._batches.automatic(self.source.name, True)
+            self.source.session.speed.stop()
             number = self.source.begin_pass(settle=True)
             given = self.source.first_shard()
         if given is not None:
@@ -148,11 +149,14 @@ class LeaseLoader(DataLoader[Any]):
 
     def _round(self, inner: Iterator[Any], number: int) -> Iterator[Any]:
         """What is free now, batch by batch."""
-        batches = self._source.session.batches
+        session = self._source.session
+        batches = session.batches
         for data in inner:
             batch = batches.hand_out(self._source.name)
+            session.speed.begin(batch.samples)
             yield data
             _refuse_old(self._source, number)
+            session.speed.end(session.rank)
             batches.leave(batch)
             self._on_ask()
 
@@ -169,7 +173,8 @@ class LeaseShards:
         self._on_ask = on_ask
 
     def __iter__(self) -> Iterator[DataShard]:
-        source, batches = self._source, self._source.session.batches
+        source, session = self._source, self._source.session
+        batches = session.batches
         number = source.begin_pass(settle=False)
         try:
             shard = source.first_shard()
@@ -178,8 +183,10 @@ class LeaseShards:
                 shard.start = shard.stop
                 batches.draw(Batch(source.name, span, whole=True))
                 batch = batches.hand_out(source.name)
+                session.speed.begin(batch.samples)
                 yield self._shard(shard, span)
                 _refuse_old(source, number)
+                session.speed.end(session.rank)
                 batches.leave(batch)
                 self._on_ask()
                 shard = self._next()

@@ -217,7 +217,7 @@ class Group:
     def settle(self) -> None:
         """Returns when every push of this group is applied or dropped."""
         deadline = time.monotonic() + self.session.config.wait_timeout
-        with self._changed:
+        with self.session.speed.waiting(), self._changed:
             while self._unsettled and time.monotonic() < deadline:
                 self._changed.wait(timeout=0.5)
                 self.session.check()
@@ -311,7 +311,7 @@ class Group:
     def track(self, operation: Operation, ticket: Ticket) -> None:
         """Settles the ticket when the push is applied or dropped; waits for room in the window."""
         deadline = time.monotonic() + self.session.config.wait_timeout
-        with self._changed:
+        with self.session.speed.waiting(), self._changed:
             while self._unsettled >= self.session.config.limits.in_flight:
                 self.session.check()
                 if time.monotonic() > deadline:
@@ -342,7 +342,8 @@ class Group:
         return self.last
 
     def _wait(self, operation: Operation, outcome: Outcome, what: str) -> None:
-        operation.wait(outcome, self.session.config.wait_timeout, self.session.check, what)
+        with self.session.speed.waiting():
+            operation.wait(outcome, self.session.config.wait_timeout, self.session.check, what)
 
     def _wait_push(self, operation: Operation, outcome: Outcome, clock: int) -> None:
         try:

@@ -28,12 +28,13 @@ from paramserver.types import PROTOCOL_VERSION, StepResult
 from paramserver.v1 import common_pb2, scheduler_pb2
 from paramserver.wire.transport import Channel
 from paramserver.worker.batches import Batches, Ticket
+from paramserver.worker.figures import Figures
 from paramserver.worker.identity import write_identity
-from paramserver.worker.waiting import Waiting
+from paramserver.worker.speed import Speed
+from paramserver.worker.waiting import POLL_S, Waiting, long_poll
 
 logger = logging.getLogger("paramserver")
 
-POLL_S = 10.0
 LEAVE_S = 5.0
 REASON_BYTES = 8 << 10
 
@@ -48,6 +49,7 @@ class Session:
         launched: a launcher started this process.
         identity_file: where the launcher looks for who this is, and then says how it ended.
         batches: samples handed out, and the pushes they went into.
+        speed: how fast this worker computes.
     """
 
     def __init__(
@@ -81,8 +83,11 @@ class Session:
         self._clocks: dict[str, Callable[[], int]] = {}
         self._settles: list[Callable[[], None]] = []
         self._chores: list[Callable[[], None]] = []
-        self._stats: dict[str, float] = {}
+        self._listeners: list[Callable[[scheduler_pb2.HeartbeatReply], None]] = []
+        self._figures = Figures()
+        self._fastest = 0.0
         self._stop = threading.Event()
+        self.speed = Speed(now, self._stop.wait, config.emulation)
         self._thread: threading.Thread | None = None
 
     def open(self) -> None:
@@ -225,21 +230,14 @@ class Session:
         Raises:
             WaitTimeoutError: after ``config.wait_timeout`` seconds; says whom it waited for.
         """
-        deadline = self._now() + self.config.wait_timeout
-        waiting = Waiting(what, self._now)
-        while True:
+
+        def ask(wait_s: float) -> Any:
             self.check()
-            wait = min(POLL_S, max(deadline - self._now(), 0.0))
-            request = make_request(wait)
-            reply = self.scheduler.call(method, request, timeout=wait + self.config.timeout)
-            if done(reply):
-                return reply
-            if self._now() >= deadline:
-                raise WaitTimeoutError(
-                    f"{what}: waited {self.config.wait_timeout:g} s (wait_timeout): "
-                    f"{reply.pending or 'no reason given'}"
-                )
-            waiting.say(reply.pending)
+            timeout = wait_s + self.config.timeout
+            return self.scheduler.call(method, make_request(wait_s), timeout=timeout)
+
+        with self.speed.waiting():
+            return long_poll(ask, done, what, self.config.wait_timeout, self._now)
 
     def add_group(self, name: str, clock: Callable[[], int], settle: Callable[[], None]) -> None:
         """A group was opened.
@@ -256,6 +254,10 @@ class Session:
         """Something small to do with every heartbeat, in the heartbeat's thread."""
         self._chores.append(chore)
 
+    def add_listener(self, hear: Callable[[scheduler_pb2.HeartbeatReply], None]) -> None:
+        """Told every answer to a heartbeat, in the heartbeat's thread; must not wait."""
+        self._listeners.append(hear)
+
     def settle(self) -> None:
         """Returns when every push of every group is applied or dropped."""
         for settle in self._settles:
@@ -267,15 +269,17 @@ class Session:
 
     def begin_push(self, group: str) -> Ticket:
         """A push starts; its ticket has the sample spans to declare. To be settled or aborted."""
-        return self.batches.begin(group)
+        ticket = self.batches.begin(group)
+        drawn = sum(b.samples for b in ticket.carried if self.batches.is_automatic(b.dataset))
+        if drawn:
+            self.speed.lap(self.rank, drawn)
+        return ticket
 
     def settle_push(self, ticket: Ticket, *, dropped: bool = False) -> None:
         """The push was applied, or dropped; once. Thread-safe, no I/O."""
         self.batches.settle(ticket, dropped=dropped)
         if not dropped:
-            with self._lock:
-                samples = sum(span.stop - span.start for span in ticket.spans)
-                self._stats["samples"] = self._stats.get("samples", 0.0) + samples
+            self._figures.samples(sum(span.stop - span.start for span in ticket.spans))
 
     def abort_push(self, ticket: Ticket) -> None:
         """The push was refused or failed: the next push carries its batches."""
@@ -283,17 +287,7 @@ class Session:
 
     def count(self, result: StepResult, samples: float = 0.0) -> None:
         """Adds a push, and samples that no loader handed out, to the heartbeat's figures."""
-        figures = {
-            "steps": 1.0,
-            "samples": samples,
-            "waited_s": result.waited,
-            "sent_bytes": result.sent_bytes,
-            "received_bytes": result.received_bytes,
-        }
-        with self._lock:
-            for name, value in figures.items():
-                self._stats[name] = self._stats.get(name, 0.0) + value
-            self._stats["staleness"] = result.staleness
+        self._figures.step(result, samples)
 
     def _keep(self) -> None:
         while not self._stop.wait(self._heartbeat_s):
@@ -301,8 +295,9 @@ class Session:
 
     def beat(self) -> None:
         """One heartbeat and the chores; raises nothing, what it learns is for ``check``."""
-        with self._lock:
-            stats = dict(self._stats)
+        stats = self._figures.now()
+        if speed := self.speed.per_second:
+            stats["speed"] = speed
         clocks = [
             scheduler_pb2.GroupClock(group=name, clock=clock())
             for name, clock in list(self._clocks.items())
@@ -336,14 +331,21 @@ class Session:
         if self._away:
             logger.warning("scheduler is back")
         self._away = False
+        self._fastest = reply.fastest
+        for listen in list(self._listeners):
+            listen(reply)
         self.saw_view(reply.view)
         if reply.state == scheduler_pb2.JOB_FAILED:
             self._end = JobFailedError(reply.message or "the job failed")
         self.view()
 
     def pace(self) -> float:
-        """This worker's measured speed as a share of the fastest workers', in (0, 1]."""
-        return 1.0
+        """This worker's measured speed as a share of the fastest workers', in (0, 1].
+
+        1.0 until both are known; moves with the heartbeats.
+        """
+        own = self.speed.per_second
+        return min(1.0, own / self._fastest) if own and self._fastest else 1.0
 
     @property
     def over(self) -> bool:

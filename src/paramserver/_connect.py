@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from paramserver.config import ClientConfig
+from paramserver.emulation import parse_emulation
 from paramserver.errors import ConfigurationError
 from paramserver.wire.client import GrpcTransport
 from paramserver.wire.serve import split_address
@@ -28,7 +29,8 @@ def connect(
 
     Returns when the expected workers have registered. What is not given comes from the environment:
     ``PARAMSERVER_SCHEDULER`` and ``PARAMSERVER_NAME``, which ``paramserver run`` and
-    ``paramserver worker`` set. Embedded only if neither names anything.
+    ``paramserver worker`` set. Embedded only if neither names anything. ``PARAMSERVER_EMULATE``
+    makes this worker play a slower machine (``paramserver.emulation``).
 
     Args:
         address: HOST:PORT of the scheduler.
@@ -52,6 +54,7 @@ def connect(
         split_address(scheduler)
     # A reader beside a worker must not take the worker's name.
     given = None if reader else os.environ.get("PARAMSERVER_NAME")
+    emulate = os.environ.get("PARAMSERVER_EMULATE")
     identity = None if reader else os.environ.get("PARAMSERVER_IDENTITY_FILE")
     config = ClientConfig(
         scheduler=scheduler,
@@ -59,6 +62,7 @@ def connect(
         reader=reader,
         timeout=timeout,
         wait_timeout=wait_timeout,
+        emulation=parse_emulation(emulate) if emulate else None,
     )
     transport = _transport(scheduler)
     session = Session(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from paramserver.emulation import Emulation
 from paramserver.errors import ConfigurationError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
@@ -100,6 +101,7 @@ class ClientConfig:
         reader: no rank, pulls only, never awaited.
         timeout: seconds to connect, counted from the last arrival of a role.
         wait_timeout: seconds that a wait on a peer that still heartbeats may take.
+        emulation: the machine that this worker plays; None: it is as fast as it is.
     """
 
     scheduler: str | None = None
@@ -107,4 +109,5 @@ class ClientConfig:
     reader: bool = False
     timeout: float = 30.0
     wait_timeout: float = 1800.0
+    emulation: Emulation | None = None
     limits: Limits = field(default_factory=Limits)
