@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from paramserver.core.ledger import Receipt
 from paramserver.errors import InvalidRequestError
 from paramserver.ps.outbox import Outbox
-from paramserver.ps.pulls import answer_pull, wire_name
+from paramserver.ps.pulls import answer_pull
 from paramserver.ps.push import (
     PUSHABLE,
     Incoming,
@@ -27,7 +27,7 @@ from paramserver.ps.push import (
 from paramserver.ps.requests import REQUESTS, Request
 from paramserver.ps.workshop import INLINE_BYTES
 from paramserver.v1 import server_pb2 as pb
-from paramserver.wire.convert import spans_from_proto
+from paramserver.wire.convert import spans_from_proto, wire_from_proto
 from paramserver.wire.frames import Piece, decode
 from paramserver.wire.serve import as_refusal
 from paramserver.wire.status import to_failure
@@ -157,7 +157,7 @@ class Session:
             push.worker.job,
             push.clock,
             checked_weight(push.weight),
-            wire_name(push.wire_dtype),
+            wire_from_proto(push.wire_dtype, blocks=True),
             read_options(group, push.options),
             spans_from_proto(push.samples),
             beside(push.slices, push.bases),

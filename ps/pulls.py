@@ -16,7 +16,7 @@ from paramserver.ps.push import Incoming, beside
 from paramserver.ps.workshop import INLINE_BYTES
 from paramserver.types import WorkerId
 from paramserver.v1 import server_pb2 as pb
-from paramserver.wire.convert import dtype_from_proto
+from paramserver.wire.convert import wire_from_proto
 from paramserver.wire.frames import Piece, encode
 from paramserver.wire.tensors import DTYPES, as_bytes, checksum
 
@@ -25,19 +25,6 @@ if TYPE_CHECKING:
 
 REASON_EVERY = 5.0  # seconds between words to a client that waits
 DEFAULT_TIMEOUT = 1800.0
-WIRE_DTYPES = ("", "bfloat16", "float16")
-
-
-def wire_name(dtype: int) -> str:
-    """The name of a wire data type; "" when none is asked for.
-
-    Raises:
-        InvalidRequestError: values cannot travel in this type.
-    """
-    name = dtype_from_proto(dtype) if dtype else ""
-    if name not in WIRE_DTYPES:
-        raise InvalidRequestError(f"wire_dtype {name}: must be bfloat16, float16 or not set")
-    return name
 
 
 async def answer_pull(
@@ -65,7 +52,7 @@ async def answer_pull(
         raise InvalidRequestError(f"group {pull.group!r} has no first values yet")
     have = beside(pull.slices, pull.have)
     asked = set(pull.slices) or set(group.slices)
-    wire = wire_name(pull.wire_dtype)
+    wire = wire_from_proto(pull.wire_dtype, blocks=False)
     deadline = time.monotonic() + (pull.timeout or DEFAULT_TIMEOUT)
     for cell in group.cells:
         wanted = [i for i in cell.slices if i in asked]

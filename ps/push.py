@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from paramserver.core.slices import Slice
@@ -16,6 +17,7 @@ from paramserver.ps.optimizers import check_push_options
 from paramserver.types import Span, WorkerId
 from paramserver.v1 import common_pb2
 from paramserver.v1 import server_pb2 as pb
+from paramserver.wire.blocks import LEVELS, unpack, wire_bytes
 from paramserver.wire.convert import options_from_proto
 from paramserver.wire.frames import Piece
 from paramserver.wire.tensors import DTYPES, checksum, from_bytes, is_finite
@@ -163,7 +165,7 @@ def check_sizes(
     for index, piece in zip(slices, pieces, strict=True):
         part = group.slices[index]
         dtype = group.wire_dtype(part, wire)
-        wanted = part.elements * DTYPES[dtype].itemsize
+        wanted = wire_bytes(part.elements, dtype)
         if len(piece) != wanted:
             raise InvalidRequestError(
                 f"slice {index} of group {group.spec.name!r}: {len(piece)} bytes, must be {wanted} "
@@ -194,12 +196,15 @@ class Parcel(NamedTuple):
         return Parcel(*(list(column) for column in zip(*rows, strict=True))) if rows else EMPTY
 
     def open(self) -> tuple[dict[int, Tensor], list[int]]:
-        """Tensors over the bytes, and the slices whose checksum does not match. Any thread."""
+        """Tensors over the bytes, and the slices whose checksum does not match. Any thread.
+
+        Blocks are bytes still.
+        """
         good: dict[int, Tensor] = {}
         bad: list[int] = []
         for index, piece, mark, dtype in zip(*self, strict=True):
             if checksum(piece) == mark:
-                good[index] = from_bytes(piece, DTYPES[dtype])
+                good[index] = from_bytes(piece, DTYPES.get(dtype, torch.uint8))
             else:
                 bad.append(index)
         return good, bad
@@ -209,15 +214,18 @@ EMPTY = Parcel((), (), (), ())
 
 
 def open_gradients(push: Incoming, parcel: Parcel) -> tuple[dict[int, Tensor], list[int]]:
-    """As ``parcel.open``.
+    """As ``parcel.open``, blocks unpacked.
 
     Raises:
         NonFiniteError: names worker, tensor and clock.
     """
     good, bad = parcel.open()
     for index, gradient in good.items():
+        piece: Slice = push.group.slices[index]
+        dtype = push.group.wire_dtype(piece, push.wire)
+        if dtype in LEVELS:
+            gradient = good[index] = unpack(gradient, dtype, piece.elements)
         if not is_finite(gradient):
-            piece: Slice = push.group.slices[index]
             raise NonFiniteError(
                 f"NaN or infinity from rank {push.worker.rank} at clock {push.clock} in tensor "
                 f"{push.group.spec.tensors[piece.tensor].name!r}, elements {piece.start} to "

@@ -110,7 +110,8 @@ class Client(DataMethods):
             group: name of the group.
             buffers: float buffers such as batch-norm statistics: "mean" of the workers, that of
                 the "first" rank, or "local".
-            wire_dtype: "bf16" or "fp16" casts gradients and pulled values on the way.
+            wire_dtype: "bf16" or "fp16" casts gradients and pulled values on the way; "int8" or
+                "int4" packs gradients into blocks of small integers, values travel uncast.
             overlap: send gradients while the backward pass still runs.
             hyperparameters: as for the class.
 

@@ -16,7 +16,7 @@ from paramserver.worker.group import Group
 from paramserver.worker.link import Link, Part, Request
 from paramserver.worker.operation import Operation, ServerAnswers
 from paramserver.worker.parts import Out, data_record
-from paramserver.worker.plan import Shard, pieces_of
+from paramserver.worker.plan import Flat, Shard, part_of, pieces_of
 
 
 class DeferredPush:
@@ -26,7 +26,7 @@ class DeferredPush:
         group.session.check()
         self._group = group
         self._began = time.monotonic()
-        self._flat: dict[int, Tensor] = {}
+        self._flat: dict[int, Flat] = {}
         self._operation = Operation(len(group.plan.shards))
         self._requests: list[tuple[Shard, Link, Request]] = []
         push = group.push_record(group.clock, 0.0, None, None)
@@ -55,14 +55,12 @@ class DeferredPush:
         """
         group = self._group
         # A copy: the caller may go on accumulating into the gradient while it is being sent.
-        flat = group.plan.outgoing({name: gradient.clone()}, group.wire_dtype, group.clock)
+        flat = group.uplink.leave({name: gradient.clone()}, group.clock).flat
         self._flat.update(flat)
         for shard, link, request in self._requests:
             mine = [s for s in shard.slices if s.tensor in flat]
             if mine:
-                self._operation.sent_bytes += sum(
-                    s.elements * flat[s.tensor].itemsize for s in mine
-                )
+                self._operation.sent_bytes += sum(part_of(flat[s.tensor], s).nbytes for s in mine)
                 link.submit(request, self._bytes(mine))
 
     def _bytes(self, slices: Sequence[Slice]) -> Part:

@@ -11,11 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from paramserver.core.placement import GroupSpec, SliceMap
+from paramserver.core.slices import BLOCK_WIRES
 from paramserver.errors import InvalidRequestError, RefusedError, WaitTimeoutError
 from paramserver.types import StepResult, Sync
 from paramserver.v1 import common_pb2
 from paramserver.v1 import server_pb2 as pb
-from paramserver.wire.convert import dtype_to_proto, options_to_proto, spans_to_proto
+from paramserver.wire.convert import options_to_proto, spans_to_proto, wire_to_proto
 from paramserver.wire.transport import Transport
 from paramserver.worker.batches import Ticket
 from paramserver.worker.link import Links
@@ -23,6 +24,7 @@ from paramserver.worker.operation import Operation, Outcome, ServerAnswers
 from paramserver.worker.parts import PushParts, StoreParts, pull_record
 from paramserver.worker.plan import Plan, empty_like
 from paramserver.worker.session import Session
+from paramserver.worker.uplink import Uplink
 from paramserver.worker.values import Held, Landing
 
 
@@ -36,7 +38,9 @@ class Group:
         spec: what was registered.
         clock: the 0-based index of the step this worker is on.
         last: what the newest push did; None before the first.
-        wire_dtype: "bfloat16" or "float16" casts what travels; "" for none.
+        wire_dtype: "bfloat16" or "float16" casts what travels; "int8" or "int4" packs pushes into
+            blocks; "" for none.
+        pull_dtype: what values travel in.
     """
 
     def __init__(
@@ -54,7 +58,9 @@ class Group:
         self.wire_dtype = wire_dtype
         self.clock = 0
         self.last: StepResult | None = None
+        self.pull_dtype = "" if wire_dtype in BLOCK_WIRES else wire_dtype
         self.plan = Plan(spec, slice_map)
+        self.uplink = Uplink(self.plan, wire_dtype)
         self.session = session
         self._transport = transport
         self.links = links
@@ -141,7 +147,7 @@ class Group:
         options: Sequence[Mapping[str, Any]] | None = None,
     ) -> StepResult:
         """Pushes ``gradients`` and copies the next clock's values to ``into``, in place."""
-        landing = Landing(self.plan, self.held, into, self.wire_dtype)
+        landing = Landing(self.plan, self.held, into, self.pull_dtype)
         operation, ticket, clock, began = self._start_push(gradients, weight, options, landing)
         return self.complete_exchange(operation, ticket, clock, began, landing)
 
@@ -162,7 +168,7 @@ class Group:
         for name, tensor in into.items():
             self.plan.check_shape(name, tensor)
         held = Held(self.plan) if latest else self.held
-        landing = Landing(self.plan, held, into, "" if latest else self.wire_dtype)
+        landing = Landing(self.plan, held, into, "" if latest else self.pull_dtype)
         operation = Operation(len(self.plan.shards))
         for shard in self.plan.shards:
             answers = ServerAnswers(operation, shard.index, landing.take)
@@ -240,20 +246,22 @@ class Group:
         self.session.refuse_reader("push")
         self._go_on_at(self._dropped_to)
         clock = self.clock
-        flat = self.plan.outgoing(tensors, self.wire_dtype, clock)
+        leaving = self.uplink.leave(tensors, clock)
         weight, ticket = self.begin(weight)
         try:
             push = self.push_record(clock, weight, ticket, options)
             operation = Operation(len(self.plan.shards))
             self.track(operation, ticket)
+            operation.done.then(lambda: leaving.end(self._counted(operation, weight)))
             for shard in self.plan.shards:
-                parts = PushParts(self, shard, push, flat, pulls=landing is not None)
+                parts = PushParts(self, shard, push, leaving.flat, pulls=landing is not None)
                 take = None if landing is None else landing.take
                 answers = ServerAnswers(operation, shard.index, take, parts.some)
                 operation.submit(self.links.to(shard.address), answers, parts.all)
                 operation.sent_bytes += parts.size
         except BaseException:
             self.session.abort_push(ticket)
+            leaving.end(False)
             raise
         self.ticked()
         return operation, ticket, clock, began
@@ -295,18 +303,11 @@ class Group:
             map_version=self.plan.map.version,
             clock=clock,
             weight=weight,
-            wire_dtype=self.wire_number,
+            wire_dtype=wire_to_proto(self.wire_dtype),
             samples=spans_to_proto(ticket.spans) if ticket else [],
             options=[options_to_proto(o) for o in options or ()],
             activated=self._activated,
         )
-
-    @property
-    def wire_number(self) -> common_pb2.DType:
-        """The wire data type as the protocol numbers it."""
-        if not self.wire_dtype:
-            return common_pb2.DTYPE_UNSPECIFIED
-        return dtype_to_proto(self.wire_dtype)
 
     def track(self, operation: Operation, ticket: Ticket) -> None:
         """Settles the ticket when the push is applied or dropped; waits for room in the window."""
@@ -352,6 +353,11 @@ class Group:
             self.clock = clock  # a refused push does not tick
             self._activated = True
             raise
+
+    def _counted(self, operation: Operation, weight: float) -> bool:
+        """Whether a push changed values, as far as this worker knows; sums ignore weights."""
+        lost = operation.done.error is not None or _dropped(operation)
+        return not lost and (weight > 0 or not self.spec.optimizer)
 
     def _go_on_at(self, clock: int) -> None:
         """A dropped push set the clock; 0 or a passed one changes nothing."""

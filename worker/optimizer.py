@@ -25,8 +25,9 @@ from paramserver.worker.parameters import (
     tensor_specs,
 )
 from paramserver.worker.registry import Registry
+from paramserver.worker.uplink import FEEDBACK
 
-WIRE_DTYPES = {None: "", "bf16": "bfloat16", "fp16": "float16"}
+WIRE_DTYPES = {None: "", "bf16": "bfloat16", "fp16": "float16", "int8": "int8", "int4": "int4"}
 
 
 class ServerOptimizer(JobOptimizer):
@@ -224,6 +225,18 @@ class ServerOptimizer(JobOptimizer):
         super().load_state_dict(dict(state_dict))
 
 
+def wire_name(wire_dtype: str | None) -> str:
+    """A wire data type as groups know it.
+
+    Raises:
+        ConfigurationError: there is no such type.
+    """
+    if wire_dtype not in WIRE_DTYPES:
+        known = ", ".join(repr(name) for name in WIRE_DTYPES)
+        raise ConfigurationError(f"wire_dtype={wire_dtype!r}: must be one of {known}")
+    return WIRE_DTYPES[wire_dtype]
+
+
 def open_server_optimizer(
     registry: Registry,
     model: Model,
@@ -237,8 +250,12 @@ def open_server_optimizer(
     overlap: bool,
 ) -> ServerOptimizer:
     """Registers a model as a group; see ``Client.optimizer``."""
-    if wire_dtype not in WIRE_DTYPES:
-        raise ConfigurationError(f"wire_dtype={wire_dtype!r}: must be None, 'bf16' or 'fp16'")
+    wire = wire_name(wire_dtype)
+    if overlap and wire in FEEDBACK:
+        raise UnsupportedError(
+            f"overlap=True with wire_dtype={wire_dtype!r}: what rounding keeps back is known only "
+            "once a push is whole; use 'int8', or overlap=False"
+        )
     check_class(optimizer_class)
     found = members(model, buffers)
     made = ServerOptimizer(found, optimizer_class, hyperparameters)
@@ -249,7 +266,7 @@ def open_server_optimizer(
         param_groups=made.options(),
         consistency=canonical(consistency),
     )
-    opened = registry.open(spec, found.tensors, WIRE_DTYPES[wire_dtype])
+    opened = registry.open(spec, found.tensors, wire)
     made.bind(opened, overlap=overlap)
     made.load_newest()
     registry.add(opened, made.refresh)

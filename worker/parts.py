@@ -10,10 +10,11 @@ from torch import Tensor
 from paramserver.core.slices import Slice
 from paramserver.v1 import common_pb2
 from paramserver.v1 import server_pb2 as pb
+from paramserver.wire.convert import wire_to_proto
 from paramserver.wire.frames import Piece
 from paramserver.wire.tensors import DTYPES, checksum, flat_host
 from paramserver.worker.link import Part
-from paramserver.worker.plan import Shard, pieces_of
+from paramserver.worker.plan import Flat, Shard, part_of, pieces_of
 from paramserver.worker.values import Held
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class PullPart(NamedTuple):
 
 def pull_record(group: Group, shard: Shard, held: Held, *, latest: bool = False) -> PullPart:
     """Asks one server for what it has of the group, less what is held already; latest: uncast."""
-    wire = common_pb2.DTYPE_UNSPECIFIED if latest else group.wire_number
+    wire = common_pb2.DTYPE_UNSPECIFIED if latest else wire_to_proto(group.pull_dtype)
     return PullPart(
         pb.Pull(
             worker=group.identity(),
@@ -68,7 +69,7 @@ class PushParts:
         group: Group,
         shard: Shard,
         push: pb.Push,
-        flat: Mapping[int, Tensor],
+        flat: Mapping[int, Flat],
         *,
         pulls: bool,
     ) -> None:
@@ -79,7 +80,7 @@ class PushParts:
             if (chosen := [s for s in bucket if s.tensor in flat])
         ]
         slices = [s for bucket in self._buckets for s in bucket]
-        self.size = sum(s.elements * flat[s.tensor].itemsize for s in slices)
+        self.size = sum(part_of(flat[s.tensor], s).nbytes for s in slices)
         self._push = pb.Push()
         self._push.CopyFrom(push)
         self._push.slices.extend(s.index for s in slices)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from paramserver.core.placement import GroupSpec, SliceMap
-from paramserver.core.slices import Slice, cut, pack, travels_as
+from paramserver.core.slices import BLOCK_WIRES, Slice, cut, pack, travels_as
 from paramserver.errors import InvalidRequestError, NonFiniteError
 from paramserver.wire.frames import Piece
 from paramserver.wire.tensors import DTYPES, as_bytes, flat_host, is_finite
@@ -76,7 +77,8 @@ class Plan:
             spec = self.spec.tensors[number]
             if spec.rule == "frozen":
                 raise InvalidRequestError(f"tensor {name!r} is frozen and takes no pushes")
-            dtype = DTYPES[travels_as(spec.dtype, spec.rule, wire)]
+            # Blocks are packed later, from values in the tensor's own type.
+            dtype = DTYPES[travels_as(spec.dtype, spec.rule, "" if wire in BLOCK_WIRES else wire)]
             value = flat_host(tensor.detach().to(dtype))
             if not is_finite(value):
                 raise NonFiniteError(
@@ -89,13 +91,32 @@ class Plan:
         return flat
 
 
-def pieces_of(bucket: Sequence[Slice], flat: Mapping[int, Tensor]) -> list[tuple[Slice, Piece]]:
+class Packed:
+    """A tensor in blocks, packed once: whatever is sent again are the same bytes."""
+
+    def __init__(self, parts: Mapping[int, Tensor]) -> None:
+        self._parts = parts
+
+    def part(self, piece: Slice) -> Tensor:
+        """The bytes (uint8) of one slice."""
+        return self._parts[piece.index]
+
+
+Flat: TypeAlias = Tensor | Packed
+
+
+def part_of(value: Flat, piece: Slice) -> Tensor:
+    """What travels of one slice."""
+    return value.part(piece) if isinstance(value, Packed) else value[piece.start : piece.stop]
+
+
+def pieces_of(bucket: Sequence[Slice], flat: Mapping[int, Flat]) -> list[tuple[Slice, Piece]]:
     """The bytes of those slices of a bucket whose tensors are given."""
     found: list[tuple[Slice, Piece]] = []
     for piece in bucket:
-        tensor = flat.get(piece.tensor)
-        if tensor is not None:
-            found.append((piece, as_bytes(tensor[piece.start : piece.stop])))
+        value = flat.get(piece.tensor)
+        if value is not None:
+            found.append((piece, as_bytes(part_of(value, piece))))
     return found
 
 

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paramserver.errors import ConfigurationError, InvalidRequestError
-from paramserver.types import ITEM_SIZES
+from paramserver.types import FLOATING, ITEM_SIZES
 
 MAX_SLICE_ELEMENTS = 1 << 18
 MIN_SLICE_ELEMENTS = 1 << 10
 SLICES_PER_SERVER = 32
 BUCKET_BYTES = 1 << 20
+BLOCK_WIRES = frozenset({"int8", "int4"})  # wire data types of pushes, never of pulls
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,11 @@ def travels_as(dtype: str, rule: str, wire: str) -> str:
     """The data type in which a tensor's slices travel under a wire data type ("" for none).
 
     Values that an optimizer steps may be rounded on the way; statistics and counters may not.
+    "int8" and "int4" are blocks of integers with a scale, on the way to the servers.
     """
+    if rule not in ("step", "add"):
+        return dtype
+    if wire in BLOCK_WIRES and dtype in FLOATING:
+        return f"{wire}_block"
     narrow = wire in ("bfloat16", "float16") and dtype in ("float32", "float64")
-    return wire if narrow and rule in ("step", "add") else dtype
+    return wire if narrow else dtype

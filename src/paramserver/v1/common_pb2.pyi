@@ -20,6 +20,8 @@ class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DTYPE_INT8: _ClassVar[DType]
     DTYPE_UINT8: _ClassVar[DType]
     DTYPE_BOOL: _ClassVar[DType]
+    DTYPE_INT8_BLOCK: _ClassVar[DType]
+    DTYPE_INT4_BLOCK: _ClassVar[DType]
 
 class Rule(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -41,6 +43,8 @@ DTYPE_INT16: DType
 DTYPE_INT8: DType
 DTYPE_UINT8: DType
 DTYPE_BOOL: DType
+DTYPE_INT8_BLOCK: DType
+DTYPE_INT4_BLOCK: DType
 RULE_UNSPECIFIED: Rule
 RULE_STEP: Rule
 RULE_ADD: Rule

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import cast
 
 from paramserver.core.placement import RULES, GroupSpec, Option, SliceMap
-from paramserver.core.slices import TensorSpec
+from paramserver.core.slices import BLOCK_WIRES, TensorSpec
 from paramserver.errors import ConfigurationError, InvalidRequestError
 from paramserver.types import (
     ITEM_SIZES,
@@ -23,6 +23,13 @@ from paramserver.v1 import common_pb2 as pb
 
 _DTYPES = {n: cast(pb.DType, pb.DType.Value(f"DTYPE_{n.upper()}")) for n in ITEM_SIZES}
 _DTYPE_NAMES = {int(value): name for name, value in _DTYPES.items()}
+_WIRES = {
+    int(pb.DTYPE_UNSPECIFIED): "",
+    int(pb.DTYPE_BFLOAT16): "bfloat16",
+    int(pb.DTYPE_FLOAT16): "float16",
+    int(pb.DTYPE_INT8_BLOCK): "int8",
+    int(pb.DTYPE_INT4_BLOCK): "int4",
+}
 _RULES = {n: cast(pb.Rule, pb.Rule.Value(f"RULE_{n.upper()}")) for n in RULES}
 _RULE_NAMES = {int(value): name for name, value in _RULES.items()}
 
@@ -39,6 +46,28 @@ def dtype_from_proto(value: int) -> str:
     if value not in _DTYPE_NAMES:
         raise InvalidRequestError(f"dtype number {value}: must be one of {_known(_DTYPE_NAMES)}")
     return _DTYPE_NAMES[value]
+
+
+def wire_to_proto(name: str) -> pb.DType:
+    """The number of a wire data type; "" is unspecified."""
+    if name in BLOCK_WIRES:
+        return cast(pb.DType, pb.DType.Value(f"DTYPE_{name.upper()}_BLOCK"))
+    return dtype_to_proto(name) if name else pb.DTYPE_UNSPECIFIED
+
+
+def wire_from_proto(value: int, *, blocks: bool) -> str:
+    """The name of a wire data type; "" when none is asked for.
+
+    Args:
+        blocks: whether blocks of integers are allowed: in pushes.
+
+    Raises:
+        InvalidRequestError: nothing can travel in this type.
+    """
+    if value not in _WIRES or (_WIRES[value] in BLOCK_WIRES and not blocks):
+        known = _known({n: w for n, w in _WIRES.items() if blocks or w not in BLOCK_WIRES})
+        raise InvalidRequestError(f"wire_dtype number {value}: must be one of {known}")
+    return _WIRES[value]
 
 
 def rule_to_proto(name: str) -> pb.Rule:
