@@ -31,7 +31,15 @@ from paramserver.scheduler.parking import Parking
 from paramserver.scheduler.recovery import AsyncServerChannel, Recovery
 from paramserver.scheduler.report import status
 from paramserver.scheduler.state import Schedule, SchedulerState, Storing
-from paramserver.scheduler.topics import START, VIEW, data_topic, group_topic, round_topic
+from paramserver.scheduler.topics import (
+    START,
+    VIEW,
+    data_topic,
+    group_topic,
+    round_topic,
+    warm_start_topic,
+)
+from paramserver.scheduler.warm_start import Warmth
 from paramserver.types import PROTOCOL_VERSION
 from paramserver.v1 import common_pb2
 from paramserver.v1 import scheduler_pb2 as pb
@@ -262,6 +270,23 @@ class SchedulerService:
         self.state.group_stored(self._enter(request.member), request.group, self._now())
         self._after()
         return pb.GroupStoredReply()
+
+    async def WarmStart(self, request: pb.WarmStartRequest) -> pb.WarmStartReply:
+        caller = self._enter(request.member)
+
+        def attempt() -> Warmth:
+            member = self.state.worker(caller)
+            return self.state.warm.ask(member, request.group, request.over, self._now())
+
+        found = await self._poll(
+            warm_start_topic(request.group), request.wait_s, attempt, lambda w: bool(w.pending)
+        )
+        return pb.WarmStartReply(
+            over=found.over,
+            chief=found.chief,
+            pending=found.pending,
+            view=self.state.members.number,
+        )
 
     # -- data
 

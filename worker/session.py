@@ -258,6 +258,10 @@ class Session:
         """Told every answer to a heartbeat, in the heartbeat's thread; must not wait."""
         self._listeners.append(hear)
 
+    def before_settle(self, flush: Callable[[], None]) -> None:
+        """Something to push before all is settled: before waits for others, ends of passes."""
+        self._settles.insert(0, flush)
+
     def settle(self) -> None:
         """Returns when every push of every group is applied or dropped."""
         for settle in self._settles:

@@ -40,6 +40,7 @@ class Sources:
 
     def finish(self) -> None:
         """The worker leaves: settles or returns all it holds, and says so."""
+        self._session.settle()
         for source in self._sources.values():
             source.finish()
         self._session.settle()

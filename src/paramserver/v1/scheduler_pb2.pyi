@@ -250,6 +250,30 @@ class GroupStoredReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class WarmStartRequest(_message.Message):
+    __slots__ = ("member", "group", "over", "wait_s")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    OVER_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    group: str
+    over: bool
+    wait_s: float
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., group: _Optional[str] = ..., over: bool = ..., wait_s: _Optional[float] = ...) -> None: ...
+
+class WarmStartReply(_message.Message):
+    __slots__ = ("over", "chief", "pending", "view")
+    OVER_FIELD_NUMBER: _ClassVar[int]
+    CHIEF_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    over: bool
+    chief: bool
+    pending: str
+    view: int
+    def __init__(self, over: bool = ..., chief: bool = ..., pending: _Optional[str] = ..., view: _Optional[int] = ...) -> None: ...
+
 class SetActiveRequest(_message.Message):
     __slots__ = ("member", "active")
     MEMBER_FIELD_NUMBER: _ClassVar[int]

@@ -82,6 +82,11 @@ class SchedulerStub(object):
                 request_serializer=paramserver_dot_v1_dot_scheduler__pb2.GroupStoredRequest.SerializeToString,
                 response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.GroupStoredReply.FromString,
                 _registered_method=True)
+        self.WarmStart = channel.unary_unary(
+                '/paramserver.v1.Scheduler/WarmStart',
+                request_serializer=paramserver_dot_v1_dot_scheduler__pb2.WarmStartRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.WarmStartReply.FromString,
+                _registered_method=True)
         self.SetActive = channel.unary_unary(
                 '/paramserver.v1.Scheduler/SetActive',
                 request_serializer=paramserver_dot_v1_dot_scheduler__pb2.SetActiveRequest.SerializeToString,
@@ -207,6 +212,15 @@ class SchedulerServicer(object):
 
     def GroupStored(self, request, context):
         """The caller has stored first values on all servers. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WarmStart(self, request, context):
+        """Whether this worker may train a group that the chief trains alone at first. Waits, idle, until
+        the chief says over or has finished; all who are released become active in one view. Answers
+        chief at once to the lowest rank that is not lost: it begins. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -343,6 +357,11 @@ def add_SchedulerServicer_to_server(servicer, server):
                     servicer.GroupStored,
                     request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.GroupStoredRequest.FromString,
                     response_serializer=paramserver_dot_v1_dot_scheduler__pb2.GroupStoredReply.SerializeToString,
+            ),
+            'WarmStart': grpc.unary_unary_rpc_method_handler(
+                    servicer.WarmStart,
+                    request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.WarmStartRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_scheduler__pb2.WarmStartReply.SerializeToString,
             ),
             'SetActive': grpc.unary_unary_rpc_method_handler(
                     servicer.SetActive,
@@ -646,6 +665,33 @@ class Scheduler(object):
             '/paramserver.v1.Scheduler/GroupStored',
             paramserver_dot_v1_dot_scheduler__pb2.GroupStoredRequest.SerializeToString,
             paramserver_dot_v1_dot_scheduler__pb2.GroupStoredReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WarmStart(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Scheduler/WarmStart',
+            paramserver_dot_v1_dot_scheduler__pb2.WarmStartRequest.SerializeToString,
+            paramserver_dot_v1_dot_scheduler__pb2.WarmStartReply.FromString,
             options,
             channel_credentials,
             insecure,
