@@ -76,6 +76,7 @@ def dataset_from_proto(message: scheduler_pb2.DatasetSpec, assign: str) -> Datas
         message.seed,
         message.shuffle,
         message.assign or assign,
+        message.backups,
     )
 
 
@@ -89,6 +90,7 @@ def dataset_to_proto(spec: DatasetSpec, batch_size: int = 0) -> scheduler_pb2.Da
         seed=spec.seed,
         shuffle=spec.shuffle,
         assign=spec.assign,
+        backups=spec.backups,
     )
 
 

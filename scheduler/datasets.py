@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from paramserver.config import SchedulerConfig
+from paramserver.core.backups import BackupQueue
 from paramserver.core.dataset import (
     DatasetSpec,
     Drained,
@@ -82,7 +83,8 @@ class Datasets:
     def _new(self, spec: DatasetSpec, now: float) -> ShardQueue:
         if len(self._queues) >= self._config.limits.groups:
             raise ResourceError(f"data set {spec.name!r}: a job has at most {len(self._queues)}")
-        queue = self._queues[spec.name] = ShardQueue(spec, self._leases)
+        kind = BackupQueue if spec.backups else ShardQueue
+        queue = self._queues[spec.name] = kind(spec, self._leases)
         for member in self._members.live(Role.WORKER):
             queue.join(worker_id(member))
         self._waiting[spec.name] = set()
@@ -121,6 +123,22 @@ class Datasets:
                 self._begin_wait(member, name, epoch)
             return Empty(f"{found.reason}{self._holders(queue, now)}")
         return found
+
+    def unfinished(self, name: str, epoch: int, now: float) -> str:
+        """What an epoch waits for until it is drained, in words; empty: it is.
+
+        Raises:
+            NotFoundError: an unknown data set.
+        """
+        queue = self.get(name)
+        if queue.epoch > epoch or (queue.epoch == epoch and queue.drained):
+            return ""
+        begun = f"{queue.counts().samples_done} of {queue.spec.size} samples are done"
+        return (
+            f"epoch {epoch} of data set {name!r}: "
+            f"{begun if queue.epoch == epoch else 'no worker has begun it'}"
+            f"{self._holders(queue, now)}"
+        )
 
     def _begin_wait(self, member: Member, name: str, epoch: int) -> None:
         self._waiting[name].add(member.name)

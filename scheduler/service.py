@@ -27,6 +27,7 @@ from paramserver.scheduler.convert import (
     shard_to_proto,
     view_to_proto,
 )
+from paramserver.scheduler.coordination import CoordinationMethods, Offices
 from paramserver.scheduler.parking import Parking
 from paramserver.scheduler.recovery import AsyncServerChannel, Recovery
 from paramserver.scheduler.report import status
@@ -53,7 +54,7 @@ from paramserver.wire.convert import (
 T = TypeVar("T")
 
 
-class SchedulerService:
+class SchedulerService(CoordinationMethods):
     """One scheduler.
 
     Args:
@@ -80,6 +81,7 @@ class SchedulerService:
         self.state = SchedulerState(config, now(), first)
         self.parking = Parking(config.limits.parked_calls)
         self.recovery = Recovery(self.state, now, connect, self._after)
+        self.offices = Offices(self.state.members, config.limits)
         self.ended = asyncio.Event()
         self._view: pb.View | None = None
         self._job = self.state.members.job

@@ -19,5 +19,9 @@ def warm_start_topic(group: str) -> str:
     return f"warm start {group}"
 
 
+def announcement_topic(name: str) -> str:
+    return f"announcement {name}"
+
+
 def round_topic(name: str) -> str:
     return f"round {name}"

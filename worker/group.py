@@ -26,9 +26,10 @@ from paramserver.worker.plan import Plan, empty_like
 from paramserver.worker.session import Session
 from paramserver.worker.uplink import Uplink
 from paramserver.worker.values import Held, Landing
+from paramserver.worker.vectors import VectorMethods, VectorSpace
 
 
-class Group:
+class Group(VectorMethods):
     """Dense tensors under one name, with one optimizer and one consistency model.
 
     Made by ``client.register`` or ``client.optimizer``. One thread at a time.
@@ -64,6 +65,7 @@ class Group:
         self.session = session
         self._transport = transport
         self.links = links
+        self.vectors = VectorSpace(session, transport, links, self.plan)
         self.held = Held(self.plan)
         self._activated = True  # the next push is the first since an activation
         self._dropped_to = 0  # the clock that a dropped push in flight was told to go on with

@@ -57,6 +57,7 @@ def dataset_spec(
     seed: int,
     shard_size: int | None,
     assign: str | None,
+    backups: bool = False,
 ) -> scheduler_pb2.DatasetSpec:
     """What all workers must agree on.
 
@@ -78,4 +79,5 @@ def dataset_spec(
         seed=seed,
         shuffle=shuffle,
         assign=assign or "",
+        backups=backups,
     )

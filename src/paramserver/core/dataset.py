@@ -9,12 +9,16 @@ from paramserver.errors import InvalidRequestError
 
 MAX_SHARDS = 1 << 22
 BATCHES_PER_SHARD = 8
+PORTIONS_PER_WORKER = 12
 _INT63 = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetSpec:
-    """What workers agree on; ``shard_size`` 0: the default; ``assign`` a name of a policy."""
+    """What workers agree on; ``shard_size`` 0: the default; ``assign`` a name of a policy.
+
+    ``backups``: shards that others still hold are leased once more to whoever finds nothing free.
+    """
 
     name: str
     size: int
@@ -23,12 +27,18 @@ class DatasetSpec:
     seed: int = 0
     shuffle: bool = True
     assign: str = "dynamic"
+    backups: bool = False
 
 
 def default_shard_size(size: int, batch_size: int, workers: int) -> int:
     """1 to 8 batches, so that every worker gets about 8 shards of a small data set."""
     per_worker = size // (batch_size * BATCHES_PER_SHARD * workers)
     return batch_size * max(1, min(per_worker, BATCHES_PER_SHARD))
+
+
+def default_portion(size: int, workers: int) -> int:
+    """Much less than a worker's share: the slowest portion is soon done again (Sandblaster)."""
+    return max(1, -(-size // (PORTIONS_PER_WORKER * workers)))
 
 
 def complete(spec: DatasetSpec, workers: int) -> DatasetSpec:
@@ -42,7 +52,15 @@ def complete(spec: DatasetSpec, workers: int) -> DatasetSpec:
         if not low <= value <= _INT63:
             raise InvalidRequestError(f"data set {spec.name!r}: {name}={value}: must be >= {low}")
     assignment(spec.assign, spec.seed)
-    wanted = spec.shard_size or default_shard_size(spec.size, spec.batch_size, workers)
+    if spec.backups and spec.assign != "dynamic":
+        raise InvalidRequestError(
+            f"data set {spec.name!r}: backups with assign={spec.assign!r}: only shards of a common "
+            "queue have backups; use assign='dynamic'"
+        )
+    default = default_shard_size(spec.size, spec.batch_size, workers)
+    if spec.backups:
+        default = default_portion(spec.size, workers)
+    wanted = spec.shard_size or default
     shard_size = -(-wanted // spec.batch_size) * spec.batch_size
     if -(-spec.size // shard_size) > MAX_SHARDS:
         raise InvalidRequestError(
@@ -103,7 +121,7 @@ class Reported:
 
 def disagreement(old: DatasetSpec, new: DatasetSpec) -> str | None:
     """The first thing in which two workers disagree, in words; batch sizes may differ."""
-    for name in ("size", "seed", "shard_size", "assign", "shuffle"):
+    for name in ("size", "seed", "shard_size", "assign", "shuffle", "backups"):
         left, right = getattr(old, name), getattr(new, name)
         if left != right:
             return f"{name} is {left}, not {right}"

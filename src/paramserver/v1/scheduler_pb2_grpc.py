@@ -107,6 +107,26 @@ class SchedulerStub(object):
                 request_serializer=paramserver_dot_v1_dot_scheduler__pb2.ReportSamplesRequest.SerializeToString,
                 response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.ReportSamplesReply.FromString,
                 _registered_method=True)
+        self.AwaitEpoch = channel.unary_unary(
+                '/paramserver.v1.Scheduler/AwaitEpoch',
+                request_serializer=paramserver_dot_v1_dot_scheduler__pb2.AwaitEpochRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.AwaitEpochReply.FromString,
+                _registered_method=True)
+        self.Coordinate = channel.unary_unary(
+                '/paramserver.v1.Scheduler/Coordinate',
+                request_serializer=paramserver_dot_v1_dot_scheduler__pb2.CoordinateRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.CoordinateReply.FromString,
+                _registered_method=True)
+        self.Announce = channel.unary_unary(
+                '/paramserver.v1.Scheduler/Announce',
+                request_serializer=paramserver_dot_v1_dot_scheduler__pb2.AnnounceRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.AnnounceReply.FromString,
+                _registered_method=True)
+        self.Announced = channel.unary_unary(
+                '/paramserver.v1.Scheduler/Announced',
+                request_serializer=paramserver_dot_v1_dot_scheduler__pb2.AnnouncedRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.AnnouncedReply.FromString,
+                _registered_method=True)
         self.Join = channel.unary_unary(
                 '/paramserver.v1.Scheduler/Join',
                 request_serializer=paramserver_dot_v1_dot_scheduler__pb2.JoinRequest.SerializeToString,
@@ -259,6 +279,38 @@ class SchedulerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AwaitEpoch(self, request, context):
+        """Waits until an epoch of a data set is drained; leases nothing, and the worker stays as it is.
+        Reads only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Coordinate(self, request, context):
+        """Makes the caller the coordinator of a name, once the one before it has finished or was lost.
+        Order: the first to ask. Idempotent for the coordinator, who learns what was announced last.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Announce(self, request, context):
+        """The coordinator's next announcement under a name; number 0 lets any worker add one. Idempotent:
+        the newest number with the same text counts once. INVALID_REQUEST from another worker, or for
+        another number than the next.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Announced(self, request, context):
+        """Waits for an announcement with a larger number; the newest one. Reads only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Join(self, request, context):
         """Joins the open round of a name, or opens one; the worker is idle until all members of the
         round have arrived, left or been lost. Idempotent by (name, sequence).
@@ -382,6 +434,26 @@ def add_SchedulerServicer_to_server(servicer, server):
                     servicer.ReportSamples,
                     request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.ReportSamplesRequest.FromString,
                     response_serializer=paramserver_dot_v1_dot_scheduler__pb2.ReportSamplesReply.SerializeToString,
+            ),
+            'AwaitEpoch': grpc.unary_unary_rpc_method_handler(
+                    servicer.AwaitEpoch,
+                    request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.AwaitEpochRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_scheduler__pb2.AwaitEpochReply.SerializeToString,
+            ),
+            'Coordinate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Coordinate,
+                    request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.CoordinateRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_scheduler__pb2.CoordinateReply.SerializeToString,
+            ),
+            'Announce': grpc.unary_unary_rpc_method_handler(
+                    servicer.Announce,
+                    request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.AnnounceRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_scheduler__pb2.AnnounceReply.SerializeToString,
+            ),
+            'Announced': grpc.unary_unary_rpc_method_handler(
+                    servicer.Announced,
+                    request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.AnnouncedRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_scheduler__pb2.AnnouncedReply.SerializeToString,
             ),
             'Join': grpc.unary_unary_rpc_method_handler(
                     servicer.Join,
@@ -800,6 +872,114 @@ class Scheduler(object):
             '/paramserver.v1.Scheduler/ReportSamples',
             paramserver_dot_v1_dot_scheduler__pb2.ReportSamplesRequest.SerializeToString,
             paramserver_dot_v1_dot_scheduler__pb2.ReportSamplesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AwaitEpoch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Scheduler/AwaitEpoch',
+            paramserver_dot_v1_dot_scheduler__pb2.AwaitEpochRequest.SerializeToString,
+            paramserver_dot_v1_dot_scheduler__pb2.AwaitEpochReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Coordinate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Scheduler/Coordinate',
+            paramserver_dot_v1_dot_scheduler__pb2.CoordinateRequest.SerializeToString,
+            paramserver_dot_v1_dot_scheduler__pb2.CoordinateReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Announce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Scheduler/Announce',
+            paramserver_dot_v1_dot_scheduler__pb2.AnnounceRequest.SerializeToString,
+            paramserver_dot_v1_dot_scheduler__pb2.AnnounceReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Announced(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Scheduler/Announced',
+            paramserver_dot_v1_dot_scheduler__pb2.AnnouncedRequest.SerializeToString,
+            paramserver_dot_v1_dot_scheduler__pb2.AnnouncedReply.FromString,
             options,
             channel_credentials,
             insecure,
