@@ -164,12 +164,12 @@ class VectorSpace:
             self._plan.check_shape(tensor_name, tensor)
         wanted = {self._plan.number[tensor_name] for tensor_name in into}
         landing = Landing(self._plan, Held(self._plan), into, "")
-        shards = {
-            shard: [s.index for s in shard.slices if s.tensor in wanted]
+        shards = [
+            (shard, [s.index for s in shard.slices if s.tensor in wanted])
             for shard in self._plan.shards
-        }
-        operation = Operation(sum(map(bool, shards.values())))
-        for shard, slices in shards.items():
+        ]
+        operation = Operation(sum(bool(slices) for _, slices in shards))
+        for shard, slices in shards:
             if slices:
                 pull = pb.PullVector(
                     group=self._plan.spec.name,

@@ -38,7 +38,7 @@ def g(evaluation: int) -> str:
 
 
 def d(evaluation: int) -> str:
-    """The direction of the search that starts there."""
+    """The direction that was made after it."""
     return f"d/{evaluation}"
 
 
@@ -100,7 +100,8 @@ class Progress:
         at: the evaluation whose point was accepted last; -1: none yet.
         losses: of the accepted points; the first is that of the start.
         norm: of the gradient at the accepted point.
-        slope: of the loss along the direction there.
+        direction: the evaluation that the direction ``d(direction)`` was made after.
+        slope: of the loss along it, at the accepted point.
         pairs: evaluations whose ``s`` and ``y`` are kept, the oldest first.
         step: along the direction, of the point under evaluation.
         low, high: the line search's bracket; high 0: none yet.
@@ -114,6 +115,7 @@ class Progress:
     at: int = -1
     losses: tuple[float, ...] = ()
     norm: float = 0.0
+    direction: int = -1
     slope: float = 0.0
     pairs: tuple[int, ...] = ()
     step: float = 0.0
@@ -158,7 +160,7 @@ class Progress:
             return set()
         names = {x(self.evaluation), total(self.evaluation)}
         if self.at >= 0:
-            names |= {x(self.at), g(self.at), d(self.at)}
+            names |= {x(self.at), g(self.at), d(self.direction)}
         return names | {name for k in self.pairs for name in (s(k), y(k))}
 
 
