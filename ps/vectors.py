@@ -1,4 +1,4 @@
-"""Vectors laid out like a group, on one server: sums, dot products, and additions that count once."""
+"""Vectors laid out like a group, on one server: sums, products, additions that count once."""
 
 from __future__ import annotations
 

@@ -59,7 +59,9 @@ class Offices:
         if name not in self._offices:
             check_name(name, "coordination", self._limits)
             if len(self._offices) >= self._limits.groups:
-                raise ResourceError(f"coordination {name!r}: at most {self._limits.groups} in a job")
+                raise ResourceError(
+                    f"coordination {name!r}: at most {self._limits.groups} in a job"
+                )
             self._offices[name] = Office()
         return self._offices[name]
 

@@ -9,7 +9,6 @@ from paramserver.errors import ConnectionLostError
 from paramserver.v1 import scheduler_pb2
 from paramserver.worker.session import Session
 
-
 logger = logging.getLogger("paramserver")
 
 POLL_S = 2.0  # short: a worker that leaves waits for it

@@ -57,9 +57,7 @@ class Reply(NamedTuple):
 class VectorSpace:
     """The vectors of one group, as a client reaches them. Thread-safe."""
 
-    def __init__(
-        self, session: Session, transport: Transport, links: Links, plan: Plan
-    ) -> None:
+    def __init__(self, session: Session, transport: Transport, links: Links, plan: Plan) -> None:
         self._session = session
         self._transport = transport
         self._links = links

@@ -95,7 +95,9 @@ class Coordinator:
     def sweep(self, progress: Progress) -> None:
         """Drops the vectors that are of no use any more."""
         names = set(self._vectors.operate(names=True).names)
-        ours = {name for name in names if name.partition("/")[0] in ("x", "sum", "g", "d", "s", "y")}
+        ours = {
+            name for name in names if name.partition("/")[0] in ("x", "sum", "g", "d", "s", "y")
+        }
         self._vectors.operate(drop=sorted(ours - progress.kept()))
 
     def advance(self, progress: Progress) -> Progress:

@@ -1,4 +1,4 @@
-"""``paramserver.minimize``: batch optimization by L-BFGS, its vectors and arithmetic on the servers.
+"""``paramserver.minimize``: batch optimization by L-BFGS, its vectors on the servers.
 
 Sandblaster (Dean et al.: Large Scale Distributed Deep Networks, 2012): workers compute gradients of
 small portions of the data, one of them also coordinates, and no worker does vector arithmetic.
@@ -301,7 +301,8 @@ def minimize(
         raise ConfigurationError(
             "model=None: give the module whose parameters are to be found, or one as fn"
         )
-    found = members(fn if model is None else model, "local")
+    given: Any = fn if model is None else model
+    found = members(given, "local")
     if found.module is not None:
         _refuse_noise(found.module)
     named = {name: p for name, p in found.named if p.requires_grad}

@@ -176,10 +176,7 @@ class Products:
     def missing(self, names: Sequence[str]) -> list[tuple[str, str]]:
         """Pairs of these vectors whose products are not known."""
         return [
-            (a, b)
-            for i, a in enumerate(names)
-            for b in names[i:]
-            if _key(a, b) not in self._known
+            (a, b) for i, a in enumerate(names) for b in names[i:] if _key(a, b) not in self._known
         ]
 
     def put(self, pairs: Iterable[tuple[str, str]], values: Iterable[float]) -> None:
@@ -258,9 +255,7 @@ def judge(progress: Progress, loss: float, slope: float) -> Progress | None:
     else:
         return None
     low, high = progress.low, progress.high
-    return replace(
-        progress, step=(low + high) / 2 if high else 2 * low, trials=progress.trials + 1
-    )
+    return replace(progress, step=(low + high) / 2 if high else 2 * low, trials=progress.trials + 1)
 
 
 def exhausted(progress: Progress) -> bool:
