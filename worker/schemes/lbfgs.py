@@ -159,6 +159,7 @@ class Minimization:
         self._coordination = Coordination(self._session, name)
         self._stop = threading.Event()
         self._pulled = -1  # the evaluation whose point the parameters have
+        self._versions: list[int] = []  # of the parameters, as torch counts writes to them
 
     def run(self) -> MinimizeResult:
         """Works on every evaluation until the minimization has ended."""
@@ -217,9 +218,9 @@ class Minimization:
     def _portion(self, evaluation: int, span: Span) -> bool:
         """One portion's gradient, added once; False: the evaluation is over without this."""
         try:
-            if self._pulled != evaluation:
+            if self._pulled != evaluation or self._versions != self._written():
                 self._pull(x(evaluation))
-                self._pulled = evaluation
+                self._pulled, self._versions = evaluation, self._written()
             gradients, loss = self._objective.of(span.start, span.stop)
             part = (span.start, span.stop)
             self._group.vectors.add(total(evaluation), gradients, part, loss)
@@ -246,6 +247,9 @@ class Minimization:
         self._pulled = -1  # until all of it is here
         with torch.no_grad():
             self._group.vectors.pull_into(vector, self._named)
+
+    def _written(self) -> list[int]:
+        return [parameter._version for parameter in self._named.values()]
 
     def _coordinate(self) -> None:
         coordinator = Coordinator(
