@@ -298,7 +298,7 @@ def test_a_point_without_a_loss_is_stepped_back_from() -> None:
             return 1 - 3 * torch.sqrt(1 - w * w) + (w - 0.9) ** 2 + 0 * x[:, 0] - 4 * w
 
         result = ps.minimize(fn, TensorDataset(x), model=[("w", w)], client=client)
-        return result, float(w)
+        return result, float(w.detach())
 
     with cluster(1, 1) as c:
         ((result, w),) = c.workers(work)
