@@ -283,7 +283,7 @@ def test_without_backups_a_portion_has_one_holder() -> None:
             c, breast_cancer(), lambda: linear(30, 1), logistic, backups=False, max_iter=5
         )
         (queue,) = c.scheduler.state.data
-        assert not queue.spec.backups
+        assert (queue.spec.backups, queue.spec.shard_size) == (False, 24)
     assert found[0][0].iterations == 5
 
 

@@ -46,6 +46,7 @@ class Session:
         config: what the client was told.
         scheduler: the channel to the scheduler.
         name, rank, incarnation, job: who this is; rank -1 for a reader.
+        workers: expected in the job.
         launched: a launcher started this process.
         identity_file: where the launcher looks for who this is, and then says how it ended.
         batches: samples handed out, and the pushes they went into.
@@ -66,7 +67,7 @@ class Session:
         self.name = config.name or ""
         self.rank = -1
         self.incarnation = 0
-        self.job = 0
+        self.job = self.workers = 0
         self.batches = Batches()
         self.launched = launched
         self.identity_file = identity_file
@@ -126,6 +127,7 @@ class Session:
         self.name, self.rank = who.name, who.rank
         self.incarnation, self.job = who.incarnation, who.job
         self._heartbeat_s, self._lease_s = reply.heartbeat_s, reply.lease_s
+        self.workers = reply.workers
         self.saw_view(who.view)
         if self.identity_file is not None:
             write_identity(self.identity_file, self)

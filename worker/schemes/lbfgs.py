@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from paramserver.core.dataset import default_portion
 from paramserver.core.lbfgs import Progress, Settings, total, x
 from paramserver.errors import (
     ConfigurationError,
@@ -152,7 +153,9 @@ class Minimization:
             1,
             shuffle=False,
             seed=0,
-            shard_size=portion,
+            shard_size=default_portion(settings.size, self._session.workers)
+            if portion is None
+            else portion,
             assign="dynamic",
             backups=backups,
         )

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from paramserver.core.dataset import DatasetSpec, Drained, Empty, Leased
-from paramserver.core.shards import ShardQueue, _Lease
+from paramserver.core.shards import ShardQueue
+from paramserver.core.shards import _Lease as Lease
 from paramserver.core.spans import Range, Ranges
 from paramserver.types import Span, WorkerId
 
@@ -38,7 +39,7 @@ class BackupQueue(ShardQueue):
             number = next(self._numbers)
             ((start, stop),) = held.open.parts
             part = Ranges(((start, stop),))
-            self._leases[number] = _Lease(held.shard, self.epoch, start, stop, who, part)
+            self._leases[number] = Lease(held.shard, self.epoch, start, stop, who, part)
             self._held.setdefault(who, set()).add(number)
             self._last[who] = (sequence, number)
             self._twins[number], self._twins[original] = original, number
@@ -63,11 +64,11 @@ class BackupQueue(ShardQueue):
             self._close(number, twin)
         return ours
 
-    def _other(self, number: int) -> tuple[int, _Lease] | None:
+    def _other(self, number: int) -> tuple[int, Lease] | None:
         twin = self._twins.get(number)
         return None if twin is None else (twin, self._leases[twin])
 
-    def _requeue(self, held: _Lease, parts: Sequence[Range]) -> None:
+    def _requeue(self, held: Lease, parts: Sequence[Range]) -> None:
         """What the other one still works on does not go back."""
         number = next(n for n in self._held[held.holder] if self._leases[n] is held)
         other = self._other(number)
@@ -75,7 +76,7 @@ class BackupQueue(ShardQueue):
             parts = [part for each in parts for part in _without(each, other[1].open)]
         super()._requeue(held, parts)
 
-    def _close(self, number: int, held: _Lease) -> None:
+    def _close(self, number: int, held: Lease) -> None:
         if not held.open and number in self._leases:
             self._twins.pop(self._twins.pop(number, -1), None)
             super()._close(number, held)

@@ -57,10 +57,7 @@ def complete(spec: DatasetSpec, workers: int) -> DatasetSpec:
             f"data set {spec.name!r}: backups with assign={spec.assign!r}: only shards of a common "
             "queue have backups; use assign='dynamic'"
         )
-    default = default_shard_size(spec.size, spec.batch_size, workers)
-    if spec.backups:
-        default = default_portion(spec.size, workers)
-    wanted = spec.shard_size or default
+    wanted = spec.shard_size or default_shard_size(spec.size, spec.batch_size, workers)
     shard_size = -(-wanted // spec.batch_size) * spec.batch_size
     if -(-spec.size // shard_size) > MAX_SHARDS:
         raise InvalidRequestError(
