@@ -266,15 +266,48 @@ def test_another_group_of_the_same_model_does_not_get_in_between() -> None:
         if twice:
             client.optimizer(model, torch.optim.SGD, lr=1.0)
         dataset = TensorDataset(*data)
-        return ps.minimize(logistic(model), dataset, model=model, client=client, l2=L2, portion=200)
+        return ps.minimize(
+            logistic(model), dataset, model=model, client=client, l2=L2, portion=200, max_iter=12
+        )
 
     found = []
     for twice in (True, False):
         with cluster(1, 2) as c:
             found += c.workers(partial(work, twice=twice))
     for result in found:
-        assert result.converged
+        assert result.iterations == 12
         assert result.losses[:10] == pytest.approx(found[0].losses[:10], rel=0, abs=1e-12)
+
+
+def test_a_worker_may_come_later() -> None:
+    """It takes part from the evaluation that is under way."""
+    begun, came = threading.Event(), threading.Event()
+    data = breast_cancer()
+
+    def one(c: Cluster, rank: int) -> ps.MinimizeResult:
+        calls: list[int] = []
+        if rank:
+            assert begun.wait(60)
+        with c.connect(f"worker-{rank}") as client:
+            model = linear(30, 1)
+
+            def fn(x: Tensor, y: Tensor) -> Tensor:
+                calls.append(len(x))
+                if rank:
+                    came.set()
+                elif len(calls) > 50:
+                    begun.set()
+                    assert came.wait(60)
+                return logistic(model)(x, y)
+
+            result = ps.minimize(fn, TensorDataset(*data), model=model, client=client, l2=L2)
+            assert calls
+            return result
+
+    with cluster(1, 1) as c:
+        first, second = in_threads([partial(one, c, 0), partial(one, c, 1)])
+    assert first == second
+    assert first.converged
 
 
 def test_without_backups_a_portion_has_one_holder() -> None:
@@ -325,7 +358,9 @@ def test_float32_ends_where_its_precision_does() -> None:
     def work(client: ps.Client) -> ps.MinimizeResult:
         model = linear(30, 1).float()
         data = TensorDataset(x.float(), y.float())
-        return ps.minimize(logistic(model), data, model=model, client=client, l2=L2, gtol=0.0)
+        return ps.minimize(
+            logistic(model), data, model=model, client=client, l2=L2, gtol=0.0, portion=569
+        )
 
     with cluster(1, 1) as c:
         (result,) = c.workers(work)
@@ -422,8 +457,10 @@ def test_losses_of_another_shape_are_refused_and_a_name_serves_once() -> None:
             ps.minimize(lambda x, y: model(x), data, model=model, client=client)
         with pytest.raises(UsageError, match="another group name"):
             ps.minimize(lambda x, y: model(x), data, model=model, client=client)
-        again = ps.minimize(logistic(model), data, model=model, client=client, l2=L2, name="two")
-        assert again.converged
+        again = ps.minimize(
+            logistic(model), data, model=model, client=client, max_iter=2, name="two"
+        )
+        assert again.iterations == 2
 
 
 # Losses of workers

@@ -69,11 +69,18 @@ class Coordination:
             WaitTimeoutError: names the coordinator.
         """
 
-        def request(wait_s: float) -> scheduler_pb2.AnnouncedRequest:
-            return scheduler_pb2.AnnouncedRequest(
-                member=self._session.identity(), name=self._name, after=after, wait_s=wait_s
-            )
-
         what = f"announcement of {self._name!r}"
-        reply = self._session.poll("Announced", request, lambda r: not r.pending, what)
+        reply = self._session.poll(
+            "Announced", lambda wait_s: self._ask(after, wait_s), lambda r: not r.pending, what
+        )
         return reply.number, reply.text
+
+    def newest(self) -> tuple[int, str]:
+        """The newest announcement, without waiting; (0, "") for none."""
+        reply = self._session.scheduler.call("Announced", self._ask(0, 0.0))
+        return reply.number, reply.text
+
+    def _ask(self, after: int, wait_s: float) -> scheduler_pb2.AnnouncedRequest:
+        return scheduler_pb2.AnnouncedRequest(
+            member=self._session.identity(), name=self._name, after=after, wait_s=wait_s
+        )

@@ -29,6 +29,9 @@ class Coordinator:
         vectors: of the group; used for arithmetic only.
         dataset: whose epochs are the evaluations.
         stop: set when this worker leaves the minimization.
+
+    Attributes:
+        working: it is this worker's turn.
     """
 
     def __init__(
@@ -47,12 +50,14 @@ class Coordinator:
         self._settings = settings
         self._stop = stop
         self._products = Products()
+        self.working = False
 
     def run(self) -> None:
         """Coordinates, once it is this worker's turn, until the minimization has ended."""
         newest = self._coordination.take(self._stop)
         if newest is None:
             return
+        self.working = True
         number, text = newest
         if text:
             progress = Progress.parse(text)

@@ -6,7 +6,6 @@ small portions of the data, one of them also coordinates, and no worker does vec
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,6 @@ from paramserver.core.dataset import default_portion
 from paramserver.core.lbfgs import Progress, Settings, total, x
 from paramserver.errors import (
     ConfigurationError,
-    InvalidRequestError,
     JobFailedError,
     MismatchError,
     NotFoundError,
@@ -37,9 +35,8 @@ from paramserver.worker.data import check_options
 from paramserver.worker.parameters import Model, members, plain_spec
 from paramserver.worker.schemes.coordinator import Coordinator
 
-logger = logging.getLogger("paramserver")
-
 METHODS = ("l-bfgs",)
+SWEEP_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +158,9 @@ class Minimization:
         )
         self._coordination = Coordination(self._session, name)
         self._stop = threading.Event()
+        self._coordinator = Coordinator(
+            self._session, self._group.vectors, self._coordination, name, settings, self._stop
+        )
         self._pulled = -1  # the evaluation whose point the parameters have
         self._versions: list[int] = []  # of the parameters, as torch counts writes to them
 
@@ -175,6 +175,8 @@ class Minimization:
             self._fail(error)
             raise
         self._stop.set()
+        if self._coordinator.working:  # it frees the vectors now
+            thread.join(SWEEP_S)
         self._pull("values")
         return MinimizeResult(
             progress.losses[-1],
@@ -255,19 +257,8 @@ class Minimization:
         return [parameter._version for parameter in self._named.values()]
 
     def _coordinate(self) -> None:
-        coordinator = Coordinator(
-            self._session,
-            self._group.vectors,
-            self._coordination,
-            self._source.name,
-            self._settings,
-            self._stop,
-        )
         try:
-            coordinator.run()
-        except InvalidRequestError as error:  # a worker failed, and its announcement came first
-            logger.debug("coordinator of %s: %s", self._group.name, error)
-            self._fail(error)
+            self._coordinator.run()
         except Exception as error:
             if not self._stop.is_set():
                 self._fail(error)
@@ -277,7 +268,9 @@ class Minimization:
         said = f"{self._session.name}: {type(error).__name__}: {error}"
         failed = Progress(self._settings, failure=said)
         with suppress(Exception):
-            self._coordination.announce(0, failed.text())
+            _, newest = self._coordination.newest()
+            if not newest or not Progress.parse(newest).ended:  # the first cause stays
+                self._coordination.announce(0, failed.text())
 
 
 def minimize(
