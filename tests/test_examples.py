@@ -66,6 +66,8 @@ def test_downpour(wire: tuple[str, ...]) -> None:
     assert accuracy(said) >= 92
     (sent,) = re.findall(r"sent (\d+) bytes a step", said)
     assert int(sent) < (4810 * 4 / 3 if not wire else 4810 * 0.6 / 3)  # of four steps, one pushes
+
+
 def test_lbfgs() -> None:
     said = cluster(2, 3, "lbfgs")
     assert accuracy(said) >= 95
