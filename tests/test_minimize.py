@@ -388,12 +388,16 @@ def test_a_module_may_be_its_own_loss_and_bring_its_own_client() -> None:
 
 
 def test_fn_that_raises_ends_it_everywhere() -> None:
+    begun = threading.Event()
+
     def work(client: ps.Client) -> str:
         model = linear(30, 1)
 
         def fn(x: Tensor, y: Tensor) -> Tensor:
             if client.rank == 1:
+                begun.set()
                 raise ValueError("told to go wrong")
+            assert begun.wait(60)  # worker-1 has a portion, too
             return logistic(model)(x, y)
 
         with pytest.raises((ValueError, JobFailedError)) as caught:
@@ -419,7 +423,6 @@ def test_workers_that_disagree_hear_in_what() -> None:
     with cluster(1, 2) as c:
         said = c.workers(lambda client: work(client, l2=float(client.rank)))
         assert any("l2 is" in text for text in said)
-        assert all(said)
     with cluster(1, 2) as c:
         said = c.workers(lambda client: work(client, portion=10 + client.rank, max_iter=3))
         assert any("shard_size is" in text for text in said)

@@ -45,8 +45,7 @@ class Session:
     Attributes:
         config: what the client was told.
         scheduler: the channel to the scheduler.
-        name, rank, incarnation, job: who this is; rank -1 for a reader.
-        workers: expected in the job.
+        name, rank, incarnation, job: who this is; rank -1 for a reader. workers: expected.
         launched: a launcher started this process.
         identity_file: where the launcher looks for who this is, and then says how it ended.
         batches: samples handed out, and the pushes they went into.
@@ -125,9 +124,8 @@ class Session:
             )
         who = reply.identity
         self.name, self.rank = who.name, who.rank
-        self.incarnation, self.job = who.incarnation, who.job
+        self.incarnation, self.job, self.workers = who.incarnation, who.job, reply.workers
         self._heartbeat_s, self._lease_s = reply.heartbeat_s, reply.lease_s
-        self.workers = reply.workers
         self.saw_view(who.view)
         if self.identity_file is not None:
             write_identity(self.identity_file, self)
