@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -113,7 +114,7 @@ class Group:
     ) -> Future[StepResult]:
         """As ``push``, without waiting; a 65th one that is not applied waits for room."""
         copies = {name: t.detach().clone() for name, t in tensors.items()}
-        operation, _, clock, began = self._start_push(copies, weight, None, None)
+        operation, clock, began = self._start_push(copies, weight, None, None)
         result: Future[StepResult] = Future()
 
         def answered() -> None:
@@ -154,14 +155,28 @@ class Group:
         options: Sequence[Mapping[str, Any]] | None = None,
     ) -> StepResult:
         """Pushes ``gradients`` and copies the next clock's values to ``into``, in place."""
-        landing = Landing(self.plan, self.held, into, self.pull_dtype)
-        operation, ticket, clock, began = self._start_push(gradients, weight, options, landing)
-        return self.complete_exchange(operation, ticket, clock, began, landing)
+        began = time.monotonic()
+        return self.start_exchange(gradients, into, weight=weight, options=options)(began)
 
-    def complete_exchange(
-        self, operation: Operation, ticket: Ticket, clock: int, began: float, landing: Landing
+    def start_exchange(
+        self,
+        gradients: Mapping[str, Tensor],
+        into: Mapping[str, Tensor],
+        *,
+        weight: float | None = None,
+        options: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Callable[[float], StepResult]:
+        """As ``exchange``, without waiting: to be called, with the time that waiting began.
+
+        ``into`` is not to be touched until then.
+        """
+        landing = Landing(self.plan, self.held, into, self.pull_dtype)
+        operation, clock, _ = self._start_push(gradients, weight, options, landing)
+        return partial(self._complete, operation, clock, landing)
+
+    def _complete(
+        self, operation: Operation, clock: int, landing: Landing, began: float
     ) -> StepResult:
-        """Waits for the values of a push that pulls."""
         self._wait_push(operation, operation.done, clock)
         landing.finish()
         self._go_on_at(operation.next_clock)
@@ -180,10 +195,11 @@ class Group:
             self.plan.check_shape(name, tensor)
         held = Held(self.plan) if latest else self.held
         landing = Landing(self.plan, held, into, "" if latest else self.pull_dtype)
-        operation = Operation(len(self.plan.shards))
-        for shard in self.plan.shards:
+        asked = [(shard, s) for shard in self.plan.shards if (s := landing.wants(shard.slices))]
+        operation = Operation(len(asked))
+        for shard, slices in asked:
             answers = ServerAnswers(operation, shard.index, landing.take)
-            record = pull_record(self, shard, held, latest=latest)
+            record = pull_record(self, slices, held, latest=latest)
             operation.submit(self.links.to(shard.address), answers, record.part)
         self._wait(operation, operation.done, f"pull at clock {self.clock} of group {self.name!r}")
         landing.finish()
@@ -252,7 +268,7 @@ class Group:
         weight: float | None,
         options: Sequence[Mapping[str, Any]] | None,
         landing: Landing | None,
-    ) -> tuple[Operation, Ticket, int, float]:
+    ) -> tuple[Operation, int, float]:
         began = time.monotonic()
         self.session.check()
         self.session.refuse_reader("push")
@@ -266,8 +282,9 @@ class Group:
             self.track(operation, ticket)
             operation.done.then(lambda: leaving.end(self._counted(operation, weight)))
             for shard in self.plan.shards:
-                parts = PushParts(self, shard, push, leaving.flat, pulls=landing is not None)
-                take = None if landing is None else landing.take
+                wanted = landing.wants(shard.slices) if landing else ()
+                parts = PushParts(self, shard, push, leaving.flat, pulls=wanted)
+                take = landing.take if landing else None
                 answers = ServerAnswers(operation, shard.index, take, parts.some)
                 operation.submit(self.links.to(shard.address), answers, parts.all)
                 operation.sent_bytes += parts.size
@@ -276,7 +293,7 @@ class Group:
             leaving.end(False)
             raise
         self.ticked()
-        return operation, ticket, clock, began
+        return operation, clock, began
 
     def begin(self, weight: float | None) -> tuple[float, Ticket]:
         """A push starts: its weight, and the ticket with the samples it carries."""
@@ -346,9 +363,7 @@ class Group:
 
         operation.done.then(settled)
 
-    def _finish_push(
-        self, operation: Operation, ticket: Ticket, clock: int, began: float
-    ) -> StepResult:
+    def _finish_push(self, operation: Operation, clock: int, began: float) -> StepResult:
         self._wait_push(operation, operation.accepted, clock)
         self._go_on_at(operation.next_clock)
         self.last = self._result(operation, clock, began)
@@ -378,19 +393,8 @@ class Group:
             self._activated = True
 
     def _result(self, operation: Operation, clock: int, began: float) -> StepResult:
-        answers: dict[int, pb.Accepted | pb.Done] = {**operation.accepts}
-        answers.update(operation.dones)
-        lead = answers.get(self.plan.map.lead)
-        settled = bool(operation.dones) or not isinstance(self.spec.consistency, Sync)
-        staleness = [a.staleness for a in answers.values()]
-        result = StepResult(
-            clock=clock,
-            version=lead.version if lead is not None and settled else None,
-            staleness=sum(staleness) / len(staleness) if staleness else 0.0,
-            waited=time.monotonic() - began,
-            sent_bytes=operation.sent_bytes,
-            received_bytes=operation.received_bytes,
-            dropped=operation.dropped,
-        )
+        sync = isinstance(self.spec.consistency, Sync)
+        waited = time.monotonic() - began
+        result = operation.result(clock, self.plan.map.lead, sync=sync, waited=waited)
         self.session.count(result)
         return result
