@@ -13,8 +13,12 @@ from torch.optim import Optimizer
 
 from paramserver.core.optimizers import ELEMENTWISE, check_elementwise
 from paramserver.errors import ConfigurationError, UnsupportedError
+from paramserver.ps.delayed_nesterov import DelayedNesterov
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {name: getattr(torch.optim, name) for name in ELEMENTWISE}
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    **{name: getattr(torch.optim, name) for name in ELEMENTWISE},
+    "DelayedNesterov": DelayedNesterov,
+}
 # Their foreach kernels round otherwise than the loop, which is torch's own choice on CPU.
 LOOPS = frozenset({"NAdam", "RAdam", "ASGD"})
 KERNELS = frozenset({"foreach", "fused", "capturable", "differentiable"})

@@ -137,4 +137,5 @@ def group_placement(group: Group) -> scheduler_pb2.GroupPlacement:
         servers=group.map.servers,
         lead=group.map.servers[group.map.lead],
         stored=group.stored,
+        scheme=group.spec.scheme,
     )

@@ -91,7 +91,12 @@ class Account(RuleBasedStateMachine):
     def use(self, group: str) -> None:
         self.batches.use(group)
 
-    @rule(group=st.sampled_from(["g", "h"]))
+    @rule()
+    def local_step(self) -> None:
+        """A group that pushes seldom; what it worked on waits for its push."""
+        self.batches.work("local")
+
+    @rule(group=st.sampled_from(["g", "h", "local"]))
     def push(self, group: str) -> None:
         self.tickets.append(self.batches.begin(group))
 
@@ -106,7 +111,7 @@ class Account(RuleBasedStateMachine):
 
     @rule()
     def end_pass(self) -> None:
-        for ticket in self.tickets:
+        for ticket in [*self.tickets, self.batches.begin("local")]:
             self.batches.settle(ticket)
         self.tickets = []
         self.batches.break_off("d")
@@ -132,7 +137,7 @@ class Account(RuleBasedStateMachine):
 
     @invariant()
     def weights_are_never_negative(self) -> None:
-        assert (self.batches.samples_since("g") or 0) >= 0
+        assert all((self.batches.samples_since(group) or 0) >= 0 for group in ("g", "local"))
 
     def teardown(self) -> None:
         self.end_pass()

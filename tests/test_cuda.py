@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -42,6 +44,33 @@ def test_a_model_on_a_gpu_trains_as_plain_pytorch(overlap: bool) -> None:
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(found[name], value.cpu(), rtol=1e-5, atol=1e-5)
+
+
+def test_local_steps_on_a_gpu() -> None:
+    """One worker and plain averaging: plain PyTorch."""
+    x, y = torch.randn(64, 40, device="cuda"), torch.randint(0, 10, (64,), device="cuda")
+    outer = functools.partial(torch.optim.SGD, lr=1.0)
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for _ in range(8):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+    def work(client: ps.Client) -> dict[str, torch.Tensor]:
+        model = network("cuda")
+        scheme = ps.Local(4, outer=outer, fragments=2)
+        train(model, client.optimizer(model, torch.optim.SGD, lr=0.1, consistency=scheme))
+        client.barrier("trained")
+        assert all(p.device.type == "cuda" for p in model.parameters())
+        return client.state_dict()
+
+    with cluster(2, 1) as c:
+        (found,) = c.workers(work)
+    model = network("cuda")
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1))
     for name, value in model.state_dict().items():
         torch.testing.assert_close(found[name], value.cpu(), rtol=1e-5, atol=1e-5)
 

@@ -74,6 +74,13 @@ def test_lbfgs() -> None:
     assert "norm of the gradient is <= gtol" in said
 
 
+def test_diloco() -> None:
+    said = cluster(2, 4, "diloco", "--epochs", "1")
+    (bits,) = re.findall(r"([\d.]+) bits per character", said)
+    # Uniform characters cost 7 bits; by their frequency alone about 4.8.
+    assert float(bits) < 3.6
+
+
 def test_char_lm(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("to be or not to be, that is the question. " * 2_000)

@@ -142,6 +142,16 @@ def test_a_killed_worker_comes_back_and_the_job_ends_well(start: Start, tmp_path
     assert "final loss" in run.said()
 
 
+def test_a_worker_killed_in_mid_round_takes_part_again(start: Start, tmp_path: Path) -> None:
+    args = ("--who", "worker-1", "--how", "die", "--mark", str(tmp_path / "mark"))
+    rounds = ("--local", "5", "--pause", "0.01")
+    run = start("run", "-s", "2", "-w", "2", "--lease", "5", SCRIPT, *args, *rounds)
+    assert run.wait() == 0, "".join(run.err)
+    assert "restart 1 of 3" in "".join(run.err)
+    (loss,) = re.findall(r"final loss ([\d.]+)", run.said())
+    assert float(loss) < 0.1
+
+
 def test_a_killed_server_is_the_root_cause(start: Start) -> None:
     run = start("run", "-s", "2", "-w", "2", SCRIPT, "--epochs", "1000", "--pause", "0.01")
     until(lambda: "at step 3" in run.said(), "the third step", run)

@@ -21,6 +21,7 @@ class Batch:
     """Samples of one data set that are handed out together.
 
     Attributes:
+        worked: a local step was taken on it; a later push carries it.
         whole: a data shard worked on as a whole: done on leaving it, no push carries it.
         number: counts hand-outs; 0 until handed out.
         pushed: pushes begun while it was current, or that carried it.
@@ -33,6 +34,7 @@ class Batch:
     number: int = 0
     pushed: int = 0
     open: int = 0
+    worked: bool = False
     carried: bool = False
     left: bool = False
     over: bool = False
@@ -77,15 +79,18 @@ class Report:
 
 @dataclass(slots=True)
 class _Group:
-    """``since``: samples handed out after hand-out ``mark``; ``last``: those of its last push;
-    ``used``: how many of ``since`` went into steps that have not pushed yet; ``returned``: batches
-    that went back before a push of the group carried them."""
+    """``since``: samples handed out after hand-out ``mark``; ``last``: those of its last push, or
+    local step; ``used``: how many of ``since`` went into steps that have not pushed yet;
+    ``returned``: batches that went back before a push of the group carried them; ``local``: batches
+    of steps wait for their push, the newest being number ``reached``."""
 
     mark: int
     since: int = 0
     last: int | None = None
     used: int = 0
     returned: int = 0
+    local: bool = False
+    reached: int = 0
 
 
 class Batches:
@@ -147,8 +152,8 @@ class Batches:
         """
         with self._lock:
             account = self._account(group)
-            if not account.since:
-                self._advance(account)
+            if not account.since and not account.local:
+                self._advance()
             return account.since or account.last
 
     def use(self, group: str) -> None:
@@ -156,7 +161,7 @@ class Batches:
         with self._lock:
             account = self._account(group)
             if account.since == account.used:
-                self._advance(account)
+                self._advance()
             account.used = account.since
 
     def returned(self, group: str) -> int:
@@ -167,7 +172,7 @@ class Batches:
     def _account(self, group: str) -> _Group:
         return self._groups.setdefault(group, _Group(self._handed))
 
-    def _advance(self, account: _Group) -> None:
+    def _advance(self) -> None:
         """Without a loop of ours, a group that has stepped on all batches goes on to the next."""
         for dataset in self._automatic:
             if drawn := self._drawn.get(dataset):
@@ -176,17 +181,40 @@ class Batches:
                 self._hand_out(batch)
                 return
 
+    def work(self, group: str) -> int | None:
+        """A step that pushes nothing: the samples handed out for it; None if none ever were.
+
+        Its batches wait for a later push, even if the loop is left. A second step on the same
+        samples counts as many as the first.
+        """
+        with self._lock:
+            account = self._account(group)
+            account.local = True
+            if account.since <= account.used:
+                self._advance()
+            fresh = max(0, account.since - account.used)
+            account.used, account.reached = account.since, self._handed
+            account.last = fresh or account.last
+            for batch in self._live:
+                batch.worked = not batch.whole
+            return account.last
+
     def begin(self, group: str) -> Ticket:
         """A push of the group starts."""
         with self._lock:
             account = self._account(group)
-            if not account.since:
-                self._advance(account)
-            since, marks = account.since, (account.mark, self._handed)
-            account.mark, account.since, account.used = self._handed, 0, 0
-            account.last = since or account.last
+            if account.local:
+                since, reached = account.used, account.reached
+            else:
+                if not account.since:
+                    self._advance()
+                since, reached = account.since, self._handed
+                account.last = since or account.last
+            marks = (account.mark, reached)
+            account.mark, account.since, account.used = reached, account.since - since, 0
             touched = tuple(b for b in self._live if not (b.left and (b.carried or b.whole)))
-            carried = tuple(b for b in touched if not (b.carried or b.whole))
+            ready = (b for b in touched if b.worked or not account.local)
+            carried = tuple(b for b in ready if not (b.carried or b.whole))
             for batch in touched:
                 batch.open += 1
                 batch.pushed += 1
@@ -257,6 +285,7 @@ class Batches:
             for group in self._groups.values():
                 if group.mark < batch.number:
                     group.since -= batch.samples
+                    group.used -= batch.samples if batch.number <= group.reached else 0
                     group.used = min(group.used, group.since)
 
     def skip(self, dataset: str, span: Span) -> None:
@@ -272,11 +301,11 @@ class Batches:
             self._report(dataset).returned.extend(s for s in spans if s.start < s.stop)
 
     def end(self, dataset: str) -> None:
-        """The pass is over: batches handed out that no push carried are done, unpushed."""
+        """The pass is over: batches handed out that no push will carry are done, unpushed."""
         with self._lock:
             for batch in [b for b in self._live if b.dataset == dataset]:
                 batch.left = True
-                if not batch.open:
+                if not batch.open and (batch.carried or not batch.worked):
                     self._done(batch)
 
     def settle_rest(self, dataset: str) -> None:
@@ -287,10 +316,13 @@ class Batches:
             self.end(dataset)
 
     def break_off(self, dataset: str) -> None:
-        """The loop was left early: what no push carried goes back, the rest is done if applied."""
+        """The loop was left early: what no push carried goes back, the rest is done if applied.
+
+        Samples of local steps wait for their push.
+        """
         with self._lock:
             for batch in [b for b in self._live if b.dataset == dataset]:
-                done = batch.carried or (batch.whole and batch.left)
+                done = batch.carried or batch.worked or (batch.whole and batch.left)
                 if done:
                     self.leave(batch)
                 else:

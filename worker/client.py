@@ -211,6 +211,9 @@ class Client(DataMethods):
         try:
             self._flush()
             self._session.leave()
+        except BaseException as error:
+            exits.report(self, error)
+            raise
         finally:
             self._release()
 

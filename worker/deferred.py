@@ -99,7 +99,7 @@ class DeferredPush:
             samples=spans_to_proto(ticket.spans),
             options=[options_to_proto(o) for o in options or ()],
         )
-        group.track(self._operation, ticket)
+        group.window.track(self._operation, ticket)
         for shard, link, request in self._requests:
             mine = pb.Commit()
             mine.CopyFrom(commit)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from paramserver.core.placement import GroupSpec, SliceMap
 from paramserver.core.slices import BLOCK_WIRES
-from paramserver.errors import InvalidRequestError, RefusedError, WaitTimeoutError
+from paramserver.errors import InvalidRequestError, RefusedError
 from paramserver.types import StepResult, Sync
 from paramserver.v1 import common_pb2
 from paramserver.v1 import server_pb2 as pb
@@ -27,6 +27,7 @@ from paramserver.worker.session import Session
 from paramserver.worker.uplink import Uplink
 from paramserver.worker.values import Held, Landing
 from paramserver.worker.vectors import VectorMethods, VectorSpace
+from paramserver.worker.window import Window
 
 
 class Group(VectorMethods):
@@ -69,8 +70,7 @@ class Group(VectorMethods):
         self.held = Held(self.plan)
         self._activated = True  # the next push is the first since an activation
         self._dropped_to = 0  # the clock that a dropped push in flight was told to go on with
-        self._changed = threading.Condition()
-        self._unsettled = 0
+        self.window = Window(session, self.name)
         session.add_group(self.name, lambda: self.clock, self.settle)
 
     # What users call
@@ -115,7 +115,7 @@ class Group(VectorMethods):
     ) -> Future[StepResult]:
         """As ``push``, without waiting; a 65th one that is not applied waits for room."""
         copies = {name: t.detach().clone() for name, t in tensors.items()}
-        operation, _, clock, began = self._start_push(copies, weight, None, None)
+        operation, clock, began = self._start_push(copies, weight, None, None)
         result: Future[StepResult] = Future()
 
         def answered() -> None:
@@ -156,14 +156,28 @@ class Group(VectorMethods):
         options: Sequence[Mapping[str, Any]] | None = None,
     ) -> StepResult:
         """Pushes ``gradients`` and copies the next clock's values to ``into``, in place."""
-        landing = Landing(self.plan, self.held, into, self.pull_dtype)
-        operation, ticket, clock, began = self._start_push(gradients, weight, options, landing)
-        return self.complete_exchange(operation, ticket, clock, began, landing)
+        began = time.monotonic()
+        return self.start_exchange(gradients, into, weight=weight, options=options)(began)
 
-    def complete_exchange(
-        self, operation: Operation, ticket: Ticket, clock: int, began: float, landing: Landing
+    def start_exchange(
+        self,
+        gradients: Mapping[str, Tensor],
+        into: Mapping[str, Tensor],
+        *,
+        weight: float | None = None,
+        options: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Callable[[float], StepResult]:
+        """As ``exchange``, without waiting: to be called, with the time that waiting began.
+
+        ``into`` is not to be touched until then.
+        """
+        landing = Landing(self.plan, self.held, into, self.pull_dtype)
+        operation, clock, _ = self._start_push(gradients, weight, options, landing)
+        return partial(self._complete, operation, clock, landing)
+
+    def _complete(
+        self, operation: Operation, clock: int, landing: Landing, began: float
     ) -> StepResult:
-        """Waits for the values of a push that pulls."""
         self._wait_push(operation, operation.done, clock)
         landing.finish()
         self._go_on_at(operation.next_clock)
@@ -182,10 +196,11 @@ class Group(VectorMethods):
             self.plan.check_shape(name, tensor)
         held = Held(self.plan) if latest else self.held
         landing = Landing(self.plan, held, into, "" if latest else self.pull_dtype)
-        operation = Operation(len(self.plan.shards))
-        for shard in self.plan.shards:
+        asked = [(shard, s) for shard in self.plan.shards if (s := landing.wants(shard.slices))]
+        operation = Operation(len(asked))
+        for shard, slices in asked:
             answers = ServerAnswers(operation, shard.index, landing.take)
-            record = pull_record(self, shard, held, latest=latest)
+            record = pull_record(self, slices, held, latest=latest)
             operation.submit(self.links.to(shard.address), answers, record.part)
         self._wait(operation, operation.done, f"pull at clock {self.clock} of group {self.name!r}")
         landing.finish()
@@ -236,11 +251,7 @@ class Group(VectorMethods):
 
     def settle(self) -> None:
         """Returns when every push of this group is applied or dropped."""
-        deadline = time.monotonic() + self.session.config.wait_timeout
-        with self.session.speed.waiting(), self._changed:
-            while self._unsettled and time.monotonic() < deadline:
-                self._changed.wait(timeout=0.5)
-                self.session.check()
+        self.window.settle()
 
     def identity(self) -> common_pb2.Identity:
         """Who speaks."""
@@ -254,7 +265,7 @@ class Group(VectorMethods):
         weight: float | None,
         options: Sequence[Mapping[str, Any]] | None,
         landing: Landing | None,
-    ) -> tuple[Operation, Ticket, int, float]:
+    ) -> tuple[Operation, int, float]:
         began = time.monotonic()
         self.session.check()
         self.session.refuse_reader("push")
@@ -265,11 +276,12 @@ class Group(VectorMethods):
         try:
             push = self.push_record(clock, weight, ticket, options)
             operation = Operation(len(self.plan.shards))
-            self.track(operation, ticket)
+            self.window.track(operation, ticket)
             operation.done.then(lambda: leaving.end(self._counted(operation, weight)))
             for shard in self.plan.shards:
-                parts = PushParts(self, shard, push, leaving.flat, pulls=landing is not None)
-                take = None if landing is None else landing.take
+                wanted = landing.wants(shard.slices) if landing else ()
+                parts = PushParts(self, shard, push, leaving.flat, pulls=wanted)
+                take = landing.take if landing else None
                 answers = ServerAnswers(operation, shard.index, take, parts.some)
                 operation.submit(self.links.to(shard.address), answers, parts.all)
                 operation.sent_bytes += parts.size
@@ -278,7 +290,7 @@ class Group(VectorMethods):
             leaving.end(False)
             raise
         self.ticked()
-        return operation, ticket, clock, began
+        return operation, clock, began
 
     def begin(self, weight: float | None) -> tuple[float, Ticket]:
         """A push starts: its weight, and the ticket with the samples it carries."""
@@ -323,34 +335,7 @@ class Group(VectorMethods):
             activated=self._activated,
         )
 
-    def track(self, operation: Operation, ticket: Ticket) -> None:
-        """Settles the ticket when the push is applied or dropped; waits for room in the window."""
-        deadline = time.monotonic() + self.session.config.wait_timeout
-        with self.session.speed.waiting(), self._changed:
-            while self._unsettled >= self.session.config.limits.in_flight:
-                self.session.check()
-                if time.monotonic() > deadline:
-                    raise WaitTimeoutError(
-                        f"{self._unsettled} pushes of group {self.name!r} wait for their clocks to "
-                        "close (wait_timeout); pull now and then, so that this worker waits as well"
-                    )
-                self._changed.wait(timeout=0.5)
-            self._unsettled += 1
-
-        def settled() -> None:
-            if operation.done.error is not None:
-                self.session.abort_push(ticket)
-            else:
-                self.session.settle_push(ticket, dropped=operation.dropped)
-            with self._changed:
-                self._unsettled -= 1
-                self._changed.notify_all()
-
-        operation.done.then(settled)
-
-    def _finish_push(
-        self, operation: Operation, ticket: Ticket, clock: int, began: float
-    ) -> StepResult:
+    def _finish_push(self, operation: Operation, clock: int, began: float) -> StepResult:
         self._wait_push(operation, operation.accepted, clock)
         self._go_on_at(operation.next_clock)
         self.last = self._result(operation, clock, began)
@@ -380,19 +365,8 @@ class Group(VectorMethods):
             self._activated = True
 
     def _result(self, operation: Operation, clock: int, began: float) -> StepResult:
-        answers: dict[int, pb.Accepted | pb.Done] = {**operation.accepts}
-        answers.update(operation.dones)
-        lead = answers.get(self.plan.map.lead)
-        settled = bool(operation.dones) or not isinstance(self.spec.consistency, Sync)
-        staleness = [a.staleness for a in answers.values()]
-        result = StepResult(
-            clock=clock,
-            version=lead.version if lead is not None and settled else None,
-            staleness=sum(staleness) / len(staleness) if staleness else 0.0,
-            waited=time.monotonic() - began,
-            sent_bytes=operation.sent_bytes,
-            received_bytes=operation.received_bytes,
-            dropped=operation.dropped,
-        )
+        sync = isinstance(self.spec.consistency, Sync)
+        waited = time.monotonic() - began
+        result = operation.result(clock, self.plan.map.lead, sync=sync, waited=waited)
         self.session.count(result)
         return result

@@ -168,6 +168,8 @@ class LeaseSource:
         reply = self.session.scheduler.call("NextShard", self._request(0.0))
         waited = wait and not _answers(reply)
         if waited:
+            self.session.settle()  # idle, this worker is waited for by nobody
+            self.report()
             what = f"epoch {self.epoch} of data set {self.name!r}"
             reply = self.session.poll("NextShard", self._request, _answers, what)
         self.session.saw_view(reply.view)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from paramserver.errors import ParameterServerError, WaitTimeoutError
+from paramserver.types import StepResult
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.frames import Piece
 from paramserver.worker.link import Link, Part, Request
@@ -92,6 +93,29 @@ class Operation:
             return 0
         clocks = [a.clock for a in self.accepts.values() if a.dropped]
         return max([*clocks, *(d.clock for d in self.dones.values())])
+
+    def result(self, clock: int, lead: int, *, sync: bool, waited: float) -> StepResult:
+        """What a push did, as far as the servers have said.
+
+        Args:
+            clock: that it carried.
+            lead: index of the lead's server.
+            sync: its version is known only once its clock has closed.
+            waited: seconds.
+        """
+        answers: dict[int, pb.Accepted | pb.Done] = {**self.accepts}
+        answers.update(self.dones)
+        told = answers.get(lead)
+        staleness = [a.staleness for a in answers.values()]
+        return StepResult(
+            clock=clock,
+            version=told.version if told is not None and (self.dones or not sync) else None,
+            staleness=sum(staleness) / len(staleness) if staleness else 0.0,
+            waited=waited,
+            sent_bytes=self.sent_bytes,
+            received_bytes=self.received_bytes,
+            dropped=self.dropped,
+        )
 
     def submit(self, link: Link, answers: ServerAnswers, part: Part) -> Request:
         """Sends one server's share."""

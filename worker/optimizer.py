@@ -131,8 +131,7 @@ class ServerOptimizer(JobOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if weight is not None and not (math.isfinite(weight) and weight >= 0):
-            raise ConfigurationError(f"weight={weight}: must be a number of samples, >= 0")
+        check_weight(weight)
         self.last = self._work(weight)
         return loss
 
@@ -256,6 +255,12 @@ def changes(buffers: Mapping[str, Tensor], since: Mapping[str, Tensor]) -> dict[
         for name, buffer in buffers.items()
         if not torch.equal(buffer, since[name])
     }
+
+
+def check_weight(weight: float | None) -> None:
+    """Raises ConfigurationError for what cannot be a number of samples."""
+    if weight is not None and not (math.isfinite(weight) and weight >= 0):
+        raise ConfigurationError(f"weight={weight}: must be a number of samples, >= 0")
 
 
 def wire_name(wire_dtype: str | None) -> str:

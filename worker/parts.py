@@ -33,8 +33,10 @@ class PullPart(NamedTuple):
         return [(pb.Record(pull=self.pull), ())]
 
 
-def pull_record(group: Group, shard: Shard, held: Held, *, latest: bool = False) -> PullPart:
-    """Asks one server for what it has of the group, less what is held already; latest: uncast."""
+def pull_record(
+    group: Group, slices: Sequence[Slice], held: Held, *, latest: bool = False
+) -> PullPart:
+    """Asks a server for slices, less what is held already; latest: uncast."""
     wire = common_pb2.DTYPE_UNSPECIFIED if latest else wire_to_proto(group.pull_dtype)
     return PullPart(
         pb.Pull(
@@ -42,8 +44,8 @@ def pull_record(group: Group, shard: Shard, held: Held, *, latest: bool = False)
             group=group.name,
             map_version=group.plan.map.version,
             clock=group.clock,
-            slices=[s.index for s in shard.slices],
-            have=held.have(shard.slices),
+            slices=[s.index for s in slices],
+            have=held.have(slices),
             wire_dtype=wire,
             timeout=group.session.config.wait_timeout,
             latest=latest,
@@ -71,7 +73,7 @@ class PushParts:
         push: pb.Push,
         flat: Mapping[int, Flat],
         *,
-        pulls: bool,
+        pulls: Sequence[Slice] = (),
     ) -> None:
         self._flat = flat
         self._buckets = [
@@ -86,7 +88,7 @@ class PushParts:
         self._push.slices.extend(s.index for s in slices)
         self._push.bases.extend(group.held.base(s) for s in slices)
         if pulls:
-            pull = pull_record(group, shard, group.held).pull
+            pull = pull_record(group, pulls, group.held).pull
             pull.clock = push.clock + 1
             self._push.pull.CopyFrom(pull)
 

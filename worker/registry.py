@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from paramserver.core.placement import GroupSpec, SliceMap
-from paramserver.errors import NotFoundError, UsageError
-from paramserver.types import Sync
+from paramserver.errors import NotFoundError, UnsupportedError, UsageError
+from paramserver.types import Async, Sync
 from paramserver.v1 import scheduler_pb2
 from paramserver.wire.convert import group_from_proto, group_to_proto, map_from_proto
 from paramserver.wire.transport import Transport
@@ -47,11 +47,13 @@ class Registry:
         Raises:
             MismatchError: registered otherwise by others; names the difference.
             UsageError: this client has it already.
+            UnsupportedError: it would wait for others beside a group that waits at another pace.
         """
         if spec.name in self._groups:
             raise UsageError(
                 f"group {spec.name!r} is registered by this client already; give another group name"
             )
+        self._check_beside(spec)
         request = scheduler_pb2.RegisterGroupRequest(
             member=self._session.identity(), spec=group_to_proto(spec)
         )
@@ -66,6 +68,19 @@ class Registry:
             self._session.scheduler.call("GroupStored", stored)
         self._groups[spec.name] = group
         return group
+
+    def _check_beside(self, spec: GroupSpec) -> None:
+        """Two groups that wait at different paces may each wait for the other's workers."""
+        specs = [*(group.spec for group in self._groups.values()), spec]
+        waiting = [s for s in specs if not isinstance(s.consistency, Async)]
+        rounds = next((s for s in waiting if s.scheme), None)
+        if rounds is None or spec not in waiting or len(waiting) == 1:
+            return
+        raise UnsupportedError(
+            f"groups {waiting[0].name!r} and {spec.name!r} both wait for other workers, and "
+            f"{rounds.name!r} does so by rounds of local steps: workers between two rounds would "
+            "wait for one another; give one of them Async(), or put all parameters into one group"
+        )
 
     def _await_first_values(self, name: str) -> bool:
         """True when they are stored, False when this worker is to store them."""

@@ -263,7 +263,7 @@ class Session:
         self._settles.insert(0, flush)
 
     def settle(self) -> None:
-        """Returns when every push of every group is applied or dropped."""
+        """Returns when every push of every group is applied or dropped, and none is kept back."""
         for settle in self._settles:
             settle()
 

@@ -72,6 +72,10 @@ class Landing:
         self._lock = threading.Lock()
         self._kept = {n: held.holds(n) for n in self._into}
 
+    def wants(self, slices: Sequence[Slice]) -> list[Slice]:
+        """Those of the slices that there is a tensor for."""
+        return [s for s in slices if s.tensor in self._into]
+
     def take(self, data: pb.Data, pieces: Sequence[Piece]) -> None:
         """Copies slices to their places.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from paramserver.errors import ConfigurationError
@@ -24,17 +24,19 @@ class Local:
 
     Args:
         steps: local steps between two pushes.
-        base: how rounds of all workers meet: ``Sync()`` or ``Async()``.
+        base: how rounds of all workers meet: ``Sync()``, or ``Async()``, whose ``scale_lr`` weighs
+            what comes late; "polynomial" is usual here.
         outer: the outer optimizer: a class of ``torch.optim`` or a ``functools.partial`` of one
-            with its hyper-parameters. None: under ``Sync()`` SGD with lr 0.7, Nesterov momentum
-            0.9; under ``Async()`` SGD with lr 1 / workers.
-        fragments: parts of the model that take turns, steps / fragments apart.
+            with its hyper-parameters. None: under ``Sync()``, and with ``nesterov_every``, SGD with
+            lr 0.7 and Nesterov momentum 0.9; else SGD with lr 1 / live workers.
+        fragments: even parts of the model that take turns, steps / fragments apart.
         delay: local steps between sending a fragment and using what came back.
         alpha: share of the local values where both meet: 0 takes the servers' as they are.
         dylu: steps by measured speed: a slower worker takes fewer.
         compress: "int8" or "int4": blocks of 256 with a scale, on the way to the servers.
-        nesterov_every: asynchronous: momentum acts on every so many pushes (delayed Nesterov);
-            0: as the outer optimizer says.
+        nesterov_every: asynchronous: each push acts divided by this number, momentum on every so
+            many pushes (delayed Nesterov); at least the number of workers. 0: as the outer
+            optimizer says.
     """
 
     steps: int
@@ -65,10 +67,22 @@ class Local:
             raise ConfigurationError(f"alpha={self.alpha}: must be in [0, 1)")
         if not isinstance(self.base, (Sync, Async)):
             raise ConfigurationError(f"base={self.base!r}: must be Sync() or Async()")
+        if self.nesterov_every and not isinstance(self.base, Async):
+            raise ConfigurationError(
+                f"nesterov_every={self.nesterov_every}: for base=Async(); under Sync() give the "
+                "outer optimizer nesterov=True"
+            )
         if self.compress is not None and self.compress not in COMPRESSIONS:
             raise ConfigurationError(
                 f"compress={self.compress!r}: must be None or one of {', '.join(COMPRESSIONS)}"
             )
+
+    @property
+    def text(self) -> str:
+        """What workers must agree on beside base and outer, as one writes it."""
+        rest = [f for f in fields(self) if f.name not in ("steps", "base", "outer")]
+        changed = [f"{f.name}={v}" for f in rest if (v := getattr(self, f.name)) != f.default]
+        return f"Local({', '.join([str(self.steps), *changed])})"
 
 
 @dataclass(frozen=True, slots=True)

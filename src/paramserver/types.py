@@ -10,8 +10,8 @@ from paramserver.errors import ConfigurationError
 
 PROTOCOL_VERSION = 1
 
-ScaleLr = Literal["inverse", "sqrt", "none"]
-SCALES = ("inverse", "sqrt", "none")
+ScaleLr = Literal["inverse", "sqrt", "polynomial", "none"]
+SCALES = ("inverse", "sqrt", "polynomial", "none")
 ASSIGNMENTS = ("round-robin", "random", "dynamic")
 
 ITEM_SIZES = {
@@ -53,7 +53,7 @@ class Stale:
     Args:
         bound: clocks; 0 is ``Sync()``.
         scale_lr: learning rate by staleness t in versions: "inverse" lr/max(1,t),
-            "sqrt" lr/sqrt(max(1,t)), "none".
+            "sqrt" lr/sqrt(max(1,t)), "polynomial" lr/sqrt(1+t), "none".
     """
 
     bound: int
@@ -142,6 +142,8 @@ def lr_factor(scale: ScaleLr, staleness: int) -> float:
         return 1.0 / max(1, staleness)
     if scale == "sqrt":
         return 1.0 / math.sqrt(max(1, staleness))
+    if scale == "polynomial":
+        return 1.0 / math.sqrt(1 + staleness)
     return 1.0
 
 

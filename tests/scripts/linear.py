@@ -23,7 +23,8 @@ def main() -> None:
     x = torch.randn(512, 4)
     y = x @ torch.tensor([[1.0], [-2.0], [3.0], [0.5]])
     model = torch.nn.Linear(4, 1)
-    optimizer = client.optimizer(model, torch.optim.SGD, lr=0.1)
+    consistency = ps.Local(options.local) if options.local else ps.Sync()
+    optimizer = client.optimizer(model, torch.optim.SGD, lr=0.1, consistency=consistency)
     loader = client.loader(TensorDataset(x, y), batch_size=16)
     step = 0
     for _ in client.epochs(options.epochs):
@@ -47,6 +48,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--pause", type=float, default=0.0, help="seconds between steps")
+    parser.add_argument("--local", type=int, default=0, help="local steps of a round")
     parser.add_argument("--who", default="", help="the worker that goes wrong")
     parser.add_argument("--how", choices=["raise", "exit", "die"], default="raise")
     parser.add_argument("--mark", type=Path, help="goes wrong only if this file is not there")

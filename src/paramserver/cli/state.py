@@ -158,10 +158,11 @@ def consistency_text(consistency: common_pb2.Consistency) -> str:
 
 def _group(group: scheduler_pb2.GroupPlacement) -> State:
     sizes = dict(zip(group.servers, group.server_bytes, strict=False))
+    scheme = f"{group.scheme} over " if group.scheme else ""
     return {
         "name": group.group,
         "optimizer": group.optimizer,
-        "consistency": consistency_text(group.consistency),
+        "consistency": scheme + consistency_text(group.consistency),
         "parameters": group.parameters,
         "bytes": group.bytes,
         "slices": group.slices,

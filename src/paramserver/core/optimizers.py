@@ -17,6 +17,7 @@ ELEMENTWISE = (
     "ASGD",
     "Rprop",
 )
+OURS = ("DelayedNesterov",)  # not in torch.optim; servers bring it along
 REFUSED = {
     "LBFGS": "its line search needs all parameters at once; use an elementwise rule such as SGD",
     "Muon": "it orthogonalizes whole matrices, slices hold ranges; use AdamW",
@@ -27,6 +28,6 @@ REFUSED = {
 
 def check_elementwise(name: str) -> None:
     """Raises UnsupportedError unless the rule can run on slices."""
-    if name not in ELEMENTWISE:
+    if name not in ELEMENTWISE + OURS:
         why = REFUSED.get(name, f"not one of the elementwise rules {', '.join(ELEMENTWISE)}")
         raise UnsupportedError(f"optimizer {name!r}: {why}")

@@ -32,6 +32,7 @@ class GroupSpec:
         optimizer: class name in ``torch.optim``; empty: pushes are added.
         param_groups: hyper-parameters of each param group, as data.
         consistency: who waits for whom.
+        scheme: what workers do between two pushes, in words; empty: nothing.
     """
 
     name: str
@@ -39,6 +40,7 @@ class GroupSpec:
     optimizer: str
     param_groups: tuple[Mapping[str, Option], ...]
     consistency: Consistency
+    scheme: str = ""
 
     @property
     def elements(self) -> int:
@@ -109,6 +111,11 @@ def check_spec(spec: GroupSpec, limits: Limits) -> None:
     if spec.optimizer and not _CLASS.fullmatch(spec.optimizer):
         raise InvalidRequestError(
             f"optimizer {spec.optimizer!r}: must be the name of a class in torch.optim, or empty"
+        )
+    if len(spec.scheme) > limits.name_length or not spec.scheme.isprintable():
+        raise InvalidRequestError(
+            f"scheme of {len(spec.scheme)} characters: must be printable, at most "
+            f"{limits.name_length} of them"
         )
     for number, options in enumerate(spec.param_groups):
         _check_options(number, options)
@@ -182,6 +189,8 @@ def difference(old: GroupSpec, new: GroupSpec) -> str | None:
     """The first thing in which two specifications of a group differ, in words; None: the same."""
     if canonical(old.consistency) != canonical(new.consistency):
         return f"consistency is {old.consistency}, not {new.consistency}"
+    if old.scheme != new.scheme:
+        return f"scheme is {old.scheme or 'none'}, not {new.scheme or 'none'}"
     if old.optimizer != new.optimizer:
         return f"optimizer is {old.optimizer or 'none'}, not {new.optimizer or 'none'}"
     for left, right in zip(old.tensors, new.tensors, strict=False):

@@ -119,18 +119,20 @@ class Consistency(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., backup: _Optional[int] = ..., deterministic: bool = ..., bound: _Optional[int] = ..., scale_lr: _Optional[str] = ..., backend: _Optional[str] = ...) -> None: ...
 
 class GroupSpec(_message.Message):
-    __slots__ = ("name", "tensors", "optimizer", "param_groups", "consistency")
+    __slots__ = ("name", "tensors", "optimizer", "param_groups", "consistency", "scheme")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     PARAM_GROUPS_FIELD_NUMBER: _ClassVar[int]
     CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
+    SCHEME_FIELD_NUMBER: _ClassVar[int]
     name: str
     tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     optimizer: str
     param_groups: _containers.RepeatedCompositeFieldContainer[Options]
     consistency: Consistency
-    def __init__(self, name: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., optimizer: _Optional[str] = ..., param_groups: _Optional[_Iterable[_Union[Options, _Mapping]]] = ..., consistency: _Optional[_Union[Consistency, _Mapping]] = ...) -> None: ...
+    scheme: str
+    def __init__(self, name: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., optimizer: _Optional[str] = ..., param_groups: _Optional[_Iterable[_Union[Options, _Mapping]]] = ..., consistency: _Optional[_Union[Consistency, _Mapping]] = ..., scheme: _Optional[str] = ...) -> None: ...
 
 class SliceMap(_message.Message):
     __slots__ = ("version", "servers", "addresses", "slice_elements", "owners", "lead")

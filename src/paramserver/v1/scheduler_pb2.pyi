@@ -662,7 +662,7 @@ class DatasetStatus(_message.Message):
     def __init__(self, spec: _Optional[_Union[DatasetSpec, _Mapping]] = ..., epoch: _Optional[int] = ..., shards: _Optional[int] = ..., free: _Optional[int] = ..., leased: _Optional[int] = ..., done: _Optional[int] = ..., requeued: _Optional[int] = ..., samples_done: _Optional[int] = ..., unpushed: _Optional[int] = ...) -> None: ...
 
 class GroupPlacement(_message.Message):
-    __slots__ = ("group", "optimizer", "consistency", "parameters", "bytes", "slices", "server_bytes", "servers", "lead", "stored")
+    __slots__ = ("group", "optimizer", "consistency", "parameters", "bytes", "slices", "server_bytes", "servers", "lead", "stored", "scheme")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
@@ -673,6 +673,7 @@ class GroupPlacement(_message.Message):
     SERVERS_FIELD_NUMBER: _ClassVar[int]
     LEAD_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
+    SCHEME_FIELD_NUMBER: _ClassVar[int]
     group: str
     optimizer: str
     consistency: _common_pb2.Consistency
@@ -683,4 +684,5 @@ class GroupPlacement(_message.Message):
     servers: _containers.RepeatedScalarFieldContainer[str]
     lead: str
     stored: bool
-    def __init__(self, group: _Optional[str] = ..., optimizer: _Optional[str] = ..., consistency: _Optional[_Union[_common_pb2.Consistency, _Mapping]] = ..., parameters: _Optional[int] = ..., bytes: _Optional[int] = ..., slices: _Optional[int] = ..., server_bytes: _Optional[_Iterable[int]] = ..., servers: _Optional[_Iterable[str]] = ..., lead: _Optional[str] = ..., stored: bool = ...) -> None: ...
+    scheme: str
+    def __init__(self, group: _Optional[str] = ..., optimizer: _Optional[str] = ..., consistency: _Optional[_Union[_common_pb2.Consistency, _Mapping]] = ..., parameters: _Optional[int] = ..., bytes: _Optional[int] = ..., slices: _Optional[int] = ..., server_bytes: _Optional[_Iterable[int]] = ..., servers: _Optional[_Iterable[str]] = ..., lead: _Optional[str] = ..., stored: bool = ..., scheme: _Optional[str] = ...) -> None: ...

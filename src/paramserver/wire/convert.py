@@ -199,6 +199,7 @@ def group_to_proto(spec: GroupSpec) -> pb.GroupSpec:
         optimizer=spec.optimizer,
         param_groups=[options_to_proto(o) for o in spec.param_groups],
         consistency=consistency_to_proto(spec.consistency),
+        scheme=spec.scheme,
     )
 
 
@@ -214,6 +215,7 @@ def group_from_proto(message: pb.GroupSpec) -> GroupSpec:
         message.optimizer,
         tuple(options_from_proto(o) for o in message.param_groups),
         consistency_from_proto(message.consistency),
+        message.scheme,
     )
 
 
