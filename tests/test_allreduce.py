@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import paramserver as ps
+from paramserver.worker.job_optimizer import JobOptimizer
+from paramserver.worker.replicas import Replicas
+from paramserver.worker.schemes.allreduce import AllReduceOptimizer
 from tests.cluster import Cluster, cluster, in_threads
 from tests.test_exactness import STEPS, assert_bit_equal, batch, network, one_process, train
 from tests.test_faults import until
@@ -23,6 +26,15 @@ RULES: list[tuple[type[torch.optim.Optimizer], dict[str, Any]]] = [
     (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
     (torch.optim.Adam, {"lr": 0.01}),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_each() -> Iterator[None]:
+    """Replicas are threads here: more of OpenMP's only stand in one another's way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], bound: float) -> None:
@@ -49,6 +61,11 @@ def test_one_replica_is_plain_torch() -> None:
     with cluster(1, 1) as c:
         (found,) = c.workers(train(torch.optim.Adam, {"lr": 0.01}, ps.AllReduce(), [STEPS]))
     assert_bit_equal(found, one_process(torch.optim.Adam, {"lr": 0.01}, [STEPS]))
+
+
+def replicas(optimizer: JobOptimizer) -> Replicas:
+    assert isinstance(optimizer, AllReduceOptimizer)
+    return optimizer.replicas
 
 
 def data(size: int = SIZE) -> TensorDataset:
@@ -82,7 +99,7 @@ def test_leased_data_is_trained_on_once_and_status_shows_it(assign: str) -> None
         optimizer = client.optimizer(model, torch.optim.SGD, lr=0.05, consistency=ps.AllReduce())
         seen = fit(client, optimizer, model)
         client.barrier("trained")
-        return seen, optimizer.replicas.clock, client.state_dict()
+        return seen, replicas(optimizer).clock, client.state_dict()
 
     with cluster(2, 3, assign=assign) as c:
         results = c.workers(work)
@@ -297,18 +314,18 @@ def test_a_worker_that_finishes_is_not_waited_for() -> None:
             optimizer.zero_grad()
             model(torch.ones(1, 5, dtype=torch.float64)).sum().backward()
             optimizer.step()
-        return optimizer.replicas.clock
+        return replicas(optimizer).clock
 
     with cluster(1, 3) as c:
         assert c.workers(work) == [2, 6, 6]
 
 
 def test_a_late_joiner_takes_values_state_and_clock() -> None:
-    joined, ready = threading.Event(), threading.Event()
+    ready = threading.Event()
 
-    def steps(client: ps.Client, model: nn.Module, optimizer: Any, numbers: range) -> None:
+    def steps(model: nn.Module, optimizer: Any, rank: int, numbers: range) -> None:
         for step in numbers:
-            x, y = batch(client.rank, step)
+            x, y = batch(rank, step)
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
             optimizer.step(weight=len(x))
@@ -322,45 +339,19 @@ def test_a_late_joiner_takes_values_state_and_clock() -> None:
                 model, torch.optim.Adam, lr=0.01, consistency=ps.AllReduce()
             )
             if rank == 0:
-                steps(client, model, optimizer, range(3))
+                steps(model, optimizer, 0, range(3))
                 ready.set()
-                assert joined.wait(20)
-            else:
-                joined.set()
-            steps(client, model, optimizer, range(3, STEPS))
+                # Both form anew at the step before which this worker sees the other in a view.
+                until(replicas(optimizer)._moved)
+            assert replicas(optimizer).clock == 3
+            steps(model, optimizer, rank, range(3, STEPS))
             client.barrier("end")
             return client.state_dict()
 
     with cluster(1, 1) as c:
-        # The first must go on stepping or waiting for the second to be let in.
-        calls: list[Callable[[], dict[str, Any]]] = [lambda: worker(c, 1)]
-
-        def first() -> dict[str, Any]:
-            with c.connect("worker-0") as client:
-                model = network()
-                optimizer = client.optimizer(
-                    model, torch.optim.Adam, lr=0.01, consistency=ps.AllReduce()
-                )
-                steps(client, model, optimizer, range(3))
-                ready.set()
-                while client.num_workers < 2:
-                    threading.Event().wait(0.02)
-                # Its registration is seen in a view; then both form anew, at this step.
-                group = "model"
-                until(
-                    lambda: any(
-                        m.rank == 1 and group in m.groups
-                        for m in client._session.view().members
-                    )
-                )
-                steps(client, model, optimizer, range(3, STEPS))
-                client.barrier("end")
-                return client.state_dict()
-
-        found = in_threads([first, *calls])
+        found = in_threads([lambda: worker(c, 0), lambda: worker(c, 1)])
     assert_bit_equal(found[0], found[1])
-    wanted = late(3)
-    assert_close(found[0], wanted, 1e-5)
+    assert_close(found[0], late(3), 1e-5)
 
 
 def late(alone: int) -> dict[str, Tensor]:
@@ -410,7 +401,7 @@ def test_nan_is_refused_and_the_step_can_be_taken_again() -> None:
             weight.grad = torch.tensor([1.0, torch.nan, 1.0])
             with pytest.raises(ps.errors.NonFiniteError, match="'w'"):
                 optimizer.step()
-            assert optimizer.replicas.clock == 0
+            assert replicas(optimizer).clock == 0
         weight.grad = torch.ones(3)
         optimizer.step()
         with pytest.raises(ps.errors.UnsupportedError, match="add_param_group"):
@@ -430,9 +421,7 @@ def test_workers_that_differ_and_readers_are_told() -> None:
             if rank:
                 assert first.wait(20)
                 with pytest.raises(ps.errors.MismatchError, match="optimizer is SGD, not Adam"):
-                    client.optimizer(
-                        linear(), torch.optim.Adam, lr=0.1, consistency=ps.AllReduce()
-                    )
+                    client.optimizer(linear(), torch.optim.Adam, lr=0.1, consistency=ps.AllReduce())
             else:
                 until_registered(c, first)
             client.optimizer(linear(), torch.optim.SGD, lr=0.1, consistency=ps.AllReduce())

@@ -1,4 +1,4 @@
-"""How others learn who this process is: the identity file of a launcher, the last word of a member."""
+"""How others learn who this process is, and how it says farewell."""
 
 from __future__ import annotations
 
@@ -43,6 +43,4 @@ def farewell(
     if failure is None:
         return "Finish", scheduler_pb2.FinishRequest(member=who)
     reason = failure.encode()[-REASON_BYTES:].decode(errors="ignore")
-    return "Fail", scheduler_pb2.FailRequest(
-        member=who, reason=reason, fatal=fatal, exit_code=code
-    )
+    return "Fail", scheduler_pb2.FailRequest(member=who, reason=reason, fatal=fatal, exit_code=code)

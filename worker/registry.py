@@ -94,7 +94,9 @@ class Registry:
         self.session.saw_view(reply.view)
         return reply
 
-    def adopt(self, group: Stepping, refresh: Callable[[], None], close: Callable[[], None]) -> None:
+    def adopt(
+        self, group: Stepping, refresh: Callable[[], None], close: Callable[[], None]
+    ) -> None:
         """A group that this client registered and holds itself; ``refresh`` as for ``add``."""
         self._groups[group.name] = group
         self._closes.append(close)

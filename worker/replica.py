@@ -205,4 +205,3 @@ def _described(value: Any) -> Any:
 def _empty(entry: Mapping[str, Any], parameter: Tensor) -> Tensor:
     device = "cpu" if entry["cpu"] else parameter.device
     return torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]], device=device)
-

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from paramserver.wire.serve import split_address
 
 SLICES_S = (0.002, 0.25)  # a wait looks around after the first, then after each of the second
 FOREVER = timedelta(days=30)
+HOLD_S = 0.1  # between looks at reductions that were given up
 LOOPBACK = "127.0.0.1"
 
 
@@ -36,7 +38,7 @@ class Meeting:
         port = listener.getsockname()[1]
         self.host = host
         self.endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._store = dist.TCPStore(
+        self._store = TCPStore(
             host,
             port,
             is_master=True,
@@ -87,15 +89,17 @@ class Ring:
         self.size, self.index = size, index
         self._number = number
         self._left = f"left-{number}"
+        self._works: list[Any] = []
         self._timeout = timedelta(seconds=wait_timeout)
         try:
             self._store = _connect(endpoint, timeout)
-            self._waker = _connect(endpoint, timeout)  # while the other one waits
-            options = dist.ProcessGroupGloo._Options()
-            options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
+            self._waker: Any = _connect(endpoint, timeout)  # while the other one waits
+            gloo: Any = dist.ProcessGroupGloo
+            options = gloo._Options()
+            options._devices = [gloo.create_device(hostname=host)]
             options._timeout = timedelta(seconds=timeout)
-            store = dist.PrefixStore(f"ring-{number}", self._store)
-            self._group: Any = dist.ProcessGroupGloo(store, index, size, options)
+            store = PrefixStore(f"ring-{number}", self._store)
+            self._group: Any = gloo(store, index, size, options)
         except RuntimeError as error:
             raise BrokenRingError(str(error)) from error
 
@@ -121,9 +125,12 @@ class Ring:
         if self._group is None:
             raise BrokenRingError("this formation was left")
         try:
-            return call(self._group)
+            work = call(self._group)
         except RuntimeError as error:
             raise BrokenRingError(str(error)) from error
+        self._works = [w for w in self._works if not w.is_completed()]
+        self._works.append(work)
+        return work
 
     def wait(self, work: Any, look: Callable[[], None] = lambda: None) -> None:
         """Returns when the reduction is done.
@@ -209,22 +216,31 @@ class Ring:
             return  # the store went with its process: others see that too
 
     def close(self) -> None:
-        """Leaves, and says so. A reduction under way outlives it: it is waited for elsewhere."""
-        group, self._group = self._group, None
-        if group is not None:
-            self._say(lambda: self._waker.set(self._left, ""))
-            held: list[Any] = [group]
-            del group
-            threading.Thread(target=held.clear, name="paramserver ring", daemon=True).start()
+        """Leaves, and says so. Reductions under way outlive it: they end when others leave too."""
+        if self._group is None:
+            return
+        self._say(lambda: self._waker.set(self._left, ""))
+        held, self._group, self._works = [self._group, *self._works], None, []
+        if all(work.is_completed() for work in held[1:]):
+            return
+        # To end a process group waits for its reductions, and cannot be interrupted.
+        thread = threading.Thread(target=_hold, args=(held,), name="paramserver ring", daemon=True)
+        thread.start()
 
 
-def _connect(endpoint: str, timeout: float) -> dist.TCPStore:
+def _hold(held: list[Any]) -> None:
+    """Keeps a process group until its reductions have ended."""
+    pause = threading.Event()
+    while not all(work.is_completed() for work in held[1:]):
+        pause.wait(HOLD_S)
+
+
+def _connect(endpoint: str, timeout: float) -> TCPStore:
     host, port = split_address(endpoint)
-    return dist.TCPStore(
+    return TCPStore(
         host.strip("[]"),
         port,
         is_master=False,
         wait_for_workers=False,
         timeout=timedelta(seconds=timeout),
     )
-

@@ -1,4 +1,4 @@
-"""The torch optimizer of full replicas: gradients are reduced among workers, not sent to servers."""
+"""The torch optimizer of full replicas: workers reduce gradients, servers hold nothing."""
 
 from __future__ import annotations
 
