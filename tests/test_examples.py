@@ -74,6 +74,12 @@ def test_lbfgs() -> None:
     assert "norm of the gradient is <= gtol" in said
 
 
+def test_allreduce() -> None:
+    said = cluster(1, 3, "allreduce")
+    assert accuracy(said) >= 95
+    assert "replicas differ by 0.0" in said
+
+
 def test_char_lm(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("to be or not to be, that is the question. " * 2_000)

@@ -23,14 +23,12 @@ def assign(sizes: Sequence[int], first: int = FIRST_BYTES, rest: int = BUCKET_BY
         sizes: bytes.
         first, rest: bytes of the first bucket and of all others.
     """
-    buckets, number, room = [], 0, first
+    buckets, number, limit, used = [], 0, first, 0
     for size in sizes:
-        if size > room and room not in (first, rest):
-            number, room = number + 1, rest
+        if used and used + size > limit:
+            number, limit, used = number + 1, rest, 0
         buckets.append(number)
-        room -= size
-        if room <= 0:
-            number, room = number + 1, rest
+        used += size
     return buckets
 
 

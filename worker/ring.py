@@ -90,6 +90,7 @@ class Ring:
         self._number = number
         self._left = f"left-{number}"
         self._works: list[Any] = []
+        self._mute = False
         self._timeout = timedelta(seconds=wait_timeout)
         try:
             self._store = _connect(endpoint, timeout)
@@ -161,6 +162,7 @@ class Ring:
             if self._waker.check([self._left]):
                 raise BrokenRingError("a replica left the formation")
         except RuntimeError as error:
+            self._mute = True
             raise BrokenRingError(str(error)) from error
 
     # Idle replicas wait for a word instead of joining a step that nobody has begun.
@@ -184,6 +186,7 @@ class Ring:
                 if kind == "look":
                     return False
         except RuntimeError as error:
+            self._mute = True
             raise BrokenRingError(str(error)) from error
 
     def wake(self, indices: Iterable[int], clock: int) -> None:
@@ -211,9 +214,10 @@ class Ring:
 
     def _say(self, call: Callable[[], object]) -> None:
         try:
-            call()
+            if not self._mute:
+                call()
         except RuntimeError:
-            return  # the store went with its process: others see that too
+            self._mute = True  # the store went with its process: others see that too
 
     def close(self) -> None:
         """Leaves, and says so. Reductions under way outlive it: they end when others leave too."""
