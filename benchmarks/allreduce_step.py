@@ -72,9 +72,8 @@ def main() -> None:
             arguments = (str(Path(folder, "store")), options.workers, mib, options.steps)
             found = cluster.run(measure, workers=options.workers, args=arguments)
         mine, theirs, apart = found[0]
-        print(
-            f"{mib:>5} {1e3 * mine:>13.1f} {1e3 * theirs:>8.1f} {mine / theirs:>6.2f} {apart:>10.1e}"
-        )
+        times = f"{1e3 * mine:>13.1f} {1e3 * theirs:>8.1f} {mine / theirs:>6.2f}"
+        print(f"{mib:>5} {times} {apart:>10.1e}", flush=True)
 
 
 if __name__ == "__main__":

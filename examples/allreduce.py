@@ -37,7 +37,7 @@ def main() -> None:
 
         # Every worker has the same model, to the bit.
         client.barrier("trained")
-        total = sum(p.double().sum() for p in model.parameters()).detach()
+        total = torch.cat([p.detach().view(-1) for p in model.parameters()]).double().sum()
         spread = client.all_reduce(total, "max", "max") - client.all_reduce(total, "min", "min")
         if client.is_chief:
             with torch.no_grad():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -142,7 +144,7 @@ TestFormations.settings = settings(max_examples=60, stateful_step_count=30, dead
 def test_buckets_are_filled_in_order(sizes: list[int]) -> None:
     numbers = assign(sizes, first=5, rest=20)
     assert numbers == sorted(numbers)
-    assert all(b - a <= 1 for a, b in zip(numbers, numbers[1:], strict=False))
+    assert all(b - a <= 1 for a, b in itertools.pairwise(numbers))
     for number in set(numbers):
         inside = [s for s, n in zip(sizes, numbers, strict=True) if n == number]
         assert sum(inside) <= (20 if number else 5) or sum(s > 0 for s in inside) == 1

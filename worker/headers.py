@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from paramserver.types import Span
+from paramserver.types import Span, WorkerId
 
 SPANS = 8  # in the first exchange; more need a second one
+# Kept of each other replica: they are needed until it reports them itself, with a heartbeat.
+KEPT_SPANS = 1024
 _FIXED = 3
 
 
@@ -78,3 +81,28 @@ def _header(row: Sequence[int], tail: Sequence[int]) -> Header:
     numbers = [*row[_FIXED:], *tail][: 3 * row[2]]
     spans = tuple(Span(*numbers[i : i + 3]) for i in range(0, len(numbers), 3))
     return Header(weight=weight, spans=spans, **flags)
+
+
+class Contributed:
+    """Samples of each replica in completed steps: who survives it can tell of them."""
+
+    def __init__(self) -> None:
+        self._spans: dict[WorkerId, deque[Span]] = {}
+
+    def items(self) -> Iterable[tuple[WorkerId, Iterable[Span]]]:
+        """The newest spans of each replica, neighbours joined."""
+        return self._spans.items()
+
+    def add(self, replicas: Sequence[WorkerId], given: Sequence[Header]) -> None:
+        """A step was completed with these headers, in the order of the replicas."""
+        for who, header in zip(replicas, given, strict=True):
+            kept = self._spans.setdefault(who, deque(maxlen=KEPT_SPANS))
+            for span in header.spans:
+                if kept and (kept[-1].lease, kept[-1].stop) == (span.lease, span.start):
+                    kept[-1] = Span(span.lease, kept[-1].start, span.stop)
+                else:
+                    kept.append(span)
+
+    def keep(self, replicas: Collection[WorkerId]) -> None:
+        """Forgets all others."""
+        self._spans = {who: spans for who, spans in self._spans.items() if who in replicas}

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,12 +22,12 @@ from torch import Tensor
 
 from paramserver.core.placement import GroupSpec
 from paramserver.errors import WaitTimeoutError
-from paramserver.types import Span, StepResult, WorkerId
+from paramserver.types import StepResult, WorkerId
 from paramserver.v1 import scheduler_pb2
 from paramserver.wire.convert import spans_to_proto
 from paramserver.worker import headers, roster
 from paramserver.worker.batches import Ticket
-from paramserver.worker.headers import Header
+from paramserver.worker.headers import Contributed, Header
 from paramserver.worker.replica import Replica
 from paramserver.worker.ring import BrokenRingError, Meeting, Ring
 from paramserver.worker.session import Session
@@ -36,9 +35,6 @@ from paramserver.worker.waiting import Waiting
 
 logger = logging.getLogger("paramserver")
 
-# Spans that are kept of each other replica; they are only needed until it reports them itself,
-# with its next heartbeat.
-KEPT_SPANS = 1024
 HURRY_S = 1.0  # for a step under way when the process is interrupted
 
 
@@ -82,7 +78,7 @@ class Replicas:
         self._idle: list[int] = []  # who did not contribute to the last step
         self._whole = False
         self._sequence = 0
-        self._contributed: dict[WorkerId, deque[Span]] = {}
+        self._contributed = Contributed()
         self._unconfirmed: list[tuple[Any, Ticket | None]] = []
         self._back = threading.Event()
         session.add_group(self.name, lambda: self.clock, self.settle)
@@ -125,7 +121,8 @@ class Replicas:
             weight = float(samples) if samples else 1.0
         ticket = session.begin_push(self.name)
         try:
-            self._take_part(Push(gradients, float(weight), options, ticket))
+            with session.speed.waiting():
+                self._take_part(Push(gradients, float(weight), options, ticket))
         except BaseException:
             if self.clock == clock:
                 session.abort_push(ticket)
@@ -214,13 +211,7 @@ class Replicas:
         return headers.headers(rows, rest)
 
     def _completed(self, ring: Ring, given: list[Header], push: Push | None) -> None:
-        for who, header in zip(self._members, given, strict=True):
-            kept = self._contributed.setdefault(who, deque(maxlen=KEPT_SPANS))
-            for span in header.spans:
-                if kept and (kept[-1].lease, kept[-1].stop) == (span.lease, span.start):
-                    kept[-1] = Span(span.lease, kept[-1].start, span.stop)
-                else:
-                    kept.append(span)
+        self._contributed.add(self._members, given)
         self.clock += 1
         self._idle = [i for i, h in enumerate(given) if not h.active]
         # Done is what every replica has completed: what one alone has may be lost with it.
@@ -391,7 +382,7 @@ class Replicas:
             wait = partial(self._wait, ring, False)
             self.clock = self._replica.spread(ring, ranks.index(reply.root), self.clock, wait)
         self._whole = True
-        self._contributed = {w: s for w, s in self._contributed.items() if w in members}
+        self._contributed.keep(members)
 
     def _leave(self) -> None:
         ring, self._ring = self._ring, None
