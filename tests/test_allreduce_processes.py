@@ -18,7 +18,7 @@ from tests.test_faults import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
-SIZE, BATCH, EPOCHS, WORKERS = 1_200, 4, 3, 3
+SIZE, BATCH, EPOCHS, WORKERS = 600, 4, 3, 3
 
 
 def beside_ddp(store: str) -> float:
