@@ -17,7 +17,15 @@ from paramserver.worker.job_optimizer import JobOptimizer
 from paramserver.worker.replicas import Replicas
 from paramserver.worker.schemes.allreduce import AllReduceOptimizer
 from tests.cluster import Cluster, cluster, in_threads
-from tests.test_exactness import STEPS, assert_bit_equal, batch, network, one_process, train
+from tests.test_exactness import (
+    ONE_AT_A_TIME,
+    STEPS,
+    assert_bit_equal,
+    batch,
+    network,
+    one_process,
+    train,
+)
 from tests.test_faults import until
 
 SIZE = 96
@@ -75,8 +83,9 @@ def data(size: int = SIZE) -> TensorDataset:
 
 
 def linear() -> nn.Linear:
-    torch.manual_seed(0)
-    return nn.Linear(5, 1, dtype=torch.float64)
+    with ONE_AT_A_TIME:  # torch has one generator for all threads
+        torch.manual_seed(0)
+        return nn.Linear(5, 1, dtype=torch.float64)
 
 
 def fit(client: ps.Client, optimizer: Any, model: nn.Module, epochs: int = 3) -> int:
