@@ -7,11 +7,13 @@ from typing import cast
 from paramserver.core.dataset import DatasetSpec, Leased
 from paramserver.core.members import Caller, JobState, Member, Role, State, View
 from paramserver.core.placement import Group
+from paramserver.core.replicas import Formed, Offer
 from paramserver.core.rounds import Arrival
 from paramserver.core.shards import ShardQueue
 from paramserver.errors import InvalidRequestError
+from paramserver.types import AllReduce, WorkerId
 from paramserver.v1 import common_pb2, scheduler_pb2
-from paramserver.wire.convert import consistency_to_proto
+from paramserver.wire.convert import consistency_to_proto, spans_from_proto
 
 _ROLES = {role: scheduler_pb2.Role.Value(f"ROLE_{role.name}") for role in Role}
 _ROLE_NAMES = {number: role for role, number in _ROLES.items()}
@@ -126,16 +128,46 @@ def dataset_status(queue: ShardQueue) -> scheduler_pb2.DatasetStatus:
 
 
 def group_placement(group: Group) -> scheduler_pb2.GroupPlacement:
-    return scheduler_pb2.GroupPlacement(
+    placed = scheduler_pb2.GroupPlacement(
         group=group.spec.name,
         optimizer=group.spec.optimizer,
         consistency=consistency_to_proto(group.spec.consistency),
         parameters=group.spec.elements,
         bytes=group.spec.bytes,
+        stored=group.stored,
+        scheme=group.spec.scheme,
+    )
+    if isinstance(group.spec.consistency, AllReduce):  # on the workers: nothing is placed
+        return placed
+    where = scheduler_pb2.GroupPlacement(
         slices=len(group.map.owners),
         server_bytes=group.server_bytes,
         servers=group.map.servers,
         lead=group.map.servers[group.map.lead],
-        stored=group.stored,
-        scheme=group.spec.scheme,
+    )
+    placed.MergeFrom(where)
+    return placed
+
+
+def offer_from_proto(request: scheduler_pb2.FormReplicasRequest) -> Offer:
+    contributed = {
+        WorkerId(c.replica.rank, c.replica.incarnation): spans_from_proto(c.samples)
+        for c in request.contributed
+    }
+    return Offer(request.sequence, request.clock, request.endpoint, request.whole, contributed)
+
+
+def formed_to_proto(found: Formed | str, view: int) -> scheduler_pb2.FormReplicasReply:
+    """A formation, or whom it waits for."""
+    if isinstance(found, str):
+        return scheduler_pb2.FormReplicasReply(pending=found, view=view)
+    replicas = [scheduler_pb2.Replica(rank=r, incarnation=i) for r, i in found.replicas]
+    return scheduler_pb2.FormReplicasReply(
+        formed=True,
+        number=found.number,
+        replicas=replicas,
+        endpoint=found.endpoint,
+        root=found.root.rank,
+        spread=found.spread,
+        view=view,
     )

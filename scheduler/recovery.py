@@ -9,10 +9,13 @@ from typing import Any, Protocol
 
 from google.protobuf.message import Message
 
+from paramserver.core.members import worker_id
 from paramserver.core.placement import Group
 from paramserver.core.spans import common
 from paramserver.errors import ParameterServerError
-from paramserver.scheduler.state import Loss, SchedulerState
+from paramserver.scheduler.facts import Loss
+from paramserver.scheduler.replicas import replicated
+from paramserver.scheduler.state import SchedulerState
 from paramserver.types import Span, Sync, canonical
 from paramserver.v1 import server_pb2
 from paramserver.wire.convert import spans_from_proto
@@ -53,11 +56,16 @@ class Recovery:
 
     def start(self, loss: Loss) -> None:
         """Begins to settle the leases of a worker; needs a running loop."""
-        groups = [g for g in self._state.groups if g.spec.name in loss.member.groups]
+        told = self._state.replicas.told(worker_id(loss.member))
+        groups = [
+            g
+            for g in self._state.groups
+            if g.spec.name in loss.member.groups and not replicated(g.spec)
+        ]
         if not groups:  # it never pushed
-            self._settle(loss, frozenset())
+            self._settle(loss, told)
             return
-        task = asyncio.get_running_loop().create_task(self._recover(loss, groups))
+        task = asyncio.get_running_loop().create_task(self._recover(loss, groups, told))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -74,11 +82,11 @@ class Recovery:
         self._state.recover(loss, applied, self._now())
         self._recovered()
 
-    async def _recover(self, loss: Loss, groups: list[Group]) -> None:
+    async def _recover(self, loss: Loss, groups: list[Group], known: frozenset[Span]) -> None:
         addresses = sorted({a for g in groups for a in _witnesses(g)})
         answers = await asyncio.gather(*(self._ask(loss, a) for a in addresses))
         by_address = dict(zip(addresses, answers, strict=True))
-        applied: set[Span] = set()
+        applied = set(known)
         for group in groups:
             told = [by_address[a].get(group.spec.name, frozenset()) for a in _witnesses(group)]
             applied |= reduce(common, told)

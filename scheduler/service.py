@@ -14,6 +14,7 @@ from typing import TypeVar
 from paramserver.config import SchedulerConfig
 from paramserver.core.dataset import Drained, Empty, Leased
 from paramserver.core.members import Caller, Role
+from paramserver.core.replicas import Formed
 from paramserver.core.rounds import Released, Waiting
 from paramserver.errors import InvalidRequestError, VersionError
 from paramserver.scheduler.convert import (
@@ -21,17 +22,20 @@ from paramserver.scheduler.convert import (
     caller_from_proto,
     dataset_from_proto,
     dataset_to_proto,
+    formed_to_proto,
     identity_to_proto,
     job_state_to_proto,
+    offer_from_proto,
     role_from_proto,
     shard_to_proto,
     view_to_proto,
 )
 from paramserver.scheduler.coordination import CoordinationMethods, Offices
+from paramserver.scheduler.facts import Schedule, Storing
 from paramserver.scheduler.parking import Parking
 from paramserver.scheduler.recovery import AsyncServerChannel, Recovery
 from paramserver.scheduler.report import status
-from paramserver.scheduler.state import Schedule, SchedulerState, Storing
+from paramserver.scheduler.state import SchedulerState
 from paramserver.scheduler.topics import (
     START,
     VIEW,
@@ -289,6 +293,17 @@ class SchedulerService(CoordinationMethods):
             pending=found.pending,
             view=self.state.members.number,
         )
+
+    async def FormReplicas(self, request: pb.FormReplicasRequest) -> pb.FormReplicasReply:
+        caller = self._enter(request.member)
+        offer = offer_from_proto(request)
+
+        def attempt() -> Formed | str:
+            return self.state.form_replicas(caller, request.group, offer, self._now())
+
+        topic = group_topic(request.group)
+        found = await self._poll(topic, request.wait_s, attempt, lambda f: isinstance(f, str))
+        return formed_to_proto(found, self.state.members.number)
 
     # -- data
 

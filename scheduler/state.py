@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from paramserver.config import SchedulerConfig
 from paramserver.core.dataset import DatasetSpec, Drained, Empty, Leased
@@ -22,6 +21,7 @@ from paramserver.core.members import (
 )
 from paramserver.core.membership import Membership
 from paramserver.core.placement import Group, Groups, GroupSpec, check_name
+from paramserver.core.replicas import Formed, Offer
 from paramserver.core.rounds import Released, Rounds, Waiting
 from paramserver.core.shards import ShardQueue
 from paramserver.errors import (
@@ -29,39 +29,14 @@ from paramserver.errors import (
     ResourceError,
 )
 from paramserver.scheduler.datasets import Datasets
+from paramserver.scheduler.facts import Loss, Schedule, Storing
 from paramserver.scheduler.figures import Figures
 from paramserver.scheduler.journal import Journal
+from paramserver.scheduler.replicas import ReplicaGroups, replicated
 from paramserver.scheduler.topics import EVERYTHING, group_topic, round_topic
 from paramserver.scheduler.warm_start import WarmStarts
 from paramserver.scheduler.words import failed, where, words
 from paramserver.types import Span, WorkerId
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """A worker that left with leases: servers know what was applied. It is gone in ``view``."""
-
-    member: Member
-    view: int
-    job: int
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """State of learning-rate schedules, as JSON, and when it was taken."""
-
-    epoch: int
-    clock: int
-    state: str
-
-
-@dataclass(frozen=True, slots=True)
-class Storing:
-    """Whether first values are stored, and if not, whether the caller is to store them."""
-
-    stored: bool = False
-    initialize: bool = False
-    pending: str = ""
 
 
 class SchedulerState:
@@ -88,6 +63,7 @@ class SchedulerState:
         self.groups = Groups(self.config.limits)
         self.data = Datasets(self.config, self.members, self.journal, self._leases, self._wakes.add)
         self.rounds = Rounds(self._rounds_begun)
+        self.replicas = ReplicaGroups(self.members, self.groups, self.journal)
         self.schedule: Schedule | None = None
         self.figures = Figures()
         self.warm = WarmStarts(self.members, self.data, self.journal, self._wakes.add)
@@ -103,8 +79,9 @@ class SchedulerState:
         return wakes
 
     def take_losses(self) -> list[Loss]:
-        """Workers whose leases wait for ``recover``."""
-        losses, self._losses = self._losses, []
+        """Workers whose leases wait for ``recover``, once other replicas have told of them."""
+        held = [x for x in self._losses if self.replicas.untold(worker_id(x.member))]
+        losses, self._losses = [x for x in self._losses if x not in held], held
         return losses
 
     # -- coming and going
@@ -189,6 +166,7 @@ class SchedulerState:
                 self.figures.forget(member.name)
         for member in workers:
             self._names.pop(worker_id(member), None)
+            self.replicas.leave(worker_id(member))
             self.data.leave(member, heir)
         self.warm.look_again()
         for released in self.rounds.leave([worker_id(m) for m in workers]):
@@ -257,7 +235,7 @@ class SchedulerState:
         group, new = self.groups.register(spec, servers, self._map_version + 1)
         if new:
             self._map_version += 1
-            self.members.hold(name for name, _ in servers)
+            self.members.hold(name for name, _ in servers if not replicated(spec))
             self.journal.say(
                 f"{member.name} registered group {spec.name}: {spec.elements} parameters, "
                 f"{len(group.map.owners)} slices on {len(servers)} servers",
@@ -293,6 +271,12 @@ class SchedulerState:
             self.journal.say(f"{member.name} stored first values of group {name}", now)
         self._after(now, group_topic(name))
 
+    def form_replicas(self, caller: Caller, name: str, offer: Offer, now: float) -> Formed | str:
+        """As ``ReplicaGroups.form``."""
+        found = self.replicas.form(self.worker(caller), name, offer, now)
+        self._after(now, *([] if isinstance(found, str) else [group_topic(name)]))
+        return found
+
     # -- data
 
     def open_dataset(self, caller: Caller, spec: DatasetSpec, now: float) -> ShardQueue:
@@ -322,6 +306,7 @@ class SchedulerState:
     def recover(self, loss: Loss, applied: Iterable[Span], now: float) -> None:
         """The leases of a worker that left: what was applied is done, the rest is free again."""
         if loss.job == self.members.job:
+            self.replicas.forget(worker_id(loss.member))
             self.data.recover(loss.member, applied, now)
 
     # -- rounds
@@ -393,5 +378,6 @@ class SchedulerState:
         self.members.check_invariants()
         self.rounds.check_invariants()
         self.data.check_invariants()
+        self.replicas.check_invariants()
         live = {worker_id(m): m.name for m in self.members.live(Role.WORKER)}
         assert self._names == live

@@ -84,7 +84,7 @@ def one_process(
 def train(
     rule: type[torch.optim.Optimizer],
     options: Mapping[str, Any],
-    consistency: ps.Sync | ps.Stale | ps.Async,
+    consistency: ps.Sync | ps.Stale | ps.Async | ps.AllReduce,
     steps: list[int],
     dtype: torch.dtype = torch.float32,
     before: Callable[[int, int], None] = lambda rank, step: None,

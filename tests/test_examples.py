@@ -81,6 +81,12 @@ def test_diloco() -> None:
     assert float(bits) < 3.6
 
 
+def test_allreduce() -> None:
+    said = cluster(1, 3, "allreduce")
+    assert accuracy(said) >= 95
+    assert "replicas differ by 0.0" in said
+
+
 def test_char_lm(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("to be or not to be, that is the question. " * 2_000)

@@ -1,4 +1,4 @@
-"""The identity file: how a launcher learns who its child became."""
+"""How others learn who this process is, and how it says farewell."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import json
 import os
 from pathlib import Path
 from typing import Protocol
+
+from google.protobuf.message import Message
+
+from paramserver.v1 import common_pb2, scheduler_pb2
+
+REASON_BYTES = 8 << 10
 
 
 class Identified(Protocol):
@@ -28,3 +34,13 @@ def write_identity(path: Path, who: Identified) -> None:
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
     fresh.write_text(json.dumps(content))
     fresh.replace(path)
+
+
+def farewell(
+    who: common_pb2.Identity, failure: str | None, fatal: bool, code: int
+) -> tuple[str, Message]:
+    """The rpc and request by which a member leaves; arguments as for ``Session.leave``."""
+    if failure is None:
+        return "Finish", scheduler_pb2.FinishRequest(member=who)
+    reason = failure.encode()[-REASON_BYTES:].decode(errors="ignore")
+    return "Fail", scheduler_pb2.FailRequest(member=who, reason=reason, fatal=fatal, exit_code=code)

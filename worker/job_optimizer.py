@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NoReturn, overload
 
 import torch
 from torch import Tensor
 
-from paramserver.errors import UnsupportedError
+from paramserver.errors import ConfigurationError, UnsupportedError
 from paramserver.types import StepResult
 from paramserver.worker.group import Group
 from paramserver.worker.parameters import Members
@@ -81,3 +82,44 @@ class JobOptimizer(torch.optim.Optimizer):
             "an optimizer of a job cannot be pickled: save optimizer.state_dict() and "
             "client.state_dict(), connect again in the other process"
         )
+
+
+def check_weight(weight: float | None) -> None:
+    """Raises ConfigurationError unless this is a number of samples, or None."""
+    if weight is not None and not (math.isfinite(weight) and weight >= 0):
+        raise ConfigurationError(f"weight={weight}: must be a number of samples, >= 0")
+
+
+def dense_gradients(
+    named: Iterable[tuple[str, Tensor]], frozen: Collection[str]
+) -> dict[str, Tensor]:
+    """The gradients that there are, by name.
+
+    Raises:
+        UnsupportedError: a sparse gradient, or one of a frozen parameter.
+    """
+    found = {}
+    for name, parameter in named:
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        if name in frozen:
+            raise UnsupportedError(
+                f"{name!r} has a gradient, but did not require one when client.optimizer was "
+                "called: frozen parameters are stored once; call client.optimizer after "
+                "requires_grad_()"
+            )
+        if gradient.layout != torch.strided:
+            raise UnsupportedError(
+                f"the gradient of {name!r} is sparse: groups hold dense tensors; make the "
+                "layer with sparse=False"
+            )
+        found[name] = gradient
+    return found
+
+
+def unscaled(gradients: Mapping[str, Tensor], scale: Tensor) -> dict[str, Tensor]:
+    """Gradients divided by the scale of a GradScaler."""
+    # As torch's own kernel: a float32 reciprocal, then one product.
+    inverse = scale.double().reciprocal().float()
+    return {n: g * inverse.to(g.device, g.dtype) for n, g in gradients.items()}

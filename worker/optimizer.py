@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, overload
 
@@ -13,7 +12,7 @@ from paramserver.core.placement import GroupSpec, Option
 from paramserver.errors import ConfigurationError, InvalidRequestError, UnsupportedError
 from paramserver.types import Consistency, StepResult, canonical
 from paramserver.worker.group import Group
-from paramserver.worker.job_optimizer import JobOptimizer
+from paramserver.worker.job_optimizer import JobOptimizer, check_weight, dense_gradients, unscaled
 from paramserver.worker.overlap import Overlap
 from paramserver.worker.parameters import (
     Members,
@@ -169,30 +168,11 @@ class ServerOptimizer(JobOptimizer):
             return None
         gradients, grad_scale = self._gradients(), self._scale()
         if grad_scale is not None:
-            # As torch's own kernel: a float32 reciprocal, then one product.
-            inverse = grad_scale.double().reciprocal().float()
-            gradients = {n: g * inverse.to(g.device, g.dtype) for n, g in gradients.items()}
+            gradients = unscaled(gradients, grad_scale)
         return gradients
 
     def _gradients(self) -> dict[str, Tensor]:
-        found = {}
-        for name, parameter in self.members.named:
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            if name in self._frozen:
-                raise UnsupportedError(
-                    f"{name!r} has a gradient, but did not require one when client.optimizer was "
-                    "called: frozen parameters are stored once; call client.optimizer after "
-                    "requires_grad_()"
-                )
-            if gradient.layout != torch.strided:
-                raise UnsupportedError(
-                    f"the gradient of {name!r} is sparse: groups hold dense tensors; make the "
-                    "layer with sparse=False"
-                )
-            found[name] = gradient
-        return found
+        return dense_gradients(self.members.named, self._frozen)
 
     def _deltas(self) -> dict[str, Tensor]:
         """What buffers changed by since they were pulled; integers as they are."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from torch import Tensor
 
 from paramserver.core.placement import GroupSpec, SliceMap
 from paramserver.errors import NotFoundError, UnsupportedError, UsageError
-from paramserver.types import Async, Sync
+from paramserver.types import AllReduce, Async, Sync
 from paramserver.v1 import scheduler_pb2
 from paramserver.wire.convert import group_from_proto, group_to_proto, map_from_proto
 from paramserver.wire.transport import Transport
@@ -17,22 +18,42 @@ from paramserver.worker.link import Links
 from paramserver.worker.session import Session
 
 
+class Stepping(Protocol):
+    """A group that this worker takes steps in, wherever its values are."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def spec(self) -> GroupSpec: ...
+
+    @property
+    def clock(self) -> int: ...
+
+    @property
+    def fresh(self) -> bool: ...
+
+    def activate(self, *, skip: bool = False) -> None: ...
+
+
 class Registry:
     """Which groups this worker has, and whether clocks wait for it.
 
     Attributes:
+        session: of the client.
         links: the streams to servers, shared by all groups.
         active: whether clocks wait for this worker.
     """
 
     def __init__(self, session: Session, transport: Transport) -> None:
-        self._session = session
+        self.session = session
         self._transport = transport
         self.links = Links(transport, session.check, session.config.limits)
         self.active = False
         self._data = False
-        self._groups: dict[str, Group] = {}
-        self._read_only: dict[str, Group] = {}
+        self._groups: dict[str, Stepping] = {}
+        self._held: dict[str, Group] = {}  # on servers, whether registered here or only read
+        self._closes: list[Callable[[], None]] = []
         self._refreshes: dict[str, Callable[[], None]] = {}
         self._starts: dict[str, int] = {}
 
@@ -49,25 +70,39 @@ class Registry:
             UsageError: this client has it already.
             UnsupportedError: it would wait for others beside a group that waits at another pace.
         """
+        group = self._make(spec, map_from_proto(self.register(spec).map), wire_dtype)
+        while not self._await_first_values(spec.name):
+            group.store(values)
+            stored = scheduler_pb2.GroupStoredRequest(
+                member=self.session.identity(), group=spec.name
+            )
+            self.session.scheduler.call("GroupStored", stored)
+        self._groups[spec.name] = self._held[spec.name] = group
+        return group
+
+    def register(self, spec: GroupSpec) -> scheduler_pb2.RegisterGroupReply:
+        """Makes the group known to the scheduler; raises as ``open``."""
         if spec.name in self._groups:
             raise UsageError(
                 f"group {spec.name!r} is registered by this client already; give another group name"
             )
         self._check_beside(spec)
         request = scheduler_pb2.RegisterGroupRequest(
-            member=self._session.identity(), spec=group_to_proto(spec)
+            member=self.session.identity(), spec=group_to_proto(spec)
         )
-        reply = self._session.scheduler.call("RegisterGroup", request)
-        self._session.saw_view(reply.view)
-        group = self._make(spec, map_from_proto(reply.map), wire_dtype)
-        while not self._await_first_values(spec.name):
-            group.store(values)
-            stored = scheduler_pb2.GroupStoredRequest(
-                member=self._session.identity(), group=spec.name
-            )
-            self._session.scheduler.call("GroupStored", stored)
-        self._groups[spec.name] = group
-        return group
+        reply: scheduler_pb2.RegisterGroupReply = self.session.scheduler.call(
+            "RegisterGroup", request
+        )
+        self.session.saw_view(reply.view)
+        return reply
+
+    def adopt(
+        self, group: Stepping, refresh: Callable[[], None], close: Callable[[], None]
+    ) -> None:
+        """A group that this client registered and holds itself; ``refresh`` as for ``add``."""
+        self._groups[group.name] = group
+        self._closes.append(close)
+        self.add(group, refresh)
 
     def _check_beside(self, spec: GroupSpec) -> None:
         """Two groups that wait at different paces may each wait for the other's workers."""
@@ -87,19 +122,19 @@ class Registry:
 
         def request(wait_s: float) -> scheduler_pb2.AwaitGroupRequest:
             return scheduler_pb2.AwaitGroupRequest(
-                member=self._session.identity(), group=name, wait_s=wait_s
+                member=self.session.identity(), group=name, wait_s=wait_s
             )
 
         what = f"first values of group {name!r}"
-        reply = self._session.poll("AwaitGroup", request, lambda r: r.stored or r.initialize, what)
+        reply = self.session.poll("AwaitGroup", request, lambda r: r.stored or r.initialize, what)
         return bool(reply.stored)
 
     def _make(self, spec: GroupSpec, slice_map: SliceMap, wire_dtype: str = "") -> Group:
         return Group(
-            self._session, self._transport, self.links, spec, slice_map, wire_dtype=wire_dtype
+            self.session, self._transport, self.links, spec, slice_map, wire_dtype=wire_dtype
         )
 
-    def add(self, group: Group, refresh: Callable[[], None]) -> None:
+    def add(self, group: Stepping, refresh: Callable[[], None]) -> None:
         """The group is ready to train: clocks wait for this worker, unless data is to come first.
 
         Args:
@@ -122,12 +157,12 @@ class Registry:
             self.active = False
 
     def _set_active(self, active: bool) -> None:
-        request = scheduler_pb2.SetActiveRequest(member=self._session.identity(), active=active)
-        self._session.saw_view(self._session.scheduler.call("SetActive", request).view)
+        request = scheduler_pb2.SetActiveRequest(member=self.session.identity(), active=active)
+        self.session.saw_view(self.session.scheduler.call("SetActive", request).view)
 
     def became_active(self, view: int, waited: bool) -> None:
         """The scheduler made this worker active: by its first data shard, or after a wait."""
-        self._session.saw_view(view)
+        self.session.saw_view(view)
         if self.active and not waited:
             return
         self.active = True
@@ -137,7 +172,7 @@ class Registry:
         self._starts = {name: self._groups[name].clock for name in self._refreshes}
 
     def _fall_in(self) -> None:
-        """Starts all Sync groups at the same step.
+        """Starts all groups in lock step at the same step.
 
         Others may be between the groups of one step: they would wait for this worker in the group
         behind, while it waits for them in the group ahead.
@@ -145,7 +180,8 @@ class Registry:
         groups = [
             self._groups[name]
             for name in self._refreshes
-            if isinstance(self._groups[name].spec.consistency, Sync) and self._groups[name].fresh
+            if isinstance(self._groups[name].spec.consistency, (Sync, AllReduce))
+            and self._groups[name].fresh
         ]
         ahead = max((group.clock for group in groups), default=0)
         for group in groups:
@@ -158,17 +194,26 @@ class Registry:
 
         Raises:
             NotFoundError: nobody registered it, or its first values are not stored yet.
+            UnsupportedError: its values are on the workers.
         """
-        found = self._groups.get(name) or self._read_only.get(name)
+        found = self._held.get(name)
         if found is None:
             request = scheduler_pb2.GetGroupRequest(group=name)
-            reply = self._session.scheduler.call("GetGroup", request)
+            reply = self.session.scheduler.call("GetGroup", request)
+            spec = group_from_proto(reply.spec)
+            if isinstance(spec.consistency, AllReduce):
+                raise UnsupportedError(
+                    f"group {name!r} is {spec.consistency}: servers hold nothing of it; call "
+                    "state_dict in a worker that trains it"
+                )
             if not reply.stored:
                 raise NotFoundError(f"group {name!r} has no values yet; try again later")
-            found = self._make(group_from_proto(reply.spec), map_from_proto(reply.map))
-            self._read_only[name] = found
+            found = self._make(spec, map_from_proto(reply.map))
+            self._held[name] = found
         return found
 
     def close(self) -> None:
-        """Closes the streams."""
+        """Closes the streams, and leaves other replicas."""
+        for close in self._closes:
+            close()
         self.links.close()

@@ -12,9 +12,14 @@ def workers(view: scheduler_pb2.View) -> list[scheduler_pb2.Member]:
     return [m for m in view.members if m.role == scheduler_pb2.ROLE_WORKER]
 
 
+def is_live(member: scheduler_pb2.Member) -> bool:
+    """Whether it has neither finished nor been lost."""
+    return member.state not in _GONE
+
+
 def live(view: scheduler_pb2.View) -> int:
     """How many workers are neither finished nor lost."""
-    return sum(m.state not in _GONE for m in workers(view))
+    return sum(is_live(m) for m in workers(view))
 
 
 def chief(view: scheduler_pb2.View, default: int) -> int:

@@ -29,14 +29,14 @@ from paramserver.v1 import common_pb2, scheduler_pb2
 from paramserver.wire.transport import Channel
 from paramserver.worker.batches import Batches, Ticket
 from paramserver.worker.figures import Figures
-from paramserver.worker.identity import write_identity
+from paramserver.worker.identity import farewell, write_identity
 from paramserver.worker.speed import Speed
+from paramserver.worker.substitutes import Substitutes
 from paramserver.worker.waiting import POLL_S, Waiting, long_poll
 
 logger = logging.getLogger("paramserver")
 
 LEAVE_S = 5.0
-REASON_BYTES = 8 << 10
 
 
 class Session:
@@ -50,6 +50,7 @@ class Session:
         identity_file: where the launcher looks for who this is, and then says how it ended.
         batches: samples handed out, and the pushes they went into.
         speed: how fast this worker computes.
+        substitutes: what acts for this worker while it waits for others.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Session:
         self.incarnation = 0
         self.job = self.workers = 0
         self.batches = Batches()
+        self.substitutes = Substitutes()
         self.launched = launched
         self.identity_file = identity_file
         self._now = now
@@ -219,6 +221,8 @@ class Session:
         make_request: Callable[[float], Message],
         done: Callable[[Any], bool],
         what: str,
+        *,
+        substitute: bool = True,
     ) -> Any:
         """Asks until ``done(reply)``, in long polls; the reply.
 
@@ -226,6 +230,7 @@ class Session:
             method: rpc of the scheduler whose reply has ``pending``.
             make_request: from the seconds that the scheduler may park the call.
             what: what is waited for, in words.
+            substitute: let replicas of this worker take part in others' steps meanwhile.
 
         Raises:
             WaitTimeoutError: after ``config.wait_timeout`` seconds; says whom it waited for.
@@ -233,10 +238,11 @@ class Session:
 
         def ask(wait_s: float) -> Any:
             self.check()
+            self.substitutes.check()
             timeout = wait_s + self.config.timeout
             return self.scheduler.call(method, make_request(wait_s), timeout=timeout)
 
-        with self.speed.waiting():
+        with self.speed.waiting(), self.substitutes.standing_in(substitute):
             return long_poll(ask, done, what, self.config.wait_timeout, self._now)
 
     def add_group(self, name: str, clock: Callable[[], int], settle: Callable[[], None]) -> None:
@@ -379,20 +385,12 @@ class Session:
             self._left = True
         try:
             if self._end is None:
-                method, request = self._farewell(failure, fatal, code)
+                method, request = farewell(self.identity(), failure, fatal, code)
                 self.scheduler.call(method, request, timeout=LEAVE_S)
         except FencedError as error:
             logger.warning("left already: %s", error)
         finally:
             self.stop()
-
-    def _farewell(self, failure: str | None, fatal: bool, code: int) -> tuple[str, Message]:
-        if failure is None:
-            return "Finish", scheduler_pb2.FinishRequest(member=self.identity())
-        reason = failure.encode()[-REASON_BYTES:].decode(errors="ignore")
-        return "Fail", scheduler_pb2.FailRequest(
-            member=self.identity(), reason=reason, fatal=fatal, exit_code=code
-        )
 
     @property
     def left(self) -> bool:

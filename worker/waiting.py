@@ -23,11 +23,14 @@ class Waiting:
         self._now = now
         self._start = self._said = now()
 
+    def due(self) -> bool:
+        """Whether it is time to say something."""
+        return self._now() - self._said >= SAY_EVERY_S
+
     def say(self, reason: str) -> None:
         """Logs the newest reason if it is time to."""
-        now = self._now()
-        if now - self._said >= SAY_EVERY_S:
-            self._said = now
+        if self.due():
+            now = self._said = self._now()
             logger.warning("%s: %.0f s so far: %s", self._what, now - self._start, reason)
 
 

@@ -106,10 +106,18 @@ class AllReduce:
     """Full replicas on the workers; gradients go through ``torch.distributed``, not the servers.
 
     Args:
-        backend: of ``torch.distributed``: "gloo", or "nccl" on CUDA.
+        backend: of ``torch.distributed``; "gloo" is the only one. Gradients on an accelerator go
+            through the host.
     """
 
     backend: str = "gloo"
+
+    def __post_init__(self) -> None:
+        if self.backend != "gloo":
+            raise ConfigurationError(
+                f"backend={self.backend!r}: must be 'gloo', which also takes models on an "
+                "accelerator, through the host"
+            )
 
 
 Consistency = Sync | Stale | Async | Adaptive | AllReduce

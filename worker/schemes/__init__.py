@@ -14,6 +14,7 @@ from paramserver.worker.job_optimizer import JobOptimizer
 from paramserver.worker.optimizer import open_server_optimizer
 from paramserver.worker.parameters import Model
 from paramserver.worker.registry import Registry
+from paramserver.worker.schemes.allreduce import open_allreduce_optimizer
 from paramserver.worker.schemes.downpour import open_downpour_optimizer
 from paramserver.worker.schemes.local import open_local_optimizer
 
@@ -43,6 +44,18 @@ def open_optimizer(
             wire_dtype=wire_dtype,
             overlap=overlap,
         )
+    if isinstance(consistency, AllReduce):
+        return open_allreduce_optimizer(
+            registry,
+            model,
+            optimizer_class,
+            hyperparameters,
+            consistency=consistency,
+            group=group,
+            buffers=buffers,
+            wire_dtype=wire_dtype,
+            overlap=overlap,
+        )
     if isinstance(consistency, Downpour):
         return open_downpour_optimizer(
             registry,
@@ -55,8 +68,6 @@ def open_optimizer(
             wire_dtype=wire_dtype,
             overlap=overlap,
         )
-    if isinstance(consistency, AllReduce):
-        raise UnsupportedError(f"{type(consistency).__name__} is not there yet")
     return open_server_optimizer(
         registry,
         model,

@@ -506,6 +506,62 @@ class Arrival(_message.Message):
     sequence: int
     def __init__(self, rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
 
+class Replica(_message.Message):
+    __slots__ = ("rank", "incarnation")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    incarnation: int
+    def __init__(self, rank: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
+
+class Contributed(_message.Message):
+    __slots__ = ("replica", "samples")
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    replica: Replica
+    samples: _containers.RepeatedCompositeFieldContainer[_common_pb2.Span]
+    def __init__(self, replica: _Optional[_Union[Replica, _Mapping]] = ..., samples: _Optional[_Iterable[_Union[_common_pb2.Span, _Mapping]]] = ...) -> None: ...
+
+class FormReplicasRequest(_message.Message):
+    __slots__ = ("member", "group", "sequence", "clock", "endpoint", "contributed", "wait_s", "whole")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTED_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    group: str
+    sequence: int
+    clock: int
+    endpoint: str
+    contributed: _containers.RepeatedCompositeFieldContainer[Contributed]
+    wait_s: float
+    whole: bool
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., group: _Optional[str] = ..., sequence: _Optional[int] = ..., clock: _Optional[int] = ..., endpoint: _Optional[str] = ..., contributed: _Optional[_Iterable[_Union[Contributed, _Mapping]]] = ..., wait_s: _Optional[float] = ..., whole: bool = ...) -> None: ...
+
+class FormReplicasReply(_message.Message):
+    __slots__ = ("formed", "number", "replicas", "endpoint", "root", "spread", "pending", "view")
+    FORMED_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    ROOT_FIELD_NUMBER: _ClassVar[int]
+    SPREAD_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    formed: bool
+    number: int
+    replicas: _containers.RepeatedCompositeFieldContainer[Replica]
+    endpoint: str
+    root: int
+    spread: bool
+    pending: str
+    view: int
+    def __init__(self, formed: bool = ..., number: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., endpoint: _Optional[str] = ..., root: _Optional[int] = ..., spread: bool = ..., pending: _Optional[str] = ..., view: _Optional[int] = ...) -> None: ...
+
 class FinishRequest(_message.Message):
     __slots__ = ("member",)
     MEMBER_FIELD_NUMBER: _ClassVar[int]

@@ -132,6 +132,11 @@ class SchedulerStub(object):
                 request_serializer=paramserver_dot_v1_dot_scheduler__pb2.JoinRequest.SerializeToString,
                 response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.JoinReply.FromString,
                 _registered_method=True)
+        self.FormReplicas = channel.unary_unary(
+                '/paramserver.v1.Scheduler/FormReplicas',
+                request_serializer=paramserver_dot_v1_dot_scheduler__pb2.FormReplicasRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.FormReplicasReply.FromString,
+                _registered_method=True)
         self.Finish = channel.unary_unary(
                 '/paramserver.v1.Scheduler/Finish',
                 request_serializer=paramserver_dot_v1_dot_scheduler__pb2.FinishRequest.SerializeToString,
@@ -319,6 +324,16 @@ class SchedulerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FormReplicas(self, request, context):
+        """The replicas of an all-reduce group form anew: waits until every live worker of the group has
+        come (the first time: every live worker), then tells all of them the same list. What lost
+        replicas had contributed is taken from the offers before their data shards return to the queue.
+        Idempotent by sequence. NOT_FOUND when all replicas that had the values are gone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Finish(self, request, context):
         """Leaves the job: nothing waits for this worker any more. Idempotent.
         """
@@ -459,6 +474,11 @@ def add_SchedulerServicer_to_server(servicer, server):
                     servicer.Join,
                     request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.JoinRequest.FromString,
                     response_serializer=paramserver_dot_v1_dot_scheduler__pb2.JoinReply.SerializeToString,
+            ),
+            'FormReplicas': grpc.unary_unary_rpc_method_handler(
+                    servicer.FormReplicas,
+                    request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.FormReplicasRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_scheduler__pb2.FormReplicasReply.SerializeToString,
             ),
             'Finish': grpc.unary_unary_rpc_method_handler(
                     servicer.Finish,
@@ -1007,6 +1027,33 @@ class Scheduler(object):
             '/paramserver.v1.Scheduler/Join',
             paramserver_dot_v1_dot_scheduler__pb2.JoinRequest.SerializeToString,
             paramserver_dot_v1_dot_scheduler__pb2.JoinReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FormReplicas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Scheduler/FormReplicas',
+            paramserver_dot_v1_dot_scheduler__pb2.FormReplicasRequest.SerializeToString,
+            paramserver_dot_v1_dot_scheduler__pb2.FormReplicasReply.FromString,
             options,
             channel_credentials,
             insecure,
