@@ -237,12 +237,6 @@ def changes(buffers: Mapping[str, Tensor], since: Mapping[str, Tensor]) -> dict[
     }
 
 
-def check_weight(weight: float | None) -> None:
-    """Raises ConfigurationError for what cannot be a number of samples."""
-    if weight is not None and not (math.isfinite(weight) and weight >= 0):
-        raise ConfigurationError(f"weight={weight}: must be a number of samples, >= 0")
-
-
 def wire_name(wire_dtype: str | None) -> str:
     """A wire data type as groups know it.
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from paramserver.errors import UnsupportedError
 from paramserver.schemes import Downpour, Local, Scheme
 from paramserver.types import AllReduce
 from paramserver.worker.job_optimizer import JobOptimizer

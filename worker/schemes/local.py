@@ -23,8 +23,8 @@ from paramserver.schemes import Local
 from paramserver.types import Async, StepResult, canonical
 from paramserver.worker import roster
 from paramserver.worker.group import Group
-from paramserver.worker.job_optimizer import JobOptimizer
-from paramserver.worker.optimizer import check_weight, wire_name
+from paramserver.worker.job_optimizer import JobOptimizer, check_weight
+from paramserver.worker.optimizer import wire_name
 from paramserver.worker.parameters import (
     Members,
     Model,
