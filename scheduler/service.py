@@ -29,9 +29,10 @@ from paramserver.scheduler.convert import (
 )
 from paramserver.scheduler.coordination import CoordinationMethods, Offices
 from paramserver.scheduler.parking import Parking
+from paramserver.scheduler.records import Schedule, Storing
 from paramserver.scheduler.recovery import AsyncServerChannel, Recovery
 from paramserver.scheduler.report import status
-from paramserver.scheduler.state import Schedule, SchedulerState, Storing
+from paramserver.scheduler.state import SchedulerState
 from paramserver.scheduler.topics import (
     START,
     VIEW,
@@ -174,6 +175,7 @@ class SchedulerService(CoordinationMethods):
         )
         self._after()
         members = self.state.members
+        replica, party = divmod(max(done.member.rank, 0), self._config.parties)
         return pb.RegisterReply(
             identity=identity_to_proto(done.member, members.number, members.job),
             lease_s=self._config.lease_s,
@@ -181,6 +183,9 @@ class SchedulerService(CoordinationMethods):
             protocol=PROTOCOL_VERSION,
             workers=self._config.workers,
             servers=self._config.servers,
+            party=party,
+            parties=self._config.parties,
+            replica=replica,
         )
 
     async def AwaitStart(self, request: pb.AwaitStartRequest) -> pb.AwaitStartReply:
@@ -317,11 +322,14 @@ class SchedulerService(CoordinationMethods):
             lambda f: isinstance(f, Empty),
         )
         return pb.NextShardReply(
-            shard=shard_to_proto(found) if isinstance(found, Leased) else None,
+            shard=self._shard(request.dataset, found) if isinstance(found, Leased) else None,
             drained=isinstance(found, Drained),
             pending=found.reason if isinstance(found, Empty) else "",
             view=self.state.members.number,
         )
+
+    def _shard(self, name: str, leased: Leased) -> pb.Shard:
+        return shard_to_proto(leased, self.state.data.joins(name, leased.lease))
 
     async def ReportSamples(self, request: pb.ReportSamplesRequest) -> pb.ReportSamplesReply:
         lost = self.state.report(
