@@ -49,16 +49,7 @@ class Collectives:
             InvalidRequestError: undeclared pieces, or of another size than declared.
             ResourceError: too many bytes wait for their rounds.
         """
-        sizes = dict(zip(record.pieces, record.sizes, strict=True))
-        good: dict[int, Piece] = {}
-        for index, piece, mark in zip(data.slices, pieces, data.checksums, strict=True):
-            if sizes.get(index) != len(piece):
-                raise InvalidRequestError(
-                    f"collective {record.name!r}: piece {index} has {len(piece)} bytes, "
-                    f"declared were {sizes.get(index)}"
-                )
-            if checksum(piece) == mark:
-                good[index] = piece
+        good = intact(record, data, pieces)
         if self._bytes + sum(len(p) for p in good.values()) > self._limit:
             raise ResourceError(
                 f"collectives hold {self._bytes} bytes, the limit is {self._limit}; "
@@ -87,7 +78,9 @@ class Collectives:
             if key not in self._results:
                 self._results[key] = await workshop.offload(self._bytes, self._reduce, record)
                 self._forget()
-            return [_piece(index, value) for index, value in sorted(self._results[key].items())]
+            return [
+                answer_piece(index, value) for index, value in sorted(self._results[key].items())
+            ]
 
     def _reduce(self, record: pb.Collect) -> dict[int, Tensor]:
         keys = [
@@ -108,7 +101,7 @@ class Collectives:
             )
         dtype = DTYPES[parts[0][0]]
         result = {
-            i: _combine([from_bytes(x[i], dtype) for _, x in parts], record.op) for i in parts[0][1]
+            i: combine([from_bytes(x[i], dtype) for _, x in parts], record.op) for i in parts[0][1]
         }
         for key in keys:
             self._release(key)
@@ -127,13 +120,35 @@ class Collectives:
             self._bytes -= sum(len(p) for p in held[1].values())
 
 
-def _piece(index: int, value: Tensor) -> tuple[pb.Data, Piece]:
+def intact(
+    record: pb.Contribute | pb.Reduce, data: pb.Data, pieces: Sequence[Piece]
+) -> dict[int, Piece]:
+    """The pieces whose checksums match.
+
+    Raises:
+        InvalidRequestError: undeclared pieces, or of another size than declared.
+    """
+    sizes = dict(zip(record.pieces, record.sizes, strict=True))
+    good: dict[int, Piece] = {}
+    for index, piece, mark in zip(data.slices, pieces, data.checksums, strict=True):
+        if sizes.get(index) != len(piece):
+            raise InvalidRequestError(
+                f"collective {record.name!r}: piece {index} has {len(piece)} bytes, "
+                f"declared were {sizes.get(index)}"
+            )
+        if checksum(piece) == mark:
+            good[index] = piece
+    return good
+
+
+def answer_piece(index: int, value: Tensor) -> tuple[pb.Data, Piece]:
+    """One piece of a result as it travels."""
     piece = as_bytes(value)
     return pb.Data(slices=[index], sizes=[len(piece)], checksums=[checksum(piece)]), piece
 
 
-def _combine(values: Sequence[Tensor], op: str) -> Tensor:
-    """Rank order; 16-bit floats in float32, rounded once."""
+def combine(values: Sequence[Tensor], op: str) -> Tensor:
+    """One reduction, in the order given; 16-bit floats in float32, rounded once."""
     dtype = values[0].dtype
     wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
     total = values[0].to(wide, copy=True)

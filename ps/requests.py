@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from paramserver.errors import InvalidRequestError, NonFiniteError
+from paramserver.errors import InvalidRequestError, NonFiniteError, WaitTimeoutError
+from paramserver.ps.collectives import answer_piece, intact
+from paramserver.ps.pulls import DEFAULT_TIMEOUT, REASON_EVERY
 from paramserver.ps.push import Parcel, check_sizes
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.frames import Piece
@@ -212,10 +217,66 @@ class PullVector(Request):
         self.done()
 
 
+class Reduce(Request):
+    """One party's part in a sum over the parties of its replica."""
+
+    def __init__(self, service: ServerService, session: Session, record: pb.Record) -> None:
+        super().__init__(service, session, record)
+        self._record = record.reduce
+        self._pieces: dict[int, Piece] = {}
+        self._awaited = 0
+
+    async def begin(self) -> None:
+        await self.service.views.admit(self._record.worker)
+        self._sum = self.service.reduces.open(self._record, self.service.views)
+        if self._record.party in self._record.contributors and not self._sum.over.is_set():
+            self._awaited = len(self._record.pieces)
+        await self._park_if_all()
+
+    async def take(self, data: pb.Data, pieces: Sequence[Piece]) -> None:
+        good = intact(self._record, data, pieces)
+        self._pieces.update(good)
+        self.refuse([s for s in data.slices if s not in good])
+        await self._park_if_all()
+
+    async def _park_if_all(self) -> None:
+        if len(self._pieces) >= self._awaited:
+            self.whole = True
+            service = self.service
+            await service.reduces.add(self._record, self._sum, self._pieces, service.workshop)
+            self.session.start(self.number, self._answer())
+
+    async def _answer(self) -> None:
+        await self._until_over()
+        outbox = self.session.outbox
+        for index, value in sorted(self._sum.result.items()):
+            data, piece = answer_piece(index, value)
+            await outbox.room()
+            outbox.put(pb.Record(request=self.number, data=data), [piece])
+        self.done()
+
+    async def _until_over(self) -> None:
+        reduces, views = self.service.reduces, self.service.views
+        deadline = time.monotonic() + (self._record.timeout or DEFAULT_TIMEOUT)
+        while not self._sum.over.is_set():
+            left = deadline - time.monotonic()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._sum.over.wait(), max(0.0, min(left, REASON_EVERY)))
+                break
+            reason = reduces.waiting_for(self._sum, views)
+            if left <= REASON_EVERY:
+                raise WaitTimeoutError(f"{reason}: not within {self._record.timeout:g} s")
+            waiting = pb.Waiting(reason=reason)
+            self.session.outbox.put(pb.Record(request=self.number, waiting=waiting))
+        if self._sum.error is not None:
+            raise self._sum.error
+
+
 REQUESTS: dict[str, Callable[[ServerService, Session, pb.Record], Request]] = {
     "store": Store,
     "contribute": Contribute,
     "collect": Collect,
     "add_vector": AddVector,
     "pull_vector": PullVector,
+    "reduce": Reduce,
 }

@@ -21,6 +21,7 @@ from paramserver.ps.exchange import Session
 from paramserver.ps.group import GroupState, Staged
 from paramserver.ps.lead import Following, Leadership
 from paramserver.ps.push import Incoming, Parcel
+from paramserver.ps.reduces import Reduces
 from paramserver.ps.vectors import Vectors
 from paramserver.ps.views import Views
 from paramserver.ps.workshop import Workshop
@@ -58,6 +59,7 @@ class ServerService:
         self.workshop = Workshop(config.threads)
         self.collectives = Collectives(config.limits)
         self.vectors = Vectors(config.limits, self.workshop)
+        self.reduces = Reduces(config.limits)
         self.received_bytes = self.sent_bytes = self.refusals = 0
         self._scheduler = scheduler
         self._connect = connect
@@ -332,6 +334,7 @@ class ServerService:
         if self.views.update(view):
             for lead in self._leads.values():
                 lead.observe(self.views)
+            self.reduces.observe(self.views)
 
     def reset(self) -> None:
         """Drops everything that belongs to a job."""
@@ -341,6 +344,7 @@ class ServerService:
             held.clear()
         self.collectives.clear()
         self.vectors.clear()
+        self.reduces.clear()
 
     def close(self) -> None:
         """Ends threads and streams."""

@@ -72,9 +72,14 @@ class Views:
         if self._states.get(worker, scheduler_pb2.MEMBER_STATE_UNSPECIFIED) in _GONE:
             raise FencedError(
                 f"rank {worker.rank}, incarnation {worker.incarnation}, is not a member of view "
-                f"{self.current.number}: its lease was lost or a newer incarnation has its name; "
-                "connect again"
+                f"{self.current.number}: {self._why_gone(worker)}; connect again"
             )
+
+    def _why_gone(self, worker: WorkerId) -> str:
+        for member in self.current.members:
+            if (member.rank, member.incarnation) == worker and member.reason:
+                return member.reason
+        return "its lease was lost or a newer incarnation has its name"
 
     def active(self, group: str) -> set[WorkerId]:
         """The workers that a clock of ``group`` waits for."""

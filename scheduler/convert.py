@@ -6,6 +6,7 @@ from typing import cast
 
 from paramserver.core.dataset import DatasetSpec, Leased
 from paramserver.core.members import Caller, JobState, Member, Role, State, View
+from paramserver.core.parties import ReplicaQueue
 from paramserver.core.placement import Group
 from paramserver.core.replicas import Formed, Offer
 from paramserver.core.rounds import Arrival
@@ -96,13 +97,15 @@ def dataset_to_proto(spec: DatasetSpec, batch_size: int = 0) -> scheduler_pb2.Da
     )
 
 
-def shard_to_proto(leased: Leased) -> scheduler_pb2.Shard:
+def shard_to_proto(leased: Leased, joins: bool = False) -> scheduler_pb2.Shard:
+    """``joins``: its parties agree on a clock before they begin it."""
     return scheduler_pb2.Shard(
         lease=leased.lease,
         id=leased.shard,
         epoch=leased.epoch,
         start=leased.start,
         stop=leased.stop,
+        joins=joins,
     )
 
 
@@ -112,7 +115,7 @@ def arrival_to_proto(arrival: Arrival) -> scheduler_pb2.Arrival:
     )
 
 
-def dataset_status(queue: ShardQueue) -> scheduler_pb2.DatasetStatus:
+def dataset_status(queue: ShardQueue | ReplicaQueue) -> scheduler_pb2.DatasetStatus:
     counts = queue.counts()
     return scheduler_pb2.DatasetStatus(
         spec=dataset_to_proto(queue.spec),

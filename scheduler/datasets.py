@@ -17,6 +17,7 @@ from paramserver.core.dataset import (
 )
 from paramserver.core.members import Member, Role, State, worker_id
 from paramserver.core.membership import Membership
+from paramserver.core.parties import ReplicaQueue
 from paramserver.core.placement import check_name
 from paramserver.core.shards import ShardQueue
 from paramserver.errors import InvalidRequestError, NotFoundError, ResourceError
@@ -24,6 +25,8 @@ from paramserver.scheduler.journal import Journal
 from paramserver.scheduler.topics import data_topic
 from paramserver.scheduler.words import NAMED, words
 from paramserver.types import Span, WorkerId
+
+Queue = ShardQueue | ReplicaQueue
 
 _log = logging.getLogger(__name__)
 
@@ -47,20 +50,21 @@ class Datasets:
     ) -> None:
         self._config, self._members, self._journal = config, members, journal
         self._leases, self._wake = leases, wake
-        self._queues: dict[str, ShardQueue] = {}
+        self._queues: dict[str, Queue] = {}
         self._waiting: dict[str, set[str]] = {}  # data set: names of idle workers
+        self._joining: dict[str, dict[int, bool]] = {}  # data set: leases of the open epoch
         self._names: dict[WorkerId, str] = {}
 
-    def __iter__(self) -> Iterator[ShardQueue]:
+    def __iter__(self) -> Iterator[Queue]:
         return iter(self._queues.values())
 
-    def get(self, name: str) -> ShardQueue:
+    def get(self, name: str) -> Queue:
         """Raises NotFoundError for a name that nobody opened."""
         if name not in self._queues:
             raise NotFoundError(f"data set {name!r} is not open; call client.loader first")
         return self._queues[name]
 
-    def open(self, member: Member, spec: DatasetSpec, now: float) -> ShardQueue:
+    def open(self, member: Member, spec: DatasetSpec, now: float) -> Queue:
         """Opens a data set, or joins it.
 
         Raises:
@@ -68,7 +72,7 @@ class Datasets:
             ResourceError: too many data sets.
         """
         check_name(spec.name, "data set", self._config.limits)
-        wanted = complete(spec, self._config.workers)
+        wanted = complete(spec, self._config.workers // self._config.parties)
         queue = self._queues.get(spec.name)
         if queue is None:
             queue = self._new(wanted, now)
@@ -80,14 +84,22 @@ class Datasets:
         queue.use(worker_id(member))
         return queue
 
-    def _new(self, spec: DatasetSpec, now: float) -> ShardQueue:
+    def _new(self, spec: DatasetSpec, now: float) -> Queue:
         if len(self._queues) >= self._config.limits.groups:
             raise ResourceError(f"data set {spec.name!r}: a job has at most {len(self._queues)}")
-        kind = BackupQueue if spec.backups else ShardQueue
-        queue = self._queues[spec.name] = kind(spec, self._leases)
+        parties = self._config.parties
+        if spec.backups and parties > 1:
+            raise InvalidRequestError(
+                f"data set {spec.name!r}: backup copies with {parties} parties: each party would "
+                "count another copy; run it without --parties"
+            )
+        plain = (BackupQueue if spec.backups else ShardQueue)(spec, self._leases)
+        queue: Queue = ReplicaQueue(plain, parties) if parties > 1 else plain
+        self._queues[spec.name] = queue
         for member in self._members.live(Role.WORKER):
             queue.join(worker_id(member))
         self._waiting[spec.name] = set()
+        self._joining[spec.name] = {}
         self._journal.say(
             f"data set {spec.name} opened: {spec.size} samples, {queue.shards} shards, "
             f"{spec.assign}",
@@ -111,9 +123,12 @@ class Datasets:
             self._end_wait(member, name)
             raise
         if isinstance(found, Leased):
+            self._note_joining(member, name, found)
             self._waiting[name].discard(member.name)
             if member.state is not State.ACTIVE:
                 self._members.move([member.name], State.ACTIVE)
+            if self._config.parties > 1:  # the other parties of its replica get the same shard
+                self._wake(data_topic(name))
         elif isinstance(found, Drained):
             self._end_wait(member, name)
             if waits and member.state is State.JOINED:  # released with the others, batch or none
@@ -140,6 +155,19 @@ class Datasets:
             f"{self._holders(queue, now)}"
         )
 
+    def _note_joining(self, member: Member, name: str, leased: Leased) -> None:
+        """Remembers whether the replica was active when it was leased the shard."""
+        parties, known = self._config.parties, self._joining[name]
+        if parties > 1 and leased.lease not in known:
+            mates = self._members.live(Role.WORKER)
+            replica = member.rank // parties
+            states = {m.state for m in mates if m.rank // parties == replica}
+            known[leased.lease] = states != {State.ACTIVE}
+
+    def joins(self, name: str, lease: int) -> bool:
+        """Whether a replica was leased a shard while one of its parties was not active."""
+        return self._joining[name].get(lease, False)
+
     def _begin_wait(self, member: Member, name: str, epoch: int) -> None:
         self._waiting[name].add(member.name)
         reason = f"waits for epoch {epoch} of data set {name!r}"
@@ -150,7 +178,7 @@ class Datasets:
             self._waiting[name].discard(member.name)
             self._members.move([member.name], State.ACTIVE)
 
-    def _holders(self, queue: ShardQueue, now: float) -> str:
+    def _holders(self, queue: Queue, now: float) -> str:
         held = [self._members.find(self._names.get(who, "")) for who in queue.holders(NAMED)]
         members = [m for m in held if m is not None]
         if not members:
@@ -189,6 +217,7 @@ class Datasets:
     def _progress(self, name: str, drained: bool, returned: bool, now: float) -> None:
         if drained:
             _log.debug("epoch %d of %s is drained", self._queues[name].epoch, name)
+            self._joining[name].clear()
             names, self._waiting[name] = self._waiting[name], set()
             self._members.move(names, State.ACTIVE)
         if drained or returned:
@@ -206,7 +235,7 @@ class Datasets:
         """A worker is gone; a newer incarnation of it takes over what it was dealt."""
         self.withdraw(member.name)
         for queue in self._queues.values():
-            if heir is None:
+            if heir is None or self._config.parties > 1:
                 queue.leave(worker_id(member))
 
     def withdraw(self, name: str) -> None:

@@ -178,6 +178,7 @@ class SchedulerService(CoordinationMethods):
         )
         self._after()
         members = self.state.members
+        replica, party = divmod(max(done.member.rank, 0), self._config.parties)
         return pb.RegisterReply(
             identity=identity_to_proto(done.member, members.number, members.job),
             lease_s=self._config.lease_s,
@@ -185,6 +186,9 @@ class SchedulerService(CoordinationMethods):
             protocol=PROTOCOL_VERSION,
             workers=self._config.workers,
             servers=self._config.servers,
+            party=party,
+            parties=self._config.parties,
+            replica=replica,
         )
 
     async def AwaitStart(self, request: pb.AwaitStartRequest) -> pb.AwaitStartReply:
@@ -332,11 +336,14 @@ class SchedulerService(CoordinationMethods):
             lambda f: isinstance(f, Empty),
         )
         return pb.NextShardReply(
-            shard=shard_to_proto(found) if isinstance(found, Leased) else None,
+            shard=self._shard(request.dataset, found) if isinstance(found, Leased) else None,
             drained=isinstance(found, Drained),
             pending=found.reason if isinstance(found, Empty) else "",
             view=self.state.members.number,
         )
+
+    def _shard(self, name: str, leased: Leased) -> pb.Shard:
+        return shard_to_proto(leased, self.state.data.joins(name, leased.lease))
 
     async def ReportSamples(self, request: pb.ReportSamplesRequest) -> pb.ReportSamplesReply:
         lost = self.state.report(

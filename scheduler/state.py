@@ -23,12 +23,11 @@ from paramserver.core.membership import Membership
 from paramserver.core.placement import Group, Groups, GroupSpec, check_name
 from paramserver.core.replicas import Formed, Offer
 from paramserver.core.rounds import Released, Rounds, Waiting
-from paramserver.core.shards import ShardQueue
 from paramserver.errors import (
     InvalidRequestError,
     ResourceError,
 )
-from paramserver.scheduler.datasets import Datasets
+from paramserver.scheduler.datasets import Datasets, Queue
 from paramserver.scheduler.facts import Loss, Schedule, Storing
 from paramserver.scheduler.figures import Figures
 from paramserver.scheduler.journal import Journal
@@ -109,6 +108,7 @@ class SchedulerState:
         self.journal.say(f"{member.name} registered{rank}{where}", now)
         if done.replaced is not None and not done.new_job:
             self._gone(done.replaced, heir=member)
+            self._lose_mates(done.replaced, now)
         if role is Role.WORKER:
             self._names[worker_id(member)] = member.name
             self.data.join(member)
@@ -150,6 +150,8 @@ class SchedulerState:
             gone = self.members.find(member.name)
             self.journal.say(f"{member.name} lost: {gone.reason if gone else 'silent'}", now)
         self._gone(*lost)
+        for member in lost:
+            self._lose_mates(member, now)
         if lost or self.members.state is not self._state:
             self._after(now, EVERYTHING)
 
@@ -158,6 +160,18 @@ class SchedulerState:
         if left is not None:
             self.journal.say(f"{name} lost: {reason}", now)
             self._gone(left)
+            self._lose_mates(left, now)
+
+    def _lose_mates(self, lost: Member, now: float) -> None:
+        """The other parties of a replica can do nothing without the one that was lost, and what
+        they still sent would count for samples that others are given."""
+        parties = self.config.parties
+        if parties == 1 or lost.role is not Role.WORKER or not lost.been:
+            return
+        for mate in self.members.live(Role.WORKER):
+            if mate.rank // parties == lost.rank // parties and mate.been:
+                reason = f"party {lost.rank % parties} of its replica, {lost.name}, was lost"
+                self._lose(mate.name, reason, now)
 
     def _gone(self, *members: Member, heir: Member | None = None) -> None:
         workers = [m for m in members if m.role is Role.WORKER]
@@ -254,7 +268,8 @@ class SchedulerState:
             return Storing(pending=f"group {name!r} is not registered yet")
         if self.groups.get(name).stored:
             return Storing(stored=True)
-        first = self.members.first()
+        parties = self.config.parties
+        first = self.members.first(parties, max(member.rank, 0) % parties)
         if first is not None and first.name == member.name and name in first.groups:
             return Storing(initialize=True)
         whom = words(self.members, [first] if first else [], now)
@@ -279,7 +294,7 @@ class SchedulerState:
 
     # -- data
 
-    def open_dataset(self, caller: Caller, spec: DatasetSpec, now: float) -> ShardQueue:
+    def open_dataset(self, caller: Caller, spec: DatasetSpec, now: float) -> Queue:
         """As ``Datasets.open``."""
         return self.data.open(self.worker(caller), spec, now)
 

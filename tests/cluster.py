@@ -32,11 +32,19 @@ class Cluster:
     """
 
     def __init__(
-        self, servers: int, workers: int, *, lease_s: float, assign: str, proxies: bool
+        self,
+        servers: int,
+        workers: int,
+        *,
+        lease_s: float,
+        assign: str,
+        proxies: bool,
+        parties: int = 1,
     ) -> None:
         self.config = SchedulerConfig(
             workers=workers,
             servers=servers,
+            parties=parties,
             assign=assign,
             lease_s=lease_s,
             heartbeat_s=min(1.0, lease_s / 4),
@@ -138,13 +146,17 @@ def cluster(
     lease_s: float = 10.0,
     assign: str = "round-robin",
     proxies: bool = False,
+    parties: int = 1,
 ) -> Iterator[Cluster]:
     """A cluster that is checked for its invariants and ended.
 
     Args:
         proxies: put a breakable proxy in front of every server.
+        parties: of each replica.
     """
-    made = Cluster(servers, workers, lease_s=lease_s, assign=assign, proxies=proxies)
+    made = Cluster(
+        servers, workers, lease_s=lease_s, assign=assign, proxies=proxies, parties=parties
+    )
     try:
         yield made
         made.check_invariants()

@@ -34,10 +34,9 @@ def output_of(*command: str, timeout: float = 240) -> str:
     return done.stdout + done.stderr
 
 
-def cluster(servers: int, workers: int, example: str, *args: str) -> str:
-    return output_of(
-        "-m", "paramserver", "run", f"-s{servers}", f"-w{workers}", f"examples/{example}.py", *args
-    )
+def cluster(servers: int, workers: int, example: str, *args: str, parties: int = 1) -> str:
+    size = [f"-s{servers}", f"-w{workers}", f"--parties={parties}"]
+    return output_of("-m", "paramserver", "run", *size, f"examples/{example}.py", *args)
 
 
 def accuracy(text: str) -> float:
@@ -85,6 +84,13 @@ def test_allreduce() -> None:
     said = cluster(1, 3, "allreduce")
     assert accuracy(said) >= 95
     assert "replicas differ by 0.0" in said
+
+
+def test_vertical() -> None:
+    said = cluster(2, 3, "vertical", parties=3)
+    assert accuracy(said) >= 95
+    (apart,) = re.findall(r"one process with all columns: ([\d.e+-]+)", said)
+    assert float(apart) < 1e-12
 
 
 def test_char_lm(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ FACE = [
     "Stale",
     "StepResult",
     "Sync",
+    "VerticalLinear",
     "__version__",
     "connect",
     "errors",

@@ -22,6 +22,7 @@ from paramserver.launch import cores
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SCRIPT = str(Path(__file__).parent / "scripts" / "linear.py")
+PARTIES = str(Path(__file__).parent / "scripts" / "parties.py")
 COMMAND = [sys.executable, "-m", "paramserver"]
 WAIT_S = 240.0  # everything waits on a condition; this is for a machine that is busy
 
@@ -150,6 +151,20 @@ def test_a_worker_killed_in_mid_round_takes_part_again(start: Start, tmp_path: P
     assert "restart 1 of 3" in "".join(run.err)
     (loss,) = re.findall(r"final loss ([\d.]+)", run.said())
     assert float(loss) < 0.1
+
+
+def test_a_replica_comes_back_when_one_of_its_parties_was_killed(
+    start: Start, tmp_path: Path
+) -> None:
+    size = ("-s", "2", "-w", "4", "--parties", "2", "--lease", "5")
+    run = start("run", *size, PARTIES, str(tmp_path / "mark"))
+    code = run.wait()
+    err = "".join(run.err)
+    assert code == 0, err
+    assert "worker-1 was killed, exit code 137 (SIGKILL): restart 1 of 3" in err
+    assert "worker-0 lost a party of its replica, exit code 1: restart 1 of 3" in err
+    (loss,) = re.findall(r"final loss ([\d.]+)", run.said())
+    assert float(loss) < 0.5
 
 
 def test_a_killed_server_is_the_root_cause(start: Start) -> None:

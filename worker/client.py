@@ -18,6 +18,7 @@ from paramserver.worker.epochs import Schedule
 from paramserver.worker.group import Group
 from paramserver.worker.job_optimizer import JobOptimizer
 from paramserver.worker.parameters import Buffers, Model, plain_spec
+from paramserver.worker.party import PartySums, check_scheme, own_name
 from paramserver.worker.registry import Registry
 from paramserver.worker.rounds import Rounds
 from paramserver.worker.scalars import Scalars
@@ -33,6 +34,9 @@ class Client(DataMethods):
 
     A context manager: leaving it without an exception finishes, else the failure is reported.
     Belongs to the process that made it, and to one thread at a time.
+
+    Attributes:
+        party_sums: this party's part in the sums of its replica.
     """
 
     def __init__(self, session: Session, transport: Transport) -> None:
@@ -41,7 +45,8 @@ class Client(DataMethods):
         self._transport = transport
         self._registry = Registry(session, transport)
         self._optimizers: dict[str, JobOptimizer] = {}
-        self._sources = Sources(session, self._registry)
+        self.party_sums = PartySums(session, self._registry.links)
+        self._sources = Sources(session, self._registry, self.party_sums)
         self._rounds = Rounds(session, self._registry)
         self._scalars = Scalars(session)
         self._schedule = Schedule(
@@ -83,6 +88,21 @@ class Client(DataMethods):
         """Whether this is the lowest rank that was not lost; a finished chief stays chief."""
         return self.rank >= 0 and self.rank == roster.chief(self._session.view(), self.rank)
 
+    @property
+    def party(self) -> int:
+        """Which features are this worker's, 0 to ``parties - 1``; party 0 has the labels."""
+        return self._session.party
+
+    @property
+    def parties(self) -> int:
+        """Parties of one replica (``run --parties``); 1 where every worker has all features."""
+        return self._session.parties
+
+    @property
+    def replica(self) -> int:
+        """The replica of this party; its parties work on the same samples, in the same order."""
+        return self._session.replica
+
     # Groups
 
     def optimizer(
@@ -121,13 +141,14 @@ class Client(DataMethods):
         """
         self._session.check()
         self._session.refuse_reader("client.optimizer")
+        check_scheme(self._session, consistency)
         made = open_optimizer(
             self._registry,
             model,
             optimizer_class,
             hyperparameters,
             consistency=consistency,
-            group=group,
+            group=own_name(self._session, group),
             buffers=buffers,
             wire_dtype=wire_dtype,
             overlap=overlap,
@@ -159,7 +180,9 @@ class Client(DataMethods):
         """
         self._session.check()
         self._session.refuse_reader("client.register")
-        spec = plain_spec(group, tensors, optimizer_class, consistency, hyperparameters)
+        check_scheme(self._session, consistency)
+        own = own_name(self._session, group)
+        spec = plain_spec(own, tensors, optimizer_class, consistency, hyperparameters)
         opened = self._registry.open(spec, tensors, "")
         self._registry.add(opened, opened.activate)
         return opened
@@ -176,7 +199,8 @@ class Client(DataMethods):
         self._session.check()
         made = self._optimizers.get(group)
         if made is None:
-            return self._registry.find(group).read()
+            own = own_name(self._session, group)
+            return self._registry.find(own if self._registry.has(own) else group).read()
         return made.full_state(made.newest())
 
     # Together
@@ -201,6 +225,23 @@ class Client(DataMethods):
             WaitTimeoutError: names those who have not come.
         """
         return self._rounds.reduce(tensor, f"all_reduce/{name}", op)
+
+    def reduce(self, name: str, key: int | str, tensor: Tensor) -> Tensor:
+        """The sum of the tensors of this replica's parties, in party order, on the servers.
+
+        No worker is idle in it: clocks go on waiting for this worker.
+
+        Args:
+            name: of a series of sums.
+            key: of one of them; every party asks for the keys of a name in the same order.
+            tensor: any shape, the same for every party.
+
+        Raises:
+            MismatchError: parties disagree in shape or type; names the difference.
+            FencedError: a party was lost.
+            WaitTimeoutError: names the party that did not come.
+        """
+        return self.party_sums.reduce(f"reduce/{name}", key, tensor)
 
     # Leaving
 

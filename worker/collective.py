@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from paramserver.errors import ChecksumError, InvalidRequestError
-from paramserver.v1 import scheduler_pb2
+from paramserver.v1 import common_pb2, scheduler_pb2
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.convert import dtype_to_proto
 from paramserver.wire.frames import Piece
@@ -18,6 +18,68 @@ from paramserver.worker.operation import Operation, ServerAnswers
 from paramserver.worker.session import Session
 
 PIECE_BYTES = 1 << 20
+
+
+class Pieces:
+    """A tensor cut for the wire, and dealt over the servers.
+
+    Args:
+        tensor: any shape.
+        first: the server that gets the first piece, modulo their number.
+
+    Attributes:
+        flat: its elements on the CPU, one dimension.
+        addresses: of the servers.
+        shares: piece numbers by server.
+    """
+
+    def __init__(self, session: Session, tensor: Tensor, what: str, first: int = 0) -> None:
+        if tensor.dtype not in NAMES:
+            raise InvalidRequestError(f"{what} of {tensor.dtype}: convert the tensor first")
+        self.flat = flat_host(tensor)
+        step = PIECE_BYTES // self.flat.itemsize
+        size = self.flat.numel()
+        self._ranges = [(i, min(i + step, size)) for i in range(0, max(size, 1), step)]
+        self.addresses = [
+            m.address
+            for m in sorted(session.view().members, key=lambda m: m.name)
+            if m.role == scheduler_pb2.ROLE_SERVER
+        ]
+        self.shares: dict[int, list[int]] = {}
+        for index in range(len(self._ranges)):
+            self.shares.setdefault((first + index) % len(self.addresses), []).append(index)
+
+    @property
+    def dtype(self) -> common_pb2.DType:
+        """As the protocol numbers it."""
+        return dtype_to_proto(NAMES[self.flat.dtype])
+
+    def piece(self, index: int) -> Piece:
+        """The bytes of one piece."""
+        start, stop = self._ranges[index]
+        return as_bytes(self.flat[start:stop])
+
+    def data(self, pieces: Sequence[int]) -> Part:
+        """The records that carry some pieces."""
+
+        def record(index: int) -> tuple[pb.Record, Sequence[Piece]]:
+            piece = self.piece(index)
+            data = pb.Data(slices=[index], sizes=[len(piece)], checksums=[checksum(piece)])
+            return pb.Record(data=data), [piece]
+
+        return lambda: [record(index) for index in pieces]
+
+    def landing(self, result: Tensor) -> Callable[[pb.Data, Sequence[Piece]], None]:
+        """Copies pieces that arrive to their places in ``result``, flat like ``flat``."""
+
+        def take(data: pb.Data, pieces: Sequence[Piece]) -> None:
+            for index, mark, piece in zip(data.slices, data.checksums, pieces, strict=True):
+                if checksum(piece) != mark:
+                    raise ChecksumError(f"piece {index}: bytes changed on the way here")
+                start, stop = self._ranges[index]
+                result[start:stop] = from_bytes(piece, result.dtype)
+
+        return take
 
 
 class Collective:
@@ -31,83 +93,47 @@ class Collective:
     def __init__(
         self, session: Session, links: Links, tensor: Tensor, name: str, sequence: int
     ) -> None:
-        if tensor.dtype not in NAMES:
-            raise InvalidRequestError(f"all_reduce of {tensor.dtype}: convert the tensor first")
         self._session = session
         self._links = links
         self._tensor = tensor
-        self._flat = flat_host(tensor)
+        self._pieces = Pieces(session, tensor, "all_reduce")
         self._name = name
         self._sequence = sequence
-        step = PIECE_BYTES // self._flat.itemsize
-        size = self._flat.numel()
-        self._ranges = [(i, min(i + step, size)) for i in range(0, max(size, 1), step)]
-        self._addresses = [
-            m.address
-            for m in sorted(session.view().members, key=lambda m: m.name)
-            if m.role == scheduler_pb2.ROLE_SERVER
-        ]
 
     def contribute(self) -> None:
         """Sends this worker's tensor; returns when the servers have it."""
-        operation = Operation(len(self._shares()))
-        for server, pieces in self._shares().items():
-            answers = ServerAnswers(
-                operation, server, None, lambda wanted: self._data(list(wanted))
-            )
-            operation.submit(self._links.to(self._addresses[server]), answers, self._open(pieces))
+        cut = self._pieces
+        operation = Operation(len(cut.shares))
+        for server, pieces in cut.shares.items():
+            answers = ServerAnswers(operation, server, None, lambda wanted: cut.data(list(wanted)))
+            operation.submit(self._links.to(cut.addresses[server]), answers, self._open(pieces))
         self._wait(operation)
 
     def collect(self, round_: int, op: str, arrivals: Sequence[scheduler_pb2.Arrival]) -> Tensor:
         """The reduction over the arrivals of the released round, the same for all of them."""
-        result = torch.empty_like(self._flat)
-
-        def take(data: pb.Data, pieces: Sequence[Piece]) -> None:
-            for index, mark, piece in zip(data.slices, data.checksums, pieces, strict=True):
-                if checksum(piece) != mark:
-                    raise ChecksumError(f"piece {index}: bytes changed on the way here")
-                start, stop = self._ranges[index]
-                result[start:stop] = from_bytes(piece, result.dtype)
-
+        cut = self._pieces
+        result = torch.empty_like(cut.flat)
         collect = pb.Collect(worker=self._session.identity(), name=self._name, round=round_, op=op)
         for a in arrivals:
             collect.contributions.add(rank=a.rank, incarnation=a.incarnation, sequence=a.sequence)
-        operation = Operation(len(self._shares()))
-        for server in self._shares():
-            answers = ServerAnswers(operation, server, take)
-            link = self._links.to(self._addresses[server])
+        operation = Operation(len(cut.shares))
+        for server in cut.shares:
+            answers = ServerAnswers(operation, server, cut.landing(result))
+            link = self._links.to(cut.addresses[server])
             operation.submit(link, answers, lambda: [(pb.Record(collect=collect), ())])
         self._wait(operation)
         return result.view(self._tensor.shape).to(self._tensor.device)
-
-    def _shares(self) -> dict[int, list[int]]:
-        shares: dict[int, list[int]] = {}
-        for index in range(len(self._ranges)):
-            shares.setdefault(index % len(self._addresses), []).append(index)
-        return shares
-
-    def _piece(self, index: int) -> Piece:
-        start, stop = self._ranges[index]
-        return as_bytes(self._flat[start:stop])
 
     def _open(self, pieces: list[int]) -> Part:
         contribute = pb.Contribute(
             worker=self._session.identity(),
             name=self._name,
             sequence=self._sequence,
-            dtype=dtype_to_proto(NAMES[self._flat.dtype]),
+            dtype=self._pieces.dtype,
             pieces=pieces,
-            sizes=[len(self._piece(i)) for i in pieces],
+            sizes=[len(self._pieces.piece(i)) for i in pieces],
         )
-        return lambda: [(pb.Record(contribute=contribute), ()), *self._data(pieces)()]
-
-    def _data(self, pieces: list[int]) -> Part:
-        def record(index: int) -> tuple[pb.Record, Sequence[Piece]]:
-            piece = self._piece(index)
-            data = pb.Data(slices=[index], sizes=[len(piece)], checksums=[checksum(piece)])
-            return pb.Record(data=data), [piece]
-
-        return lambda: [record(index) for index in pieces]
+        return lambda: [(pb.Record(contribute=contribute), ()), *self._pieces.data(pieces)()]
 
     def _wait(self, operation: Operation) -> None:
         session = self._session

@@ -153,6 +153,7 @@ class LeaseLoader(DataLoader[Any]):
         batches = session.batches
         for data in inner:
             batch = batches.hand_out(self._source.name)
+            self._source.begin_lease(batch.span.lease)
             session.speed.begin(batch.samples)
             yield data
             _refuse_old(self._source, number)
@@ -183,6 +184,7 @@ class LeaseShards:
                 shard.start = shard.stop
                 batches.draw(Batch(source.name, span, whole=True))
                 batch = batches.hand_out(source.name)
+                source.begin_lease(span.lease)
                 session.speed.begin(batch.samples)
                 yield self._shard(shard, span)
                 _refuse_old(source, number)

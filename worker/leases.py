@@ -66,6 +66,8 @@ class LeaseSource:
         epoch: the epoch that shards are asked of.
         drained: no sample of the last epoch asked of is left anywhere; ``epoch`` is the next one.
         passes: passes begun; an iterator of an older one must stop.
+        on_join: called with a lease before its first batch, where the parties of a replica have
+            to agree on a clock.
     """
 
     def __init__(
@@ -83,6 +85,8 @@ class LeaseSource:
         self._rest: scheduler_pb2.Shard | None = None
         self.drained = False
         self.passes = 0
+        self.on_join: Callable[[int], None] | None = None
+        self._joins: set[int] = set()
         self.spec = spec
         self.epoch = 0
         self._open()
@@ -176,11 +180,20 @@ class LeaseSource:
         self.drained = reply.drained
         self.epoch += reply.drained
         leased = reply.HasField("shard")
+        if leased and reply.shard.joins:
+            self._joins.add(reply.shard.lease)
         self._begun = leased or (self._begun and not reply.drained)
         self._rest = reply.shard if leased else None
         if leased or waited:
             self._on_active(reply.view, waited)
         return self._rest
+
+    def begin_lease(self, lease: int) -> None:
+        """A batch of this lease is about to be worked on."""
+        if lease in self._joins:
+            self._joins.discard(lease)
+            if self.on_join is not None:
+                self.on_join(lease)
 
     def _request(self, wait_s: float) -> scheduler_pb2.NextShardRequest:
         return scheduler_pb2.NextShardRequest(

@@ -177,17 +177,32 @@ class Registry:
         Others may be between the groups of one step: they would wait for this worker in the group
         behind, while it waits for them in the group ahead.
         """
-        groups = [
-            self._groups[name]
-            for name in self._refreshes
-            if isinstance(self._groups[name].spec.consistency, (Sync, AllReduce))
-            and self._groups[name].fresh
-        ]
+        groups = [group for group in self._sync() if group.fresh]
         ahead = max((group.clock for group in groups), default=0)
         for group in groups:
             if group.clock == ahead - 1:
                 group.activate(skip=True)
                 self._refreshes[group.name]()
+
+    def sync_clock(self) -> int:
+        """The furthest clock of this worker's Sync groups; -1 without any."""
+        return max((group.clock for group in self._sync()), default=-1)
+
+    def skip_to(self, clock: int) -> None:
+        """Leaves the open clock to the others, in Sync groups that are one behind ``clock``."""
+        for group in self._sync():
+            if group.clock == clock - 1:
+                group.activate(skip=True)
+                self._refreshes[group.name]()
+
+    def _sync(self) -> list[Stepping]:
+        """Groups in which all workers are at the same step."""
+        groups = [self._groups[name] for name in self._refreshes]
+        return [g for g in groups if isinstance(g.spec.consistency, (Sync, AllReduce))]
+
+    def has(self, name: str) -> bool:
+        """Whether this client registered the group."""
+        return name in self._groups
 
     def find(self, name: str) -> Group:
         """A group to read from, whether this client registered it or not.

@@ -46,6 +46,7 @@ class Session:
         config: what the client was told.
         scheduler: the channel to the scheduler.
         name, rank, incarnation, job: who this is; rank -1 for a reader. workers: expected.
+        party, parties, replica: its features, and the replica whose samples it works on.
         launched: a launcher started this process.
         identity_file: where the launcher looks for who this is, and then says how it ended.
         batches: samples handed out, and the pushes they went into.
@@ -62,12 +63,10 @@ class Session:
         identity_file: Path | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.config = config
-        self.scheduler = scheduler
+        self.config, self.scheduler = config, scheduler
         self.name = config.name or ""
-        self.rank = -1
-        self.incarnation = 0
-        self.job = self.workers = 0
+        self.rank, self.parties = -1, 1
+        self.incarnation = self.job = self.workers = self.party = self.replica = 0
         self.batches = Batches()
         self.substitutes = Substitutes()
         self.launched = launched
@@ -127,6 +126,7 @@ class Session:
         who = reply.identity
         self.name, self.rank = who.name, who.rank
         self.incarnation, self.job, self.workers = who.incarnation, who.job, reply.workers
+        self.party, self.parties, self.replica = reply.party, max(reply.parties, 1), reply.replica
         self._heartbeat_s, self._lease_s = reply.heartbeat_s, reply.lease_s
         self.saw_view(who.view)
         if self.identity_file is not None:

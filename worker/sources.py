@@ -8,6 +8,7 @@ from paramserver.errors import ConfigurationError
 from paramserver.types import ASSIGNMENTS
 from paramserver.v1 import scheduler_pb2
 from paramserver.worker.leases import LeaseSource
+from paramserver.worker.party import PartySums
 from paramserver.worker.registry import Registry
 from paramserver.worker.session import Session
 
@@ -15,8 +16,9 @@ from paramserver.worker.session import Session
 class Sources:
     """Opens each data set once; loaders, samplers and shards of one name share it."""
 
-    def __init__(self, session: Session, registry: Registry) -> None:
+    def __init__(self, session: Session, registry: Registry, sums: PartySums) -> None:
         self._session = session
+        self._sums = sums
         self._registry = registry
         self._sources: dict[str, LeaseSource] = {}
 
@@ -33,6 +35,7 @@ class Sources:
         source = self._sources.get(name)
         if source is None:
             source = LeaseSource(self._session, spec, self._registry.became_active)
+            source.on_join = lambda lease: self._sums.fall_in(self._registry, f"{name}/{lease}")
             self._sources[name] = source
             self._registry.expect_data()
         source.agrees(spec)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from paramserver.worker.client import Client
     from paramserver.worker.group import Group
     from paramserver.worker.schemes.lbfgs import MinimizeResult
+    from paramserver.worker.schemes.vertical import VerticalLinear
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ __all__ = [
     "Stale",
     "StepResult",
     "Sync",
+    "VerticalLinear",
     "__version__",
     "connect",
     "errors",
@@ -48,6 +50,7 @@ __all__ = [
 _WHERE = {
     "Client": "paramserver.worker.client",
     "Group": "paramserver.worker.group",
+    "VerticalLinear": "paramserver.worker.schemes.vertical",
     "LocalCluster": "paramserver.local",
     "MinimizeResult": "paramserver.worker.schemes.lbfgs",
     "connect": "paramserver._connect",

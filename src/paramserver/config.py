@@ -39,6 +39,15 @@ class Limits:
     vector_bytes: int = 16 << 30
 
 
+def check_parties(workers: int, parties: int) -> None:
+    """Raises ConfigurationError unless the workers make whole replicas of so many parties."""
+    if parties < 1 or workers % parties:
+        raise ConfigurationError(
+            f"parties={parties}, workers={workers}: the workers must make whole replicas; "
+            "use a number of workers that the parties divide"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
     """What a scheduler is told.
@@ -46,6 +55,7 @@ class SchedulerConfig:
     Attributes:
         bind: HOST:PORT; port 0 lets the system choose.
         workers, servers: how many must register before a job starts.
+        parties: of one replica; worker r is party r % parties of replica r // parties.
         assign: how data shards are dealt: "round-robin", "random" or "dynamic".
         lease_s: seconds without a heartbeat after which a member is lost.
         heartbeat_s: seconds between heartbeats.
@@ -55,6 +65,7 @@ class SchedulerConfig:
     bind: str = "127.0.0.1:0"
     workers: int = 1
     servers: int = 1
+    parties: int = 1
     assign: str = "dynamic"
     lease_s: float = 10.0
     heartbeat_s: float = 1.0
@@ -65,6 +76,7 @@ class SchedulerConfig:
         for name in ("workers", "servers"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}={getattr(self, name)}: must be >= 1")
+        check_parties(self.workers, self.parties)
         if not 0 < self.heartbeat_s < self.lease_s:
             raise ConfigurationError(
                 f"heartbeat_s={self.heartbeat_s}, lease_s={self.lease_s}: "

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from paramserver.config import check_parties
 from paramserver.errors import ConfigurationError
 from paramserver.launch import (
     Child,
@@ -41,16 +42,19 @@ class LocalCluster:
         servers: int = 1,
         *,
         workers: int = 1,
+        parties: int = 1,
         assign: str = "dynamic",
         lease: float = 10.0,
     ) -> None:
         """Starts nothing yet; arguments as for ``local_cluster``."""
         check_count("servers", servers)
         check_count("workers", workers)
+        check_count("parties", parties)
         if assign not in ASSIGNMENTS:
             raise ConfigurationError(f"assign={assign!r}: must be one of {', '.join(ASSIGNMENTS)}")
         self._servers = servers
         self._workers = workers
+        self._parties = parties
         self._assign = assign
         self._lease = lease
         self._roles: dict[str, Child] = {}
@@ -167,6 +171,7 @@ class LocalCluster:
             self._folder = None
 
     def _start(self) -> None:
+        check_parties(self._workers, self._parties)
         atexit.register(self.close)
         try:
             scheduler = self._start_role(
@@ -175,6 +180,7 @@ class LocalCluster:
                 bind="127.0.0.1:0",
                 workers=self._workers,
                 servers=self._servers,
+                parties=self._parties,
                 assign=self._assign,
                 lease=self._lease,
             )
@@ -215,6 +221,7 @@ def local_cluster(
     servers: int = 1,
     *,
     workers: int = 1,
+    parties: int = 1,
     assign: str = "dynamic",
     lease: float = 10.0,
 ) -> LocalCluster:
@@ -223,10 +230,11 @@ def local_cluster(
     Args:
         servers: how many.
         workers: how many clients ``connect`` waits for; ``run`` and ``start`` set their own.
+        parties: of one replica; a number of workers that it does not divide is an error.
         assign: how data shards are dealt: "round-robin", "random" or "dynamic".
         lease: seconds of silence after which a member is lost.
 
     Raises:
         ConfigurationError: a value that cannot work.
     """
-    return LocalCluster(servers, workers=workers, assign=assign, lease=lease)
+    return LocalCluster(servers, workers=workers, parties=parties, assign=assign, lease=lease)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from paramserver.launch import Child, describe_exit, is_consequence
 DONE = 0
 FAILED = 1
 USAGE = 2
+KILLED = 137
 RULE = 78
+_REPLICA_LOST = re.compile(r"^(?:[\w.]+\.)?FencedError: .*\bparty \d+\b.* was lost\b", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,17 @@ def failure_of(child: Child, restarts: int = 0) -> Failure:
         restarts=restarts,
         text=last_words(list(child.tail)),
     )
+
+
+def restart_code(child: Child) -> int:
+    """The exit code that decides whether a worker starts again.
+
+    A script that ended because its replica lost another party counts as killed: it could not go on
+    alone, and is needed as soon as that party is back.
+    """
+    assert child.code is not None
+    lost = child.code == FAILED and _REPLICA_LOST.search(last_words(list(child.tail)))
+    return KILLED if lost else child.code
 
 
 def last_words(tail: Sequence[str], limit: int = 20) -> str:

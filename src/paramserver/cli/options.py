@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import click
 
+from paramserver import config
+from paramserver.errors import ConfigurationError
 from paramserver.types import ASSIGNMENTS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -72,6 +74,18 @@ def check_bind(bind: str, insecure: bool) -> None:
         )
 
 
+def check_parties(workers: int, parties: int) -> None:
+    """Refuses workers that do not make whole replicas.
+
+    Raises:
+        click.UsageError: with both numbers, and the cure.
+    """
+    try:
+        config.check_parties(workers, parties)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
+
+
 def check_script(target: str, module: bool) -> None:
     """Refuses a script or module that is not there.
 
@@ -108,6 +122,14 @@ assign_option: Callable[[F], F] = click.option(
     default="dynamic",
     show_default=True,
     help="How data shards are dealt to workers.",
+)
+parties_option: Callable[[F], F] = click.option(
+    "--parties",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="P",
+    help="Parties, each with the features of its own: worker r is party r % P.",
 )
 lease_option: Callable[[F], F] = click.option(
     "--lease",

@@ -19,9 +19,11 @@ from typing import Any
 import click
 
 from paramserver.cli import options
+from paramserver.cli.exits import restart_code
 from paramserver.config import SchedulerConfig, ServerConfig
 from paramserver.launch import (
     GRACE_S,
+    RESTARTABLE,
     Child,
     RestartRule,
     describe_exit,
@@ -54,6 +56,7 @@ PARENT = "PARAMSERVER_PARENT"
     metavar="N",
     help="Servers that a job starts with.",
 )
+@options.parties_option
 @options.assign_option
 @options.lease_option
 @options.once_option
@@ -63,6 +66,7 @@ def scheduler(
     bind: str,
     workers: int,
     servers: int,
+    parties: int,
     assign: str,
     lease: float,
     once: bool,
@@ -74,10 +78,12 @@ def scheduler(
     Start it first; prints its address when it is ready.
     """
     options.check_bind(bind, insecure)
+    options.check_parties(workers, parties)
     config = SchedulerConfig(
         bind=bind,
         workers=workers,
         servers=servers,
+        parties=parties,
         assign=assign,
         lease_s=lease,
         heartbeat_s=options.heartbeat(lease),
@@ -191,14 +197,15 @@ class WorkerLauncher:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         while True:
-            code = self._once()
-            name = self._name or "worker"
-            if self._asked or not self._rule.restarts(name, code):
+            child = self._once()
+            name, code = self._name or "worker", child.code or 0
+            if self._asked or not self._rule.restarts(name, restart_code(child)):
                 report_exit(self._scheduler, self._identity, name, code)
                 return code
-            click.echo(f"{name} was killed, {describe_exit(code)}; starting it again", err=True)
+            why = "was killed" if code in RESTARTABLE else "lost a party of its replica"
+            click.echo(f"{name} {why}, {describe_exit(code)}; starting it again", err=True)
 
-    def _once(self) -> int:
+    def _once(self) -> Child:
         who = read_identity(self._identity)
         if who is not None:
             self._name = who.name  # the name that the scheduler gave before
@@ -211,7 +218,7 @@ class WorkerLauncher:
         while number := self._events.get():
             child.send(signal.SIGKILL if self._asked > 1 else number)
         assert child.code is not None
-        return child.code
+        return child
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._asked += 1

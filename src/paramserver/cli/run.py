@@ -21,6 +21,7 @@ from paramserver.cli.exits import (
     Failure,
     block,
     failure_of,
+    restart_code,
     root_cause,
 )
 from paramserver.cli.output import Output
@@ -28,6 +29,7 @@ from paramserver.cli.progress import Progress
 from paramserver.cli.state import Source, State
 from paramserver.errors import JobFailedError, ParameterServerError
 from paramserver.launch import (
+    RESTARTABLE,
     Child,
     RestartRule,
     describe_exit,
@@ -67,6 +69,7 @@ OBEY_S = 15.0  # for workers to end by themselves once the scheduler says that t
     metavar="N",
     help="Workers.",
 )
+@options.parties_option
 @options.assign_option
 @options.restarts_option
 @options.lease_option
@@ -79,6 +82,7 @@ def run(
     ctx: click.Context,
     servers: int,
     workers: int,
+    parties: int,
     assign: str,
     max_restarts: int,
     lease: float,
@@ -92,9 +96,11 @@ def run(
     Exit codes: 0 done, 1 the job failed, 2 usage, 130 or 143 ended by a signal.
     """
     options.check_script(script, module)
+    options.check_parties(workers, parties)
     plan = Plan(
         servers=servers,
         workers=workers,
+        parties=parties,
         assign=assign,
         lease_s=lease,
         max_restarts=max_restarts,
@@ -110,6 +116,7 @@ class Plan:
 
     servers: int
     workers: int
+    parties: int = 1
     assign: str
     lease_s: float
     max_restarts: int
@@ -171,6 +178,7 @@ class Supervisor:
             bind="127.0.0.1:0",
             workers=plan.workers,
             servers=plan.servers,
+            parties=plan.parties,
             assign=plan.assign,
             lease=plan.lease_s,
         )
@@ -242,9 +250,10 @@ class Supervisor:
         elif code == DONE:
             self._todo.discard(child.name)
             report_exit(self._address, self._identity(child.name), child.name, code)
-        elif self._rule.restarts(child.name, code):
+        elif self._rule.restarts(child.name, restart_code(child)):
             count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
-            self._output.say(f"{child.name} was killed, {describe_exit(code)}: {count}")
+            why = "was killed" if code in RESTARTABLE else "lost a party of its replica"
+            self._output.say(f"{child.name} {why}, {describe_exit(code)}: {count}")
             self._start_worker(child.name)
         else:
             self._fail(child)

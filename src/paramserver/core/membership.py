@@ -96,9 +96,9 @@ class Membership:
         workers = (m for m in self._members.values() if m.role is Role.WORKER)
         return min((m for m in workers if m.state is not State.LOST), key=view_order, default=None)
 
-    def first(self) -> Member | None:
-        """The live worker of the lowest rank: the one that stores first values."""
-        return min(self.live(Role.WORKER), key=view_order, default=None)
+    def first(self, parties: int = 1, party: int = 0) -> Member | None:
+        """The live worker of the lowest rank in a party: the one that stores first values."""
+        return next((m for m in self.live(Role.WORKER) if m.rank % parties == party), None)
 
     def missing(self) -> str:
         """Whom the start of the job waits for, in words; empty: for nobody."""

@@ -217,7 +217,7 @@ class ShardQueue:
             InvalidRequestError: a span outside its lease; nothing of the report counts then.
         """
         for span in (*done, *returned):
-            self._check_span(span)
+            self.check_span(span)
         lost: list[int] = []
         before = self._samples_done
         for span in done:
@@ -229,7 +229,8 @@ class ShardQueue:
         over = self._samples_done > before and self.drained
         return Reported(tuple(dict.fromkeys(lost)), back > 0, over)
 
-    def _check_span(self, span: Span) -> None:
+    def check_span(self, span: Span) -> None:
+        """Raises InvalidRequestError for a span outside its lease."""
         held = self._leases.get(span.lease) or self._closed.get(span.lease)
         low, high = (held.start, held.stop) if held else (0, self.spec.size)
         if not low <= span.start <= span.stop <= high:

@@ -106,20 +106,26 @@ class RegisterRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class RegisterReply(_message.Message):
-    __slots__ = ("identity", "lease_s", "heartbeat_s", "protocol", "workers", "servers")
+    __slots__ = ("identity", "lease_s", "heartbeat_s", "protocol", "workers", "servers", "party", "parties", "replica")
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     SERVERS_FIELD_NUMBER: _ClassVar[int]
+    PARTY_FIELD_NUMBER: _ClassVar[int]
+    PARTIES_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
     identity: _common_pb2.Identity
     lease_s: float
     heartbeat_s: float
     protocol: int
     workers: int
     servers: int
-    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., lease_s: _Optional[float] = ..., heartbeat_s: _Optional[float] = ..., protocol: _Optional[int] = ..., workers: _Optional[int] = ..., servers: _Optional[int] = ...) -> None: ...
+    party: int
+    parties: int
+    replica: int
+    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., lease_s: _Optional[float] = ..., heartbeat_s: _Optional[float] = ..., protocol: _Optional[int] = ..., workers: _Optional[int] = ..., servers: _Optional[int] = ..., party: _Optional[int] = ..., parties: _Optional[int] = ..., replica: _Optional[int] = ...) -> None: ...
 
 class AwaitStartRequest(_message.Message):
     __slots__ = ("member", "wait_s")
@@ -339,18 +345,20 @@ class NextShardRequest(_message.Message):
     def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., wait_s: _Optional[float] = ...) -> None: ...
 
 class Shard(_message.Message):
-    __slots__ = ("lease", "id", "epoch", "start", "stop")
+    __slots__ = ("lease", "id", "epoch", "start", "stop", "joins")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
+    JOINS_FIELD_NUMBER: _ClassVar[int]
     lease: int
     id: int
     epoch: int
     start: int
     stop: int
-    def __init__(self, lease: _Optional[int] = ..., id: _Optional[int] = ..., epoch: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
+    joins: bool
+    def __init__(self, lease: _Optional[int] = ..., id: _Optional[int] = ..., epoch: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., joins: bool = ...) -> None: ...
 
 class NextShardReply(_message.Message):
     __slots__ = ("shard", "drained", "pending", "view")

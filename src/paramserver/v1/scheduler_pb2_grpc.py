@@ -268,7 +268,8 @@ class SchedulerServicer(object):
 
     def NextShard(self, request, context):
         """Leases the next data shard. A shard already leased to this incarnation and not begun may be
-        given again after a lost answer (same request number). With wait_s > 0 and no free shard the
+        given again after a lost answer (same request number). With parties, a shard is leased to a
+        replica: all its parties get the same shards in the same order. With wait_s > 0 and no free shard the
         worker is idle until a shard returns or the epoch is drained; all who are released become
         active in one view.
         """
@@ -278,6 +279,8 @@ class SchedulerServicer(object):
 
     def ReportSamples(self, request, context):
         """Samples of leases that are done, or go back to the queue. Idempotent: a span counts once.
+        With parties, samples are done when every party of the replica has said so, and go back when
+        the label party does.
         LEASE_LOST for a lease of another worker; the rest of the request still counts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -24,7 +24,7 @@ class Header(_message.Message):
     def __init__(self, records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("request", "push", "data", "commit", "pull", "store", "contribute", "collect", "cancel", "accepted", "done", "failure", "waiting", "add_vector", "pull_vector")
+    __slots__ = ("request", "push", "data", "commit", "pull", "store", "contribute", "collect", "cancel", "accepted", "done", "failure", "waiting", "add_vector", "pull_vector", "reduce")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     PUSH_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +40,7 @@ class Record(_message.Message):
     WAITING_FIELD_NUMBER: _ClassVar[int]
     ADD_VECTOR_FIELD_NUMBER: _ClassVar[int]
     PULL_VECTOR_FIELD_NUMBER: _ClassVar[int]
+    REDUCE_FIELD_NUMBER: _ClassVar[int]
     request: int
     push: Push
     data: Data
@@ -55,7 +56,8 @@ class Record(_message.Message):
     waiting: Waiting
     add_vector: AddVector
     pull_vector: PullVector
-    def __init__(self, request: _Optional[int] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., data: _Optional[_Union[Data, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ..., store: _Optional[_Union[Store, _Mapping]] = ..., contribute: _Optional[_Union[Contribute, _Mapping]] = ..., collect: _Optional[_Union[Collect, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., failure: _Optional[_Union[_common_pb2.Failure, _Mapping]] = ..., waiting: _Optional[_Union[Waiting, _Mapping]] = ..., add_vector: _Optional[_Union[AddVector, _Mapping]] = ..., pull_vector: _Optional[_Union[PullVector, _Mapping]] = ...) -> None: ...
+    reduce: Reduce
+    def __init__(self, request: _Optional[int] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., data: _Optional[_Union[Data, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ..., store: _Optional[_Union[Store, _Mapping]] = ..., contribute: _Optional[_Union[Contribute, _Mapping]] = ..., collect: _Optional[_Union[Collect, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., failure: _Optional[_Union[_common_pb2.Failure, _Mapping]] = ..., waiting: _Optional[_Union[Waiting, _Mapping]] = ..., add_vector: _Optional[_Union[AddVector, _Mapping]] = ..., pull_vector: _Optional[_Union[PullVector, _Mapping]] = ..., reduce: _Optional[_Union[Reduce, _Mapping]] = ...) -> None: ...
 
 class Data(_message.Message):
     __slots__ = ("slices", "sizes", "checksums", "versions")
@@ -184,6 +186,34 @@ class Contribution(_message.Message):
     incarnation: int
     sequence: int
     def __init__(self, rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class Reduce(_message.Message):
+    __slots__ = ("worker", "name", "key", "party", "parties", "replica", "contributors", "dtype", "shape", "pieces", "sizes", "timeout")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    PARTY_FIELD_NUMBER: _ClassVar[int]
+    PARTIES_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTORS_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    PIECES_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    worker: _common_pb2.Identity
+    name: str
+    key: str
+    party: int
+    parties: int
+    replica: int
+    contributors: _containers.RepeatedScalarFieldContainer[int]
+    dtype: _common_pb2.DType
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    pieces: _containers.RepeatedScalarFieldContainer[int]
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    timeout: float
+    def __init__(self, worker: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., name: _Optional[str] = ..., key: _Optional[str] = ..., party: _Optional[int] = ..., parties: _Optional[int] = ..., replica: _Optional[int] = ..., contributors: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[_common_pb2.DType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., pieces: _Optional[_Iterable[int]] = ..., sizes: _Optional[_Iterable[int]] = ..., timeout: _Optional[float] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ()
