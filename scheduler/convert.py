@@ -10,8 +10,9 @@ from paramserver.core.placement import Group
 from paramserver.core.rounds import Arrival
 from paramserver.core.shards import ShardQueue
 from paramserver.errors import InvalidRequestError
+from paramserver.types import Span
 from paramserver.v1 import common_pb2, scheduler_pb2
-from paramserver.wire.convert import consistency_to_proto
+from paramserver.wire.convert import consistency_to_proto, spans_to_proto
 
 _ROLES = {role: scheduler_pb2.Role.Value(f"ROLE_{role.name}") for role in Role}
 _ROLE_NAMES = {number: role for role, number in _ROLES.items()}
@@ -76,6 +77,7 @@ def dataset_from_proto(message: scheduler_pb2.DatasetSpec, assign: str) -> Datas
         message.seed,
         message.shuffle,
         message.assign or assign,
+        message.balance,
     )
 
 
@@ -89,6 +91,7 @@ def dataset_to_proto(spec: DatasetSpec, batch_size: int = 0) -> scheduler_pb2.Da
         seed=spec.seed,
         shuffle=spec.shuffle,
         assign=spec.assign,
+        balance=spec.balance,
     )
 
 
@@ -100,6 +103,10 @@ def shard_to_proto(leased: Leased) -> scheduler_pb2.Shard:
         start=leased.start,
         stop=leased.stop,
     )
+
+
+def recall_to_proto(dataset: str, span: Span) -> scheduler_pb2.Recall:
+    return scheduler_pb2.Recall(dataset=dataset, span=spans_to_proto([span])[0])
 
 
 def arrival_to_proto(arrival: Arrival) -> scheduler_pb2.Arrival:

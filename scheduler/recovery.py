@@ -10,7 +10,8 @@ from google.protobuf.message import Message
 
 from paramserver.core.placement import Group
 from paramserver.errors import ParameterServerError
-from paramserver.scheduler.state import Loss, SchedulerState
+from paramserver.scheduler.notes import Loss
+from paramserver.scheduler.state import SchedulerState
 from paramserver.types import Span, Sync, canonical
 from paramserver.v1 import server_pb2
 from paramserver.wire.convert import spans_from_proto

@@ -23,14 +23,16 @@ from paramserver.scheduler.convert import (
     dataset_to_proto,
     identity_to_proto,
     job_state_to_proto,
+    recall_to_proto,
     role_from_proto,
     shard_to_proto,
     view_to_proto,
 )
+from paramserver.scheduler.notes import Schedule, Storing
 from paramserver.scheduler.parking import Parking
 from paramserver.scheduler.recovery import AsyncServerChannel, Recovery
 from paramserver.scheduler.report import status
-from paramserver.scheduler.state import Schedule, SchedulerState, Storing
+from paramserver.scheduler.state import SchedulerState
 from paramserver.scheduler.topics import START, VIEW, data_topic, group_topic, round_topic
 from paramserver.types import PROTOCOL_VERSION
 from paramserver.v1 import common_pb2
@@ -189,13 +191,14 @@ class SchedulerService:
     async def Heartbeat(self, request: pb.HeartbeatRequest) -> pb.HeartbeatReply:
         caller = caller_from_proto(request.member)
         clocks = {c.group: c.clock for c in request.clocks}
-        self.state.heartbeat(caller, clocks, request.stats, self._now())
+        recalls = self.state.heartbeat(caller, clocks, request.stats, self._now())
         members = self.state.members
         return pb.HeartbeatReply(
             view=members.number,
             state=job_state_to_proto(members.state),
             message=members.message,
             fastest=self.state.fastest(),
+            recalls=[recall_to_proto(name, span) for name, span in recalls],
         )
 
     async def Watch(self, request: pb.WatchRequest) -> AsyncIterator[pb.View]:
@@ -280,7 +283,14 @@ class SchedulerService:
 
         def attempt() -> Leased | Drained | Empty:
             return self.state.next_shard(
-                caller, request.dataset, request.epoch, request.sequence, waits, self._now()
+                caller,
+                request.dataset,
+                request.epoch,
+                request.sequence,
+                waits,
+                self._now(),
+                request.clock,
+                request.speed,
             )
 
         found = await self._poll(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from paramserver.config import SchedulerConfig
 from paramserver.core.dataset import DatasetSpec, Drained, Empty, Leased
@@ -31,36 +30,10 @@ from paramserver.errors import (
 from paramserver.scheduler.datasets import Datasets
 from paramserver.scheduler.figures import Figures
 from paramserver.scheduler.journal import Journal
+from paramserver.scheduler.notes import Loss, Schedule, Storing
 from paramserver.scheduler.topics import EVERYTHING, group_topic, round_topic
 from paramserver.scheduler.words import failed, where, words
 from paramserver.types import Span, WorkerId
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """A worker that left with leases: servers know what was applied. It is gone in ``view``."""
-
-    member: Member
-    view: int
-    job: int
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """State of learning-rate schedules, as JSON, and when it was taken."""
-
-    epoch: int
-    clock: int
-    state: str
-
-
-@dataclass(frozen=True, slots=True)
-class Storing:
-    """Whether first values are stored, and if not, whether the caller is to store them."""
-
-    stored: bool = False
-    initialize: bool = False
-    pending: str = ""
 
 
 class SchedulerState:
@@ -85,10 +58,17 @@ class SchedulerState:
 
     def _reset(self) -> None:
         self.groups = Groups(self.config.limits)
-        self.data = Datasets(self.config, self.members, self.journal, self._leases, self._wakes.add)
+        self.figures = Figures()
+        self.data = Datasets(
+            self.config,
+            self.members,
+            self.journal,
+            self._leases,
+            self._wakes.add,
+            self.figures.speed,
+        )
         self.rounds = Rounds(self._rounds_begun)
         self.schedule: Schedule | None = None
-        self.figures = Figures()
         self._names: dict[WorkerId, str] = {}
         self._losses.clear()
 
@@ -219,10 +199,11 @@ class SchedulerState:
 
     def heartbeat(
         self, caller: Caller, clocks: Mapping[str, int], stats: Mapping[str, float], now: float
-    ) -> None:
-        """Renews the lease and keeps what the member says of itself, for status."""
+    ) -> list[tuple[str, Span]]:
+        """Renews the lease and keeps what the member says of itself; what it is to give back."""
         member = self.members.renew(caller, now)
         self.figures.heartbeat(member.name, clocks, stats, self.config.limits.groups)
+        return self.data.recalls(member, now)
 
     def fastest(self) -> float:
         """Samples per second of the fastest live workers; 0.0 while none has told."""
@@ -297,10 +278,21 @@ class SchedulerState:
         return self.data.open(self.worker(caller), spec, now)
 
     def next_shard(
-        self, caller: Caller, name: str, epoch: int, sequence: int, waits: bool, now: float
+        self,
+        caller: Caller,
+        name: str,
+        epoch: int,
+        sequence: int,
+        waits: bool,
+        now: float,
+        clock: int = 0,
+        speed: float = 0.0,
     ) -> Leased | Drained | Empty:
-        """As ``Datasets.next``."""
-        found = self.data.next(self.worker(caller), name, epoch, sequence, waits, now)
+        """As ``Datasets.next``; ``speed``: of the caller."""
+        member = self.worker(caller)
+        if speed:
+            self.figures.set_speed(member.name, speed)
+        found = self.data.next(member, name, epoch, sequence, waits, now, clock)
         self._after(now)
         return found
 

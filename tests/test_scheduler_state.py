@@ -14,7 +14,8 @@ from paramserver.core.members import Caller, Role, State
 from paramserver.core.placement import GroupSpec
 from paramserver.core.slices import TensorSpec
 from paramserver.errors import ParameterServerError
-from paramserver.scheduler.state import Loss, SchedulerState
+from paramserver.scheduler.notes import Loss
+from paramserver.scheduler.state import SchedulerState
 from paramserver.types import ASSIGNMENTS, Span, Sync
 
 GROUP = GroupSpec("m", (TensorSpec("w", (4,), "float32", "add"),), "", (), Sync())

@@ -29,14 +29,13 @@ from paramserver.v1 import common_pb2, scheduler_pb2
 from paramserver.wire.transport import Channel
 from paramserver.worker.batches import Batches, Ticket
 from paramserver.worker.figures import Figures
-from paramserver.worker.identity import write_identity
+from paramserver.worker.identity import farewell, write_identity
 from paramserver.worker.speed import Speed
 from paramserver.worker.waiting import POLL_S, Waiting, long_poll
 
 logger = logging.getLogger("paramserver")
 
 LEAVE_S = 5.0
-REASON_BYTES = 8 << 10
 
 
 class Session:
@@ -250,6 +249,11 @@ class Session:
         self._settles.append(settle)
         self.batches.add_group(name)
 
+    @property
+    def clock(self) -> int:
+        """The furthest clock of the groups that were opened; 0 without one."""
+        return max((clock() for clock in list(self._clocks.values())), default=0)
+
     def add_chore(self, chore: Callable[[], None]) -> None:
         """Something small to do with every heartbeat, in the heartbeat's thread."""
         self._chores.append(chore)
@@ -375,20 +379,12 @@ class Session:
             self._left = True
         try:
             if self._end is None:
-                method, request = self._farewell(failure, fatal, code)
+                method, request = farewell(self.identity(), failure, fatal=fatal, code=code)
                 self.scheduler.call(method, request, timeout=LEAVE_S)
         except FencedError as error:
             logger.warning("left already: %s", error)
         finally:
             self.stop()
-
-    def _farewell(self, failure: str | None, fatal: bool, code: int) -> tuple[str, Message]:
-        if failure is None:
-            return "Finish", scheduler_pb2.FinishRequest(member=self.identity())
-        reason = failure.encode()[-REASON_BYTES:].decode(errors="ignore")
-        return "Fail", scheduler_pb2.FailRequest(
-            member=self.identity(), reason=reason, fatal=fatal, exit_code=code
-        )
 
     @property
     def left(self) -> bool:

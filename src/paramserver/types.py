@@ -13,6 +13,7 @@ PROTOCOL_VERSION = 1
 ScaleLr = Literal["inverse", "sqrt", "none"]
 SCALES = ("inverse", "sqrt", "none")
 ASSIGNMENTS = ("round-robin", "random", "dynamic")
+BALANCES = ("speed",)
 
 ITEM_SIZES = {
     "float32": 4,

@@ -1,0 +1,34 @@
+"""Small values that the scheduler's state hands to its shell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paramserver.core.members import Member
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A worker that left with leases: servers know what was applied. It is gone in ``view``."""
+
+    member: Member
+    view: int
+    job: int
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """State of learning-rate schedules, as JSON, and when it was taken."""
+
+    epoch: int
+    clock: int
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Storing:
+    """Whether first values are stored, and if not, whether the caller is to store them."""
+
+    stored: bool = False
+    initialize: bool = False
+    pending: str = ""
