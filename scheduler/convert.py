@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 from paramserver.core.dataset import DatasetSpec, Leased
@@ -56,7 +57,8 @@ def member_to_proto(member: Member) -> scheduler_pb2.Member:
     )
 
 
-def view_to_proto(view: View) -> scheduler_pb2.View:
+def view_to_proto(view: View, bounds: Mapping[str, int]) -> scheduler_pb2.View:
+    """``bounds``: of the adaptive groups."""
     return scheduler_pb2.View(
         number=view.number,
         job=view.job,
@@ -64,6 +66,7 @@ def view_to_proto(view: View) -> scheduler_pb2.View:
         message=view.message,
         members=[member_to_proto(m) for m in view.members],
         started=view.started,
+        bounds=bounds,
     )
 
 

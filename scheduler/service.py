@@ -108,7 +108,7 @@ class SchedulerService:
     def _current(self) -> pb.View:
         view = self.state.members.view()
         if self._view is None or self._view.number != view.number:
-            self._view = view_to_proto(view)
+            self._view = view_to_proto(view, self.state.adaptation.bounds)
         return self._view
 
     async def _poll(

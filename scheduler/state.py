@@ -27,13 +27,14 @@ from paramserver.errors import (
     InvalidRequestError,
     ResourceError,
 )
+from paramserver.scheduler.adaptation import Adaptation
 from paramserver.scheduler.datasets import Datasets
 from paramserver.scheduler.figures import Figures
 from paramserver.scheduler.journal import Journal
 from paramserver.scheduler.notes import Loss, Schedule, Storing
 from paramserver.scheduler.topics import EVERYTHING, group_topic, round_topic
 from paramserver.scheduler.words import failed, where, words
-from paramserver.types import Span, WorkerId
+from paramserver.types import Adaptive, Span, WorkerId
 
 
 class SchedulerState:
@@ -68,6 +69,7 @@ class SchedulerState:
             self.figures.speed,
         )
         self.rounds = Rounds(self._rounds_begun)
+        self.adaptation = Adaptation(self.journal, self.config.heartbeat_s)
         self.schedule: Schedule | None = None
         self._names: dict[WorkerId, str] = {}
         self._losses.clear()
@@ -151,6 +153,8 @@ class SchedulerState:
             gone = self.members.find(member.name)
             self.journal.say(f"{member.name} lost: {gone.reason if gone else 'silent'}", now)
         self._gone(*lost)
+        if self.adaptation.tick(now):
+            self.members.changed()
         if lost or self.members.state is not self._state:
             self._after(now, EVERYTHING)
 
@@ -203,6 +207,7 @@ class SchedulerState:
         """Renews the lease and keeps what the member says of itself; what it is to give back."""
         member = self.members.renew(caller, now)
         self.figures.heartbeat(member.name, clocks, stats, self.config.limits.groups)
+        self.adaptation.heartbeat(member.name, stats, now)
         return self.data.recalls(member, now)
 
     def fastest(self) -> float:
@@ -236,6 +241,8 @@ class SchedulerState:
         if new:
             self._map_version += 1
             self.members.hold(name for name, _ in servers)
+            if isinstance(spec.consistency, Adaptive):
+                self.adaptation.open(spec.name, spec.consistency.max_bound, now)
             self.journal.say(
                 f"{member.name} registered group {spec.name}: {spec.elements} parameters, "
                 f"{len(group.map.owners)} slices on {len(servers)} servers",
@@ -372,6 +379,7 @@ class SchedulerState:
         """Keeps the newest value of each scalar."""
         self.worker(caller)
         self.figures.log(scalars)
+        self.adaptation.log(scalars)
 
     def start_reason(self) -> str:
         """Whom the start waits for, in words; empty: the job has started."""
