@@ -32,10 +32,10 @@ def main() -> None:
         model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
         consistency = ps.Adaptive(10) if options.adapt else ps.Sync()
         optimizer = client.optimizer(model, torch.optim.SGD, lr=0.5, consistency=consistency)
-        by_speed = {} if options.adapt or options.plain else {"balance": "speed"}
+        balance = None if options.adapt or options.plain else "speed"
         assign = "round-robin" if options.plain else None
         data = TensorDataset(x[train], y[train])
-        loader = client.loader(data, batch_size=16, assign=assign, **by_speed)
+        loader = client.loader(data, batch_size=16, assign=assign, balance=balance)
         client.barrier("ready")
         began, samples = time.monotonic(), 0
         for _ in client.epochs(options.epochs):

@@ -64,7 +64,7 @@ def benchmark(tmp_path: Path, *options: str) -> dict[str, list[dict[str, Any]]]:
         env=clean_environment(),
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=580,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -75,12 +75,13 @@ def benchmark(tmp_path: Path, *options: str) -> dict[str, list[dict[str, Any]]]:
 # The goals are 2.5 and 1.4; a machine that is busy with other things takes some of that.
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("number", [1, 2, 3], ids=["backup", "balance", "async-dynamic"])
-def test_a_slow_machine_costs_little_with_the_right_scheme(number: int, tmp_path: Path) -> None:
-    plain, better = benchmark(tmp_path, "--only", "machine", "--schemes", f"0,{number}")["machine"]
+def test_a_slow_machine_costs_little_with_the_right_scheme(tmp_path: Path) -> None:
+    found = benchmark(tmp_path, "--only", "machine", "--schemes", "0,1,2,3", "--repeat", "2")
+    plain, *others = found["machine"]
     assert plain["target_s"], plain
-    assert better["target_s"], better
-    assert better["ratio"] >= 2.0, (plain, better)
+    for better in others:
+        assert better["ratio"] >= 2.0, (plain, better)
+        assert better["samples_per_s"] >= 2.0 * plain["samples_per_s"], (plain, better)
 
 
 @pytest.mark.slow
