@@ -55,7 +55,7 @@ MACHINE = [
     Scheme("Sync(backup=1), dynamic", ps.Sync(backup=1), DYNAMIC),
     Scheme('Sync, balance="speed"', ps.Sync(), {"balance": "speed"}),
     Scheme("Async, dynamic", ps.Async(), DYNAMIC),
-    Scheme("Async, a shard per worker, stealing", ps.Async(), {**DYNAMIC, "shard_size": 336}),
+    Scheme("Async, a shard per worker, stealing", ps.Async(), {**DYNAMIC, "shard_size": 352}),
 ]
 STEPS = [
     PLAIN,
