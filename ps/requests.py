@@ -1,14 +1,17 @@
-"""Requests of a stream that are neither pushes nor pulls: first values, collectives."""
+"""Requests of a stream that are neither pushes nor pulls: first values, collectives, vectors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from paramserver.errors import InvalidRequestError
+from torch import Tensor
+
+from paramserver.errors import InvalidRequestError, NonFiniteError
 from paramserver.ps.push import Parcel, check_sizes
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.frames import Piece
+from paramserver.wire.tensors import as_bytes, checksum, is_finite
 
 if TYPE_CHECKING:
     from paramserver.ps.exchange import Session
@@ -121,8 +124,98 @@ class Collect(Request):
         self.done()
 
 
+class AddVector(Request):
+    """An addition to a vector; it counts once all of it is here."""
+
+    def __init__(self, service: ServerService, session: Session, record: pb.Record) -> None:
+        super().__init__(service, session, record)
+        self._record = record.add_vector
+        self._waiting = set(record.add_vector.slices)
+        self._given: dict[int, Tensor] = {}
+        self._bytes = 0
+
+    async def begin(self) -> None:
+        record = self._record
+        self._worker = await self.service.views.admit(record.worker)
+        self._group = await self.service.group(record.group, record.map_version)
+        self._space = self.service.vectors.of(self._group)
+        self._space.check_slices(record.vector, record.slices)
+        size = sum(self._group.slices[i].bytes for i in self._waiting)
+        self._space.budget.take(size)
+        self._bytes = size
+        await self._add_if_all()
+
+    async def take(self, data: pb.Data, pieces: Sequence[Piece]) -> None:
+        if not self._waiting.issuperset(data.slices):
+            raise InvalidRequestError("data: a slice that its AddVector did not declare, or twice")
+        dtypes = check_sizes(self._group, data.slices, pieces, "")
+        parcel = Parcel(data.slices, pieces, data.checksums, dtypes)
+        good, bad = await self.service.workshop.offload(parcel.size, parcel.open)
+        for index, value in good.items():
+            if not is_finite(value):
+                raise NonFiniteError(
+                    f"NaN or infinity in slice {index} added to vector {self._record.vector!r}; "
+                    "nothing was added"
+                )
+        self._given.update(good)
+        self._waiting.difference_update(good)
+        self.refuse(bad)
+        await self._add_if_all()
+
+    async def _add_if_all(self) -> None:
+        if self._waiting:
+            return
+        self.service.views.check(self._worker, self._record.worker.job)
+        counted = await self._space.add(self._worker, self._record, self._given)
+        self.close()
+        self.whole = True
+        done = pb.Done(dropped=not counted)
+        self.session.outbox.put(pb.Record(request=self.number, done=done))
+
+    def close(self) -> None:
+        if self._bytes:
+            self._space.budget.give(self._bytes)
+        self._bytes = 0
+        self._given.clear()
+
+
+class PullVector(Request):
+    """The values of a vector, a bucket at a time."""
+
+    def __init__(self, service: ServerService, session: Session, record: pb.Record) -> None:
+        super().__init__(service, session, record)
+        self._record = record.pull_vector
+
+    async def begin(self) -> None:
+        self.whole = True
+        self.session.start(self.number, self._answer())
+
+    async def _answer(self) -> None:
+        record, outbox = self._record, self.session.outbox
+        group = await self.service.group(record.group, record.map_version)
+        space = self.service.vectors.of(group)
+        space.check_slices(record.vector, record.slices)
+        asked = set(record.slices)
+        for cell in group.cells:
+            wanted = [i for i in cell.slices if i in asked]
+            if not wanted:
+                continue
+            await outbox.room()
+            pieces = [as_bytes(v) for v in (await space.read(record.vector, wanted)).values()]
+            data = pb.Data(
+                slices=wanted,
+                sizes=[len(p) for p in pieces],
+                checksums=[checksum(p) for p in pieces],
+                versions=[0] * len(pieces),
+            )
+            outbox.put(pb.Record(request=self.number, data=data), pieces)
+        self.done()
+
+
 REQUESTS: dict[str, Callable[[ServerService, Session, pb.Record], Request]] = {
     "store": Store,
     "contribute": Contribute,
     "collect": Collect,
+    "add_vector": AddVector,
+    "pull_vector": PullVector,
 }

@@ -190,6 +190,13 @@ class Bucket:
             self._apply_step(steps, options, factor)
         return total / len(gradients) if gradients else 0.0
 
+    def replace(self, slice_: int, value: Tensor) -> None:
+        """A value set as a whole; the slice ticks."""
+        self._require_stored()
+        self.values[slice_].copy_(value)
+        self.versions[slice_] += 1
+        self.changed[slice_] = self.versions[slice_]
+
     def tick(self, slices: Iterable[int]) -> None:
         """One version further for slices of a completed push that brought no gradient."""
         for index in slices:

@@ -21,6 +21,7 @@ from paramserver.ps.exchange import Session
 from paramserver.ps.group import GroupState, Staged
 from paramserver.ps.lead import Following, Leadership
 from paramserver.ps.push import Incoming, Parcel
+from paramserver.ps.vectors import Vectors
 from paramserver.ps.views import Views
 from paramserver.ps.workshop import Workshop
 from paramserver.types import WorkerId
@@ -56,6 +57,7 @@ class ServerService:
         self.views = Views()
         self.workshop = Workshop(config.threads)
         self.collectives = Collectives(config.limits)
+        self.vectors = Vectors(config.limits, self.workshop)
         self.received_bytes = self.sent_bytes = self.refusals = 0
         self._scheduler = scheduler
         self._connect = connect
@@ -264,6 +266,14 @@ class ServerService:
             raise InvalidRequestError(f"{self.name} does not lead a group {request.group!r}")
         return pb.ExplainReply(reason=lead.clock.waiting_for(self.views.names))
 
+    async def Vectors(self, request: pb.VectorsRequest) -> pb.VectorsReply:
+        """Linear algebra on the vectors of a group."""
+        worker = await self.views.admit(request.worker)
+        group = await self.group(request.group, request.map_version)
+        job = request.worker.job
+        space = self.vectors.of(group)
+        return await space.operate(worker, request, lambda: self.views.check(worker, job))
+
     async def AppliedSpans(self, request: pb.AppliedSpansRequest) -> pb.AppliedSpansReply:
         """What a lost worker's pushes were computed on, as far as they were applied."""
         await self.views.reach(request.view)
@@ -334,6 +344,7 @@ class ServerService:
         for held in (self._groups, self._leads, self._followings, self._owners):
             held.clear()
         self.collectives.clear()
+        self.vectors.clear()
 
     def close(self) -> None:
         """Ends threads and streams."""

@@ -80,6 +80,7 @@ def dataset_from_proto(message: scheduler_pb2.DatasetSpec, assign: str) -> Datas
         message.seed,
         message.shuffle,
         message.assign or assign,
+        message.backups,
         message.balance,
     )
 
@@ -94,6 +95,7 @@ def dataset_to_proto(spec: DatasetSpec, batch_size: int = 0) -> scheduler_pb2.Da
         seed=spec.seed,
         shuffle=spec.shuffle,
         assign=spec.assign,
+        backups=spec.backups,
         balance=spec.balance,
     )
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from paramserver.config import SchedulerConfig
+from paramserver.core.backups import BackupQueue
 from paramserver.core.balance import Balance
 from paramserver.core.dataset import (
     DatasetSpec,
@@ -88,7 +89,8 @@ class Datasets:
     def _new(self, spec: DatasetSpec, now: float) -> ShardQueue:
         if len(self._queues) >= self._config.limits.groups:
             raise ResourceError(f"data set {spec.name!r}: a job has at most {len(self._queues)}")
-        queue = self._queues[spec.name] = ShardQueue(spec, self._leases)
+        kind = BackupQueue if spec.backups else ShardQueue
+        queue = self._queues[spec.name] = kind(spec, self._leases)
         for member in self._members.live(Role.WORKER):
             queue.join(worker_id(member))
         self._waiting[spec.name] = set()
@@ -141,6 +143,22 @@ class Datasets:
             return Empty(f"{found.reason}{self._holders(queue, now)}")
         return found
 
+    def unfinished(self, name: str, epoch: int, now: float) -> str:
+        """What an epoch waits for until it is drained, in words; empty: it is.
+
+        Raises:
+            NotFoundError: an unknown data set.
+        """
+        queue = self.get(name)
+        if queue.epoch > epoch or (queue.epoch == epoch and queue.drained):
+            return ""
+        begun = f"{queue.counts().samples_done} of {queue.spec.size} samples are done"
+        return (
+            f"epoch {epoch} of data set {name!r}: "
+            f"{begun if queue.epoch == epoch else 'no worker has begun it'}"
+            f"{self._holders(queue, now)}"
+        )
+
     def _want(self, member: Member, queue: ShardQueue, clock: int, now: float) -> int:
         """Samples of a balanced batch; 0: the data set is not balanced."""
         balance = self._balances.get(queue.spec.name)
@@ -165,7 +183,7 @@ class Datasets:
 
     def _steal(self, name: str, queue: ShardQueue, now: float) -> None:
         waiting = [m for n in self._waiting[name] if (m := self._members.find(n)) is not None]
-        if not waiting or name in self._balances:
+        if not waiting or name in self._balances or queue.spec.backups:
             return
         thieves = sorted(worker_id(m) for m in waiting)
         patience = PATIENCE_HEARTBEATS * self._config.heartbeat_s

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, Protocol
 
 from google.protobuf.message import Message
 
 from paramserver.core.placement import Group
+from paramserver.core.spans import common
 from paramserver.errors import ParameterServerError
 from paramserver.scheduler.notes import Loss
 from paramserver.scheduler.state import SchedulerState
@@ -80,7 +82,7 @@ class Recovery:
         applied: set[Span] = set()
         for group in groups:
             told = [by_address[a].get(group.spec.name, frozenset()) for a in _witnesses(group)]
-            applied |= frozenset.intersection(*told)
+            applied |= reduce(common, told)
         self._settle(loss, frozenset(applied))
 
     async def _ask(self, loss: Loss, address: str) -> Spans:
@@ -107,7 +109,7 @@ class Recovery:
 
 def _witnesses(group: Group) -> tuple[str, ...]:
     """Addresses of the servers whose word counts: the lead closes Sync clocks for all; a push of
-    another model counts when every server has applied it."""
+    another model counts when every server that has slices of the group has applied it."""
     if isinstance(canonical(group.spec.consistency), Sync):
         return (group.map.addresses[group.map.lead],)
-    return group.map.addresses
+    return tuple(group.map.addresses[owner] for owner in sorted(set(group.map.owners)))

@@ -28,12 +28,21 @@ from paramserver.scheduler.convert import (
     shard_to_proto,
     view_to_proto,
 )
+from paramserver.scheduler.coordination import CoordinationMethods, Offices
 from paramserver.scheduler.notes import Schedule, Storing
 from paramserver.scheduler.parking import Parking
 from paramserver.scheduler.recovery import AsyncServerChannel, Recovery
 from paramserver.scheduler.report import status
 from paramserver.scheduler.state import SchedulerState
-from paramserver.scheduler.topics import START, VIEW, data_topic, group_topic, round_topic
+from paramserver.scheduler.topics import (
+    START,
+    VIEW,
+    data_topic,
+    group_topic,
+    round_topic,
+    warm_start_topic,
+)
+from paramserver.scheduler.warm_start import Warmth
 from paramserver.types import PROTOCOL_VERSION
 from paramserver.v1 import common_pb2
 from paramserver.v1 import scheduler_pb2 as pb
@@ -47,7 +56,7 @@ from paramserver.wire.convert import (
 T = TypeVar("T")
 
 
-class SchedulerService:
+class SchedulerService(CoordinationMethods):
     """One scheduler.
 
     Args:
@@ -74,6 +83,7 @@ class SchedulerService:
         self.state = SchedulerState(config, now(), first)
         self.parking = Parking(config.limits.parked_calls)
         self.recovery = Recovery(self.state, now, connect, self._after)
+        self.offices = Offices(self.state.members, config.limits)
         self.ended = asyncio.Event()
         self._view: pb.View | None = None
         self._job = self.state.members.job
@@ -265,6 +275,23 @@ class SchedulerService:
         self.state.group_stored(self._enter(request.member), request.group, self._now())
         self._after()
         return pb.GroupStoredReply()
+
+    async def WarmStart(self, request: pb.WarmStartRequest) -> pb.WarmStartReply:
+        caller = self._enter(request.member)
+
+        def attempt() -> Warmth:
+            member = self.state.worker(caller)
+            return self.state.warm.ask(member, request.group, request.over, self._now())
+
+        found = await self._poll(
+            warm_start_topic(request.group), request.wait_s, attempt, lambda w: bool(w.pending)
+        )
+        return pb.WarmStartReply(
+            over=found.over,
+            chief=found.chief,
+            pending=found.pending,
+            view=self.state.members.number,
+        )
 
     # -- data
 

@@ -33,6 +33,7 @@ from paramserver.scheduler.figures import Figures
 from paramserver.scheduler.journal import Journal
 from paramserver.scheduler.notes import Loss, Schedule, Storing
 from paramserver.scheduler.topics import EVERYTHING, group_topic, round_topic
+from paramserver.scheduler.warm_start import WarmStarts
 from paramserver.scheduler.words import failed, where, words
 from paramserver.types import Adaptive, Span, WorkerId
 
@@ -71,6 +72,7 @@ class SchedulerState:
         self.rounds = Rounds(self._rounds_begun)
         self.adaptation = Adaptation(self.journal, self.config.heartbeat_s)
         self.schedule: Schedule | None = None
+        self.warm = WarmStarts(self.members, self.data, self.journal, self._wakes.add)
         self._names: dict[WorkerId, str] = {}
         self._losses.clear()
 
@@ -172,6 +174,7 @@ class SchedulerState:
         for member in workers:
             self._names.pop(worker_id(member), None)
             self.data.leave(member, heir)
+        self.warm.look_again()
         for released in self.rounds.leave([worker_id(m) for m in workers]):
             self._release(released)
         self._losses += [

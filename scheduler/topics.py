@@ -15,5 +15,13 @@ def data_topic(name: str) -> str:
     return f"data {name}"
 
 
+def warm_start_topic(group: str) -> str:
+    return f"warm start {group}"
+
+
+def announcement_topic(name: str) -> str:
+    return f"announcement {name}"
+
+
 def round_topic(name: str) -> str:
     return f"round {name}"

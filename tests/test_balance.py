@@ -319,9 +319,9 @@ def steal(made: Cluster, workers: int, size: int, **options: Any) -> list[list[i
 def test_idle_workers_take_the_rest_of_a_slow_ones_shard(
     options: dict[str, Any], monkeypatch: Any
 ) -> None:
-    # Alone, the slow one needs 2 s for its shard, ten heartbeats.
-    monkeypatch.setenv("PARAMSERVER_EMULATE", "sample=0.002,slow=1:10")
-    with cluster(1, 2, lease_s=0.8) as made:
+    # Alone, the slow one needs 8 s for its shard, twenty heartbeats.
+    monkeypatch.setenv("PARAMSERVER_EMULATE", "sample=0.002,slow=1:40")
+    with cluster(1, 2, lease_s=1.6) as made:
         results = steal(made, 2, 200, **options)
         counts = made.scheduler.state.data.get("train").counts()
         events = made.scheduler.state.journal.events()

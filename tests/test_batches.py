@@ -17,6 +17,48 @@ def test_neighbouring_spans_are_joined() -> None:
     assert merged(spans) == [Span(1, 0, 8), Span(2, 8, 9)]
 
 
+def automatic(batches: int) -> Batches:
+    """Drawn batches of two samples that steps themselves hand out."""
+    made = Batches()
+    made.add_group("g")
+    made.automatic("d", True)
+    for number in range(batches):
+        made.draw(Batch("d", Span(1, 2 * number, 2 * number + 2)))
+    return made
+
+
+def test_steps_that_push_later_use_one_drawn_batch_each() -> None:
+    batches = automatic(4)
+    for samples in (2, 4, 6):
+        batches.use("g")
+        assert batches.samples_since("g") == samples
+    ticket = batches.begin("g")
+    assert [span.start for span in ticket.spans] == [0, 2, 4]
+    batches.settle(ticket)
+    batches.use("g")
+    assert [span.start for span in batches.begin("g").spans] == [6]
+
+
+def test_a_step_after_an_aborted_push_goes_on_to_the_next_batch() -> None:
+    batches = automatic(3)
+    batches.use("g")
+    batches.abort(batches.begin("g"))
+    batches.use("g")
+    assert [span.start for span in batches.begin("g").spans] == [0, 2]
+
+
+def test_batches_that_went_back_before_their_push_are_counted() -> None:
+    batches = automatic(4)
+    batches.automatic("d", False)
+    batches.hand_out("d")
+    batches.settle(batches.begin("g"))
+    batches.hand_out("d")
+    batches.use("g")
+    batches.break_off("d")
+    assert batches.returned("g") == 1  # neither the first, which was pushed, nor those not begun
+    assert batches.returned("late") == 0
+
+
 class Account(RuleBasedStateMachine):
     """Whatever happens, each sample drawn is reported once, done or returned, or still held."""
 
@@ -44,6 +86,10 @@ class Account(RuleBasedStateMachine):
             self.batches.leave(self.current)
         self.current = self.batches.hand_out("d")
         self.drawn -= 1
+
+    @rule(group=st.sampled_from(["g", "h"]))
+    def use(self, group: str) -> None:
+        self.batches.use(group)
 
     @rule(group=st.sampled_from(["g", "h"]))
     def push(self, group: str) -> None:

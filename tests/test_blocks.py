@@ -157,6 +157,27 @@ def test_a_push_that_does_not_count_leaves_the_residual() -> None:
         torch.testing.assert_close(group.uplink.residuals[0], before)
 
 
+def test_a_dropped_push_leaves_the_residual() -> None:
+    closed = threading.Event()
+
+    def work(client: ps.Client) -> float:
+        group = push_in(client, "int4", torch.zeros(100), consistency=ps.Sync(backup=1))
+        client.barrier("start")
+        if client.rank == 0:
+            group.push_pull({"w": torch.linspace(0, 1, 100)})
+            closed.set()
+        else:
+            assert closed.wait(20)
+            assert group.push({"w": torch.linspace(0, 1, 100)}).dropped
+            group.settle()
+        return float(group.uplink.residuals[0].abs().sum())
+
+    with cluster(1, 2) as c:
+        kept, dropped = c.workers(work)
+    assert kept > 0
+    assert dropped == 0
+
+
 def test_a_refused_push_leaves_the_residual() -> None:
     with cluster() as c, c.connect() as client:
         group = push_in(client, "int4", torch.zeros(100))

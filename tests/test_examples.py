@@ -60,6 +60,20 @@ def test_by_hand() -> None:
     assert accuracy(cluster(1, 2, "by_hand")) >= 95
 
 
+@pytest.mark.parametrize("wire", [(), ("--wire", "int4")], ids=["float32", "int4"])
+def test_downpour(wire: tuple[str, ...]) -> None:
+    said = cluster(2, 3, "downpour", *wire)
+    assert accuracy(said) >= 92
+    (sent,) = re.findall(r"sent (\d+) bytes a step", said)
+    assert int(sent) < (4810 * 4 / 3 if not wire else 4810 * 0.6 / 3)  # of four steps, one pushes
+
+
+def test_lbfgs() -> None:
+    said = cluster(2, 3, "lbfgs")
+    assert accuracy(said) >= 95
+    assert "norm of the gradient is <= gtol" in said
+
+
 @pytest.mark.parametrize("how", [[], ["--adapt"]])
 def test_straggler(how: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     emulated = {**clean_environment(), "PARAMSERVER_EMULATE": "sample=0.001,slow=3:5"}

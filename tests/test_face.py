@@ -21,6 +21,7 @@ FACE = [
     "Group",
     "Local",
     "LocalCluster",
+    "MinimizeResult",
     "ParameterServerError",
     "Stale",
     "StepResult",
@@ -29,6 +30,7 @@ FACE = [
     "connect",
     "errors",
     "local_cluster",
+    "minimize",
 ]
 
 

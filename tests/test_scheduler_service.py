@@ -97,9 +97,11 @@ class Cluster:
             await self.service.Heartbeat(pb.HeartbeatRequest(member=self.who[name]))
         self.service.tick()
 
-    async def group(self, name: str, worker: str, consistency: Any = None) -> pb.RegisterGroupReply:
+    async def group(
+        self, name: str, worker: str, consistency: Any = None, size: int = 4000
+    ) -> pb.RegisterGroupReply:
         tensor = common.TensorSpec(
-            name="w", shape=[4000], dtype=common.DTYPE_FLOAT32, rule=common.RULE_ADD
+            name="w", shape=[size], dtype=common.DTYPE_FLOAT32, rule=common.RULE_ADD
         )
         spec = common.GroupSpec(
             name=name,
@@ -495,6 +497,36 @@ def test_stale_pushes_count_when_every_server_has_them() -> None:
         assert {a for a, _ in cluster.servers.asked} == {"h:0", "h:1"}
         counts = cluster.service.state.data.get("train").counts()
         assert (counts.samples_done, counts.free, counts.requeued) == (8, 1, 1)
+
+    run(test, servers=2)
+
+
+def test_a_server_without_slices_of_the_group_has_no_say() -> None:
+    async def test(cluster: Cluster) -> None:
+        await cluster.group("m", "worker-0", Stale(2), size=3)
+        await cluster.data("worker-0", size=16)
+        one = (await cluster.next("worker-0", 0)).shard
+        cluster.servers.answers["h:0"] = spans(
+            "m", common.Span(lease=one.lease, start=one.start, stop=one.stop)
+        )
+        cluster.servers.answers["h:1"] = spans("m")
+        await cluster.pass_time(11.0, "ps-0", "ps-1", "worker-1")
+        await cluster.service.recovery.drain()
+        assert cluster.service.state.data.get("train").counts().samples_done == 8
+
+    run(test, servers=2)
+
+
+def test_what_servers_have_in_common_counts_however_they_cut_it() -> None:
+    async def test(cluster: Cluster) -> None:
+        await cluster.group("m", "worker-0", Stale(2))
+        await cluster.data("worker-0", size=16)
+        lease = (await cluster.next("worker-0", 0)).shard.lease
+        cluster.servers.answers["h:0"] = spans("m", common.Span(lease=lease, start=0, stop=6))
+        cluster.servers.answers["h:1"] = spans("m", common.Span(lease=lease, start=0, stop=4))
+        await cluster.pass_time(11.0, "ps-0", "ps-1", "worker-1")
+        await cluster.service.recovery.drain()
+        assert cluster.service.state.data.get("train").counts().samples_done == 4
 
     run(test, servers=2)
 

@@ -119,6 +119,17 @@ class SchedulerMachine(RuleBasedStateMachine):
                 lambda: self.state.join_round(self.caller(who), name, next(self.sequence), self.now)
             )
 
+    @rule(who=callers, over=st.booleans())
+    def warm_start(self, who: int, over: bool) -> None:
+        def event() -> None:
+            member = self.state.worker(self.caller(who))
+            found = self.state.warm.ask(member, "m", over, self.now)
+            assert bool(found.pending) + found.over + found.chief == 1
+            assert found.over or not over
+
+        if self.seen:
+            self.refusable(event)
+
     @rule(who=callers, how=st.sampled_from(["finish", "fail", "fatal"]), rare=st.integers(0, 4))
     def leave(self, who: int, how: str, rare: int) -> None:
         if not self.seen or (how == "fatal" and rare):

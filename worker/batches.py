@@ -77,11 +77,15 @@ class Report:
 
 @dataclass(slots=True)
 class _Group:
-    """``since``: samples handed out after hand-out ``mark``; ``last``: those of its last push."""
+    """``since``: samples handed out after hand-out ``mark``; ``last``: those of its last push;
+    ``used``: how many of ``since`` went into steps that have not pushed yet; ``returned``: batches
+    that went back before a push of the group carried them."""
 
     mark: int
     since: int = 0
     last: int | None = None
+    used: int = 0
+    returned: int = 0
 
 
 class Batches:
@@ -148,16 +152,28 @@ class Batches:
         """
         with self._lock:
             account = self._account(group)
-            self._advance(account)
+            if not account.since:
+                self._advance(account)
             return account.since or account.last
+
+    def use(self, group: str) -> None:
+        """A step that may push later: without a loop of ours, it works on the next drawn batch."""
+        with self._lock:
+            account = self._account(group)
+            if account.since == account.used:
+                self._advance(account)
+            account.used = account.since
+
+    def returned(self, group: str) -> int:
+        """Batches that went back to the queue before a push of the group carried them."""
+        with self._lock:
+            return self._account(group).returned
 
     def _account(self, group: str) -> _Group:
         return self._groups.setdefault(group, _Group(self._handed))
 
     def _advance(self, account: _Group) -> None:
-        """Without a loop of ours, a group that has pushed for all batches goes on to the next."""
-        if account.since:
-            return
+        """Without a loop of ours, a group that has stepped on all batches goes on to the next."""
         for dataset in self._automatic:
             if drawn := self._drawn.get(dataset):
                 batch = drawn.popleft()
@@ -169,9 +185,10 @@ class Batches:
         """A push of the group starts."""
         with self._lock:
             account = self._account(group)
-            self._advance(account)
+            if not account.since:
+                self._advance(account)
             since, marks = account.since, (account.mark, self._handed)
-            account.mark, account.since = self._handed, 0
+            account.mark, account.since, account.used = self._handed, 0, 0
             account.last = since or account.last
             touched = tuple(b for b in self._live if not (b.left and (b.carried or b.whole)))
             carried = tuple(b for b in touched if not (b.carried or b.whole))
@@ -209,6 +226,7 @@ class Batches:
                 batch.carried = False
             account = self._groups[ticket.group]
             account.since += ticket.since
+            account.used += ticket.since
             if account.mark == ticket.marks[1]:
                 account.mark = ticket.marks[0]
 
@@ -229,6 +247,8 @@ class Batches:
             return
         self._close(batch)
         self._report(batch.dataset).returned.append(batch.span)
+        for group in self._groups.values():
+            group.returned += group.mark < batch.number
         self._discount(batch)
 
     def _close(self, batch: Batch) -> None:
@@ -242,6 +262,7 @@ class Batches:
             for group in self._groups.values():
                 if group.mark < batch.number:
                     group.since -= batch.samples
+                    group.used = min(group.used, group.since)
 
     def skip(self, dataset: str, span: Span) -> None:
         """Samples that are not worked on at all (``drop_last``)."""

@@ -26,9 +26,10 @@ from paramserver.worker.plan import Plan, empty_like
 from paramserver.worker.session import Session
 from paramserver.worker.uplink import Uplink
 from paramserver.worker.values import Held, Landing
+from paramserver.worker.vectors import VectorMethods, VectorSpace
 
 
-class Group:
+class Group(VectorMethods):
     """Dense tensors under one name, with one optimizer and one consistency model.
 
     Made by ``client.register`` or ``client.optimizer``. One thread at a time.
@@ -64,6 +65,7 @@ class Group:
         self.session = session
         self._transport = transport
         self.links = links
+        self.vectors = VectorSpace(session, transport, links, self.plan)
         self.held = Held(self.plan)
         self._activated = True  # the next push is the first since an activation
         self._dropped_to = 0  # the clock that a dropped push in flight was told to go on with
@@ -85,7 +87,13 @@ class Group:
         self.pull_into(into)
         return into
 
-    def push(self, tensors: Mapping[str, Tensor], weight: float | None = None) -> StepResult:
+    def push(
+        self,
+        tensors: Mapping[str, Tensor],
+        weight: float | None = None,
+        *,
+        options: Sequence[Mapping[str, Any]] | None = None,
+    ) -> StepResult:
         """Pushes gradients (or, without an optimizer, updates) and ticks the clock.
 
         Does not wait for other workers. Returns when every server has accepted it.
@@ -94,12 +102,13 @@ class Group:
             tensors: by name, in the registered shapes; absent ones count as zero.
             weight: samples that the gradients are a mean over; default: those handed out by a
                 loader since the last push, else 1.
+            options: hyper-parameters of each param group; default: as registered.
 
         Raises:
             NonFiniteError: NaN or infinity; nothing was sent, the clock stays.
             InvalidRequestError: an unknown name or a wrong shape; nothing was sent.
         """
-        return self._finish_push(*self._start_push(tensors, weight, None, None))
+        return self._finish_push(*self._start_push(tensors, weight, options, None))
 
     def push_async(
         self, tensors: Mapping[str, Tensor], weight: float | None = None
@@ -111,7 +120,7 @@ class Group:
 
         def answered() -> None:
             error = operation.accepted.error
-            self._dropped_to = max(self._dropped_to, _next_clock(operation))
+            self._dropped_to = max(self._dropped_to, operation.next_clock)
             if error is not None:
                 result.set_exception(error)
             else:
@@ -157,12 +166,16 @@ class Group:
         """Waits for the values of a push that pulls."""
         self._wait_push(operation, operation.done, clock)
         landing.finish()
-        self._go_on_at(_next_clock(operation))
+        self._go_on_at(operation.next_clock)
         self.last = self._result(operation, clock, began)
         return self.last
 
-    def pull_into(self, into: Mapping[str, Tensor], *, latest: bool = False) -> None:
-        """Copies the values of this clock to ``into``, in place; ``latest``: without waiting."""
+    def pull_into(self, into: Mapping[str, Tensor], *, latest: bool = False) -> int:
+        """Copies the values of this clock to ``into``, in place; ``latest``: without waiting.
+
+        Returns:
+            Payload bytes.
+        """
         self.session.check()
         self.plan.check_names(into)
         for name, tensor in into.items():
@@ -176,6 +189,7 @@ class Group:
             operation.submit(self.links.to(shard.address), answers, record.part)
         self._wait(operation, operation.done, f"pull at clock {self.clock} of group {self.name!r}")
         landing.finish()
+        return operation.received_bytes
 
     def read(self) -> dict[str, Tensor]:
         """The newest values, uncast, whatever their clock, as new tensors."""
@@ -279,7 +293,7 @@ class Group:
     ) -> StepResult:
         """Waits for a committed push, then for the values of the next clock."""
         self._wait_push(operation, operation.accepted, clock)
-        self._go_on_at(_next_clock(operation))
+        self._go_on_at(operation.next_clock)
         self.pull_into(into)
         self.last = self._result(operation, clock, began)
         return self.last
@@ -327,7 +341,7 @@ class Group:
             if operation.done.error is not None:
                 self.session.abort_push(ticket)
             else:
-                self.session.settle_push(ticket, dropped=_dropped(operation))
+                self.session.settle_push(ticket, dropped=operation.dropped)
             with self._changed:
                 self._unsettled -= 1
                 self._changed.notify_all()
@@ -338,7 +352,7 @@ class Group:
         self, operation: Operation, ticket: Ticket, clock: int, began: float
     ) -> StepResult:
         self._wait_push(operation, operation.accepted, clock)
-        self._go_on_at(_next_clock(operation))
+        self._go_on_at(operation.next_clock)
         self.last = self._result(operation, clock, began)
         return self.last
 
@@ -356,7 +370,7 @@ class Group:
 
     def _counted(self, operation: Operation, weight: float) -> bool:
         """Whether a push changed values, as far as this worker knows; sums ignore weights."""
-        lost = operation.done.error is not None or _dropped(operation)
+        lost = operation.done.error is not None or operation.dropped
         return not lost and (weight > 0 or not self.spec.optimizer)
 
     def _go_on_at(self, clock: int) -> None:
@@ -378,21 +392,7 @@ class Group:
             waited=time.monotonic() - began,
             sent_bytes=operation.sent_bytes,
             received_bytes=operation.received_bytes,
-            dropped=_dropped(operation),
+            dropped=operation.dropped,
         )
         self.session.count(result)
         return result
-
-
-def _next_clock(operation: Operation) -> int:
-    """The clock to go on with after a dropped push; 0 if it was not dropped."""
-    if not _dropped(operation):
-        return 0
-    clocks = [a.clock for a in operation.accepts.values() if a.dropped]
-    return max([*clocks, *(d.clock for d in operation.dones.values())])
-
-
-def _dropped(operation: Operation) -> bool:
-    return any(a.dropped for a in operation.accepts.values()) or any(
-        d.dropped for d in operation.dones.values()
-    )

@@ -123,8 +123,9 @@ class LeaseSource:
             The number of the new pass.
         """
         self.session.check()
-        if settle:
+        if settle and self.passes:
             self._give_back(self._rest)
+            self.session.settle()  # what is still to be pushed carries what was drawn for it
             self.session.batches.settle_rest(self.name)
             self.settle()
         else:

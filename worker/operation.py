@@ -78,6 +78,21 @@ class Operation:
             self.accepted.happen()
             self.done.happen()
 
+    @property
+    def dropped(self) -> bool:
+        """Whether a server said that the push does not count."""
+        return any(a.dropped for a in self.accepts.values()) or any(
+            d.dropped for d in self.dones.values()
+        )
+
+    @property
+    def next_clock(self) -> int:
+        """The clock to go on with after a dropped push; 0 if it was not dropped."""
+        if not self.dropped:
+            return 0
+        clocks = [a.clock for a in self.accepts.values() if a.dropped]
+        return max([*clocks, *(d.clock for d in self.dones.values())])
+
     def submit(self, link: Link, answers: ServerAnswers, part: Part) -> Request:
         """Sends one server's share."""
         request = Request(answers)

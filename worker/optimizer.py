@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from paramserver.worker.parameters import (
 )
 from paramserver.worker.registry import Registry
 from paramserver.worker.uplink import FEEDBACK
+
+Options: TypeAlias = tuple[dict[str, Option], ...]
 
 WIRE_DTYPES = {None: "", "bf16": "bfloat16", "fp16": "float16", "int8": "int8", "int4": "int4"}
 
@@ -63,10 +65,21 @@ class ServerOptimizer(JobOptimizer):
         model = construct(optimizer_class, params, hyperparameters)
         super().__init__(found, model.param_groups, dict(model.defaults))
         self._frozen = frozenset(name for name, t in found.named if not t.requires_grad)
+        self._rule = optimizer_class.__name__
         self._registered = self.options()
         # Kernels of batch norm do not mark what they write to, so pulled values are kept apart.
         self._pulled = {n: b.detach().contiguous().clone() for n, b in found.buffers.items()}
         self._overlap: Overlap | None = None
+
+    def spec(self, name: str, buffers: str, consistency: Consistency) -> GroupSpec:
+        """What is to be registered."""
+        return GroupSpec(
+            name=name,
+            tensors=tensor_specs(self.members, buffers),
+            optimizer=self._rule,
+            param_groups=self._registered,
+            consistency=canonical(consistency),
+        )
 
     def bind(self, group: Group, *, overlap: bool) -> None:
         """Steps go to this group from now on."""
@@ -88,7 +101,7 @@ class ServerOptimizer(JobOptimizer):
     def _trained(self) -> list[tuple[str, Tensor]]:
         return [(name, p) for name, p in self.members.named if name not in self._frozen]
 
-    def options(self) -> tuple[dict[str, Option], ...]:
+    def options(self) -> Options:
         """The present hyper-parameters of each param group, as they travel."""
         return tuple(hyper_parameters(group, self.defaults) for group in self.param_groups)
 
@@ -120,31 +133,47 @@ class ServerOptimizer(JobOptimizer):
                 loss = closure()
         if weight is not None and not (math.isfinite(weight) and weight >= 0):
             raise ConfigurationError(f"weight={weight}: must be a number of samples, >= 0")
-        options = self.options()
-        changed = options if options != self._registered else None
-        self.last = self._exchange(weight, changed)
-        self._take_buffers()
+        self.last = self._work(weight)
         return loss
 
-    def _exchange(
-        self, weight: float | None, options: tuple[dict[str, Option], ...] | None
-    ) -> StepResult:
-        found_inf = getattr(self, "found_inf", None)
-        grad_scale = getattr(self, "grad_scale", None)
+    def _changed_options(self) -> Options | None:
+        """The present hyper-parameters, if they are not as registered."""
+        options = self.options()
+        return options if options != self._registered else None
+
+    def _work(self, weight: float | None) -> StepResult:
+        """What a step does, once gradients are there."""
+        result = self._exchange(weight)
+        self._take_buffers()
+        return result
+
+    def _exchange(self, weight: float | None) -> StepResult:
+        options = self._changed_options()
         if self._overlap is not None:
-            if found_inf is not None or grad_scale is not None:
+            if getattr(self, "found_inf", None) is not None or self._scale() is not None:
                 self._overlap.refuse_scaler()
-            gradients = self._gradients()
-            return self._overlap.commit(gradients, self._deltas(), self._into(), weight, options)
-        if found_inf is not None and bool(found_inf):
+            whole = {**self._gradients(), **self._deltas()}
+            return self._overlap.commit(whole, self._into(), weight, options)
+        gradients = self._unscaled_gradients()
+        if gradients is None:
             return self.group.exchange({}, self._into(), weight=0.0, options=options)
-        gradients = self._gradients()
+        pushed = {**gradients, **self._deltas()}
+        return self.group.exchange(pushed, self._into(), weight=weight, options=options)
+
+    def _scale(self) -> Tensor | None:
+        return getattr(self, "grad_scale", None)
+
+    def _unscaled_gradients(self) -> dict[str, Tensor] | None:
+        """The gradients as they are without a GradScaler; None: it found infinity in them."""
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            return None
+        gradients, grad_scale = self._gradients(), self._scale()
         if grad_scale is not None:
             # As torch's own kernel: a float32 reciprocal, then one product.
             inverse = grad_scale.double().reciprocal().float()
             gradients = {n: g * inverse.to(g.device, g.dtype) for n, g in gradients.items()}
-        pushed = {**gradients, **self._deltas()}
-        return self.group.exchange(pushed, self._into(), weight=weight, options=options)
+        return gradients
 
     def _gradients(self) -> dict[str, Tensor]:
         found = {}
@@ -168,12 +197,7 @@ class ServerOptimizer(JobOptimizer):
 
     def _deltas(self) -> dict[str, Tensor]:
         """What buffers changed by since they were pulled; integers as they are."""
-        found = {}
-        for name, buffer in self.members.buffers.items():
-            pulled = self._pulled[name]
-            if not torch.equal(buffer, pulled):
-                found[name] = buffer - pulled if buffer.is_floating_point() else buffer.clone()
-        return found
+        return changes(self.members.buffers, self._pulled)
 
     def _into(self) -> dict[str, Tensor]:
         """Where values go: parameters themselves, buffers by way of ``_take_buffers``."""
@@ -225,6 +249,15 @@ class ServerOptimizer(JobOptimizer):
         super().load_state_dict(dict(state_dict))
 
 
+def changes(buffers: Mapping[str, Tensor], since: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By how much float buffers differ from ``since``; other buffers that differ, as they are."""
+    return {
+        name: buffer - since[name] if buffer.is_floating_point() else buffer.clone()
+        for name, buffer in buffers.items()
+        if not torch.equal(buffer, since[name])
+    }
+
+
 def wire_name(wire_dtype: str | None) -> str:
     """A wire data type as groups know it.
 
@@ -259,13 +292,7 @@ def open_server_optimizer(
     check_class(optimizer_class)
     found = members(model, buffers)
     made = ServerOptimizer(found, optimizer_class, hyperparameters)
-    spec = GroupSpec(
-        name=group,
-        tensors=tensor_specs(found, buffers),
-        optimizer=optimizer_class.__name__,
-        param_groups=made.options(),
-        consistency=canonical(consistency),
-    )
+    spec = made.spec(group, buffers, consistency)
     opened = registry.open(spec, found.tensors, wire)
     made.bind(opened, overlap=overlap)
     made.load_newest()

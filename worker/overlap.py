@@ -69,8 +69,7 @@ class Overlap:
 
     def commit(
         self,
-        gradients: Mapping[str, Tensor],
-        deltas: Mapping[str, Tensor],
+        pushed: Mapping[str, Tensor],
         into: Mapping[str, Tensor],
         weight: float | None,
         options: Sequence[Mapping[str, Any]] | None,
@@ -80,7 +79,6 @@ class Overlap:
         Raises:
             NonFiniteError: NaN or infinity; the push does not count, the clock stays.
         """
-        pushed = {**gradients, **deltas}
         push = self._push
         if push is None:
             return self._group.exchange(pushed, into, weight=weight, options=options)

@@ -44,7 +44,7 @@ class Session:
     Attributes:
         config: what the client was told.
         scheduler: the channel to the scheduler.
-        name, rank, incarnation, job: who this is; rank -1 for a reader.
+        name, rank, incarnation, job: who this is; rank -1 for a reader. workers: expected.
         launched: a launcher started this process.
         identity_file: where the launcher looks for who this is, and then says how it ended.
         batches: samples handed out, and the pushes they went into.
@@ -65,7 +65,7 @@ class Session:
         self.name = config.name or ""
         self.rank = -1
         self.incarnation = 0
-        self.job = 0
+        self.job = self.workers = 0
         self.batches = Batches()
         self.launched = launched
         self.identity_file = identity_file
@@ -123,7 +123,7 @@ class Session:
             )
         who = reply.identity
         self.name, self.rank = who.name, who.rank
-        self.incarnation, self.job = who.incarnation, who.job
+        self.incarnation, self.job, self.workers = who.incarnation, who.job, reply.workers
         self._heartbeat_s, self._lease_s = reply.heartbeat_s, reply.lease_s
         self.saw_view(who.view)
         if self.identity_file is not None:
@@ -261,6 +261,10 @@ class Session:
     def add_listener(self, hear: Callable[[scheduler_pb2.HeartbeatReply], None]) -> None:
         """Told every answer to a heartbeat, in the heartbeat's thread; must not wait."""
         self._listeners.append(hear)
+
+    def before_settle(self, flush: Callable[[], None]) -> None:
+        """Something to push before all is settled: before waits for others, ends of passes."""
+        self._settles.insert(0, flush)
 
     def settle(self) -> None:
         """Returns when every push of every group is applied or dropped."""

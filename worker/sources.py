@@ -40,6 +40,7 @@ class Sources:
 
     def finish(self) -> None:
         """The worker leaves: settles or returns all it holds, and says so."""
+        self._session.settle()
         for source in self._sources.values():
             source.finish()
         self._session.settle()
@@ -56,6 +57,7 @@ def dataset_spec(
     seed: int,
     shard_size: int | None,
     assign: str | None,
+    backups: bool = False,
     balance: str | None = None,
 ) -> scheduler_pb2.DatasetSpec:
     """What all workers must agree on.
@@ -80,6 +82,7 @@ def dataset_spec(
         seed=seed,
         shuffle=shuffle,
         assign=assign or "",
+        backups=backups,
         balance=balance or "",
     )
 

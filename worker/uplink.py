@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from paramserver.core.slices import travels_as
+from paramserver.core.slices import BLOCK_WIRES, travels_as
 from paramserver.errors import NonFiniteError
 from paramserver.wire.blocks import LEVELS, pack, unpack
 from paramserver.wire.tensors import is_finite
@@ -67,6 +67,8 @@ class Uplink:
             NonFiniteError: NaN or infinity, before or after packing; names tensor and clock.
         """
         flat: dict[int, Flat] = {**self._plan.outgoing(tensors, self._wire, clock)}
+        if self._wire not in BLOCK_WIRES:
+            return Leaving(flat, lambda: None)
         before: dict[int, Tensor | None] = {}
         after: dict[int, Tensor] = {}
         for number, value in flat.items():

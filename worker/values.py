@@ -23,11 +23,16 @@ class Held:
 
     A slice whose version the servers have not changed need not travel again, as long as the tensor
     was not written to since.
+
+    Attributes:
+        versions: by slice.
+        own: pushes since the pull that the local copy has taken as well: none of them is late.
     """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self.versions = [0] * len(plan.slices)
+        self.own = 0
         self._tensors: dict[int, tuple[Tensor, int]] = {}
 
     def holds(self, tensor: int) -> Tensor | None:
@@ -43,7 +48,7 @@ class Held:
 
     def base(self, piece: Slice) -> int:
         """The version that a gradient of now is computed on; without a pull, the first values."""
-        return max(self.versions[piece.index], FIRST_VERSION)
+        return max(self.versions[piece.index], FIRST_VERSION) + self.own
 
     def have(self, slices: Sequence[Slice]) -> list[int]:
         """The version of each slice that is held; 0 for none."""
@@ -96,6 +101,7 @@ class Landing:
 
     def finish(self) -> None:
         """Fills in what did not travel, and remembers what is held now."""
+        self._held.own = 0
         for number, tensor in self._into.items():
             flat = self._flat[number]
             kept = self._kept[number]

@@ -15,9 +15,11 @@ from paramserver.types import Adaptive, AllReduce, Async, DataShard, Stale, Step
 
 if TYPE_CHECKING:
     from paramserver._connect import connect
+    from paramserver._minimize import minimize
     from paramserver.local import LocalCluster, local_cluster
     from paramserver.worker.client import Client
     from paramserver.worker.group import Group
+    from paramserver.worker.schemes.lbfgs import MinimizeResult
 
 __version__ = "0.1.0"
 
@@ -31,6 +33,7 @@ __all__ = [
     "Group",
     "Local",
     "LocalCluster",
+    "MinimizeResult",
     "ParameterServerError",
     "Stale",
     "StepResult",
@@ -39,14 +42,17 @@ __all__ = [
     "connect",
     "errors",
     "local_cluster",
+    "minimize",
 ]
 
 _WHERE = {
     "Client": "paramserver.worker.client",
     "Group": "paramserver.worker.group",
     "LocalCluster": "paramserver.local",
+    "MinimizeResult": "paramserver.worker.schemes.lbfgs",
     "connect": "paramserver._connect",
     "local_cluster": "paramserver.local",
+    "minimize": "paramserver._minimize",
 }
 
 

@@ -23,6 +23,8 @@ class Limits:
         parked_calls: calls that may wait at one role.
         outbox_bytes: answer bytes queued for one slow reader.
         collective_bytes: bytes kept for open collectives.
+        vectors: of one group, beside its values.
+        vector_bytes: bytes of the vectors of all groups on one server.
     """
 
     frame_bytes: int = 1 << 20
@@ -33,6 +35,8 @@ class Limits:
     parked_calls: int = 10_000
     outbox_bytes: int = 8 << 20
     collective_bytes: int = 1 << 30
+    vectors: int = 1024
+    vector_bytes: int = 16 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,11 +75,16 @@ class Local:
 class Downpour:
     """Asynchronous steps with rare pushes and pulls (Dean et al., 2012).
 
+    A step that does not pull moves the worker's copy by -lr * gradient: plain SGD at the learning
+    rate of the moment, whatever rule the servers run.
+
     Args:
         n_push: steps whose gradients are summed into one push.
         n_fetch: steps between pulls.
-        warm_start: steps that the chief takes alone before the others begin.
-        scale_lr: as for ``Async``.
+        warm_start: steps that the chief takes alone, while ``client.optimizer`` has not returned
+            on the others. It ends sooner if the chief ends a pass, comes to a barrier or finishes.
+        scale_lr: as for ``Async``; pushes of a worker's own, which its copy has moved by, are not
+            counted as staleness.
     """
 
     n_push: int = 1

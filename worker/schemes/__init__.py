@@ -14,6 +14,7 @@ from paramserver.worker.job_optimizer import JobOptimizer
 from paramserver.worker.optimizer import open_server_optimizer
 from paramserver.worker.parameters import Model
 from paramserver.worker.registry import Registry
+from paramserver.worker.schemes.downpour import open_downpour_optimizer
 
 
 def open_optimizer(
@@ -29,7 +30,19 @@ def open_optimizer(
     overlap: bool,
 ) -> JobOptimizer:
     """Registers a model as a group; see ``Client.optimizer``."""
-    if isinstance(consistency, (Local, Downpour, AllReduce)):
+    if isinstance(consistency, Downpour):
+        return open_downpour_optimizer(
+            registry,
+            model,
+            optimizer_class,
+            hyperparameters,
+            consistency=consistency,
+            group=group,
+            buffers=buffers,
+            wire_dtype=wire_dtype,
+            overlap=overlap,
+        )
+    if isinstance(consistency, (Local, AllReduce)):
         raise UnsupportedError(f"{type(consistency).__name__} is not there yet")
     return open_server_optimizer(
         registry,

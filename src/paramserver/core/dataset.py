@@ -10,13 +10,17 @@ from paramserver.types import BALANCES
 
 MAX_SHARDS = 1 << 22
 BATCHES_PER_SHARD = 8
+PORTIONS_PER_WORKER = 12
 _INT63 = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetSpec:
-    """What workers agree on; ``shard_size`` 0: the default; ``assign`` a name of a policy;
-    ``balance`` "speed": batch sizes follow measured speed, one lease each."""
+    """What workers agree on; ``shard_size`` 0: the default; ``assign`` a name of a policy.
+
+    ``backups``: shards that others still hold are leased once more to whoever finds nothing free.
+    ``balance`` "speed": batch sizes follow measured speed, one lease each.
+    """
 
     name: str
     size: int
@@ -25,6 +29,7 @@ class DatasetSpec:
     seed: int = 0
     shuffle: bool = True
     assign: str = "dynamic"
+    backups: bool = False
     balance: str = ""
 
 
@@ -32,6 +37,11 @@ def default_shard_size(size: int, batch_size: int, workers: int) -> int:
     """1 to 8 batches, so that every worker gets about 8 shards of a small data set."""
     per_worker = size // (batch_size * BATCHES_PER_SHARD * workers)
     return batch_size * max(1, min(per_worker, BATCHES_PER_SHARD))
+
+
+def default_portion(size: int, workers: int) -> int:
+    """Much less than a worker's share: the slowest portion is soon done again (Sandblaster)."""
+    return max(1, -(-size // (PORTIONS_PER_WORKER * workers)))
 
 
 def complete(spec: DatasetSpec, workers: int) -> DatasetSpec:
@@ -54,6 +64,11 @@ def complete(spec: DatasetSpec, workers: int) -> DatasetSpec:
         raise InvalidRequestError(
             f"data set {spec.name!r}: balance={spec.balance!r} with assign={spec.assign!r}: a "
             "static deal gives every worker the same; use assign='dynamic' or leave it out"
+        )
+    if spec.backups and spec.assign != "dynamic":
+        raise InvalidRequestError(
+            f"data set {spec.name!r}: backups with assign={spec.assign!r}: only shards of a common "
+            "queue have backups; use assign='dynamic'"
         )
     wanted = spec.shard_size or default_shard_size(spec.size, spec.batch_size, workers)
     shard_size = -(-wanted // spec.batch_size) * spec.batch_size
@@ -120,7 +135,7 @@ def disagreement(old: DatasetSpec, new: DatasetSpec) -> str | None:
     Batch sizes may differ, unless they are balanced.
     """
     also = ("batch_size",) if old.balance and new.balance else ()
-    for name in ("size", "seed", "shard_size", "assign", "shuffle", "balance", *also):
+    for name in ("size", "seed", "shard_size", "assign", "shuffle", "balance", "backups", *also):
         left, right = getattr(old, name), getattr(new, name)
         if left != right:
             return f"{name} is {left}, not {right}"

@@ -347,11 +347,15 @@ class ShardQueue:
             self._requeued, self._samples_done, self.unpushed,
         )  # fmt: skip
 
+    def _leased(self) -> list[Range]:
+        """Positions under leases, each once."""
+        return [part for held in self._leases.values() for part in held.open.parts]
+
     def check_invariants(self) -> None:
         """Raises AssertionError when a position is lost or held twice."""
         pieces = self._deal.pieces() if self.epoch >= 0 else []
         ranges = [(a, b) for _, a, b in pieces]
-        ranges += [part for held in self._leases.values() for part in held.open.parts]
+        ranges += self._leased()
         assert len(pieces) == self._deal.free or self.epoch < 0
         for (_, stop), (start, _) in zip(sorted(ranges), sorted(ranges)[1:], strict=False):
             assert stop <= start, "a position is held twice"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from paramserver.types import Span
+
 Range = tuple[int, int]
 
 
@@ -44,3 +46,15 @@ class Ranges:
     def overlap(self, start: int, stop: int) -> int:
         """How many positions of [start, stop) are here."""
         return sum(max(0, min(right, stop) - max(left, start)) for left, right in self.parts)
+
+
+def common(one: Iterable[Span], other: Iterable[Span]) -> frozenset[Span]:
+    """Positions that are in both, however each has cut them."""
+    others = list(other)
+    found = (
+        Span(a.lease, max(a.start, b.start), min(a.stop, b.stop))
+        for a in one
+        for b in others
+        if a.lease == b.lease
+    )
+    return frozenset(span for span in found if span.start < span.stop)

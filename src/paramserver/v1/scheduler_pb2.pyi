@@ -269,6 +269,30 @@ class GroupStoredReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class WarmStartRequest(_message.Message):
+    __slots__ = ("member", "group", "over", "wait_s")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    OVER_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    group: str
+    over: bool
+    wait_s: float
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., group: _Optional[str] = ..., over: bool = ..., wait_s: _Optional[float] = ...) -> None: ...
+
+class WarmStartReply(_message.Message):
+    __slots__ = ("over", "chief", "pending", "view")
+    OVER_FIELD_NUMBER: _ClassVar[int]
+    CHIEF_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    over: bool
+    chief: bool
+    pending: str
+    view: int
+    def __init__(self, over: bool = ..., chief: bool = ..., pending: _Optional[str] = ..., view: _Optional[int] = ...) -> None: ...
+
 class SetActiveRequest(_message.Message):
     __slots__ = ("member", "active")
     MEMBER_FIELD_NUMBER: _ClassVar[int]
@@ -292,7 +316,7 @@ class OpenDatasetRequest(_message.Message):
     def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., spec: _Optional[_Union[DatasetSpec, _Mapping]] = ...) -> None: ...
 
 class DatasetSpec(_message.Message):
-    __slots__ = ("name", "size", "batch_size", "shard_size", "seed", "shuffle", "assign", "balance")
+    __slots__ = ("name", "size", "batch_size", "shard_size", "seed", "shuffle", "assign", "backups", "balance")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -300,6 +324,7 @@ class DatasetSpec(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     SHUFFLE_FIELD_NUMBER: _ClassVar[int]
     ASSIGN_FIELD_NUMBER: _ClassVar[int]
+    BACKUPS_FIELD_NUMBER: _ClassVar[int]
     BALANCE_FIELD_NUMBER: _ClassVar[int]
     name: str
     size: int
@@ -308,8 +333,9 @@ class DatasetSpec(_message.Message):
     seed: int
     shuffle: bool
     assign: str
+    backups: bool
     balance: str
-    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., batch_size: _Optional[int] = ..., shard_size: _Optional[int] = ..., seed: _Optional[int] = ..., shuffle: bool = ..., assign: _Optional[str] = ..., balance: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., batch_size: _Optional[int] = ..., shard_size: _Optional[int] = ..., seed: _Optional[int] = ..., shuffle: bool = ..., assign: _Optional[str] = ..., backups: bool = ..., balance: _Optional[str] = ...) -> None: ...
 
 class OpenDatasetReply(_message.Message):
     __slots__ = ("spec", "epoch")
@@ -382,6 +408,92 @@ class ReportSamplesReply(_message.Message):
     LOST_LEASES_FIELD_NUMBER: _ClassVar[int]
     lost_leases: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, lost_leases: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class AwaitEpochRequest(_message.Message):
+    __slots__ = ("member", "dataset", "epoch", "wait_s")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    dataset: str
+    epoch: int
+    wait_s: float
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., wait_s: _Optional[float] = ...) -> None: ...
+
+class AwaitEpochReply(_message.Message):
+    __slots__ = ("drained", "pending", "samples_done")
+    DRAINED_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_DONE_FIELD_NUMBER: _ClassVar[int]
+    drained: bool
+    pending: str
+    samples_done: int
+    def __init__(self, drained: bool = ..., pending: _Optional[str] = ..., samples_done: _Optional[int] = ...) -> None: ...
+
+class CoordinateRequest(_message.Message):
+    __slots__ = ("member", "name", "wait_s")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    name: str
+    wait_s: float
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., name: _Optional[str] = ..., wait_s: _Optional[float] = ...) -> None: ...
+
+class CoordinateReply(_message.Message):
+    __slots__ = ("coordinates", "number", "text", "pending", "view")
+    COORDINATES_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    coordinates: bool
+    number: int
+    text: str
+    pending: str
+    view: int
+    def __init__(self, coordinates: bool = ..., number: _Optional[int] = ..., text: _Optional[str] = ..., pending: _Optional[str] = ..., view: _Optional[int] = ...) -> None: ...
+
+class AnnounceRequest(_message.Message):
+    __slots__ = ("member", "name", "number", "text")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    name: str
+    number: int
+    text: str
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., name: _Optional[str] = ..., number: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
+
+class AnnounceReply(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
+
+class AnnouncedRequest(_message.Message):
+    __slots__ = ("member", "name", "after", "wait_s")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    name: str
+    after: int
+    wait_s: float
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., name: _Optional[str] = ..., after: _Optional[int] = ..., wait_s: _Optional[float] = ...) -> None: ...
+
+class AnnouncedReply(_message.Message):
+    __slots__ = ("number", "text", "pending")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    text: str
+    pending: str
+    def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ..., pending: _Optional[str] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
     __slots__ = ("member", "name", "sequence", "wait_s")

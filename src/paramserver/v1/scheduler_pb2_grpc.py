@@ -82,6 +82,11 @@ class SchedulerStub(object):
                 request_serializer=paramserver_dot_v1_dot_scheduler__pb2.GroupStoredRequest.SerializeToString,
                 response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.GroupStoredReply.FromString,
                 _registered_method=True)
+        self.WarmStart = channel.unary_unary(
+                '/paramserver.v1.Scheduler/WarmStart',
+                request_serializer=paramserver_dot_v1_dot_scheduler__pb2.WarmStartRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.WarmStartReply.FromString,
+                _registered_method=True)
         self.SetActive = channel.unary_unary(
                 '/paramserver.v1.Scheduler/SetActive',
                 request_serializer=paramserver_dot_v1_dot_scheduler__pb2.SetActiveRequest.SerializeToString,
@@ -101,6 +106,26 @@ class SchedulerStub(object):
                 '/paramserver.v1.Scheduler/ReportSamples',
                 request_serializer=paramserver_dot_v1_dot_scheduler__pb2.ReportSamplesRequest.SerializeToString,
                 response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.ReportSamplesReply.FromString,
+                _registered_method=True)
+        self.AwaitEpoch = channel.unary_unary(
+                '/paramserver.v1.Scheduler/AwaitEpoch',
+                request_serializer=paramserver_dot_v1_dot_scheduler__pb2.AwaitEpochRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.AwaitEpochReply.FromString,
+                _registered_method=True)
+        self.Coordinate = channel.unary_unary(
+                '/paramserver.v1.Scheduler/Coordinate',
+                request_serializer=paramserver_dot_v1_dot_scheduler__pb2.CoordinateRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.CoordinateReply.FromString,
+                _registered_method=True)
+        self.Announce = channel.unary_unary(
+                '/paramserver.v1.Scheduler/Announce',
+                request_serializer=paramserver_dot_v1_dot_scheduler__pb2.AnnounceRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.AnnounceReply.FromString,
+                _registered_method=True)
+        self.Announced = channel.unary_unary(
+                '/paramserver.v1.Scheduler/Announced',
+                request_serializer=paramserver_dot_v1_dot_scheduler__pb2.AnnouncedRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.AnnouncedReply.FromString,
                 _registered_method=True)
         self.Join = channel.unary_unary(
                 '/paramserver.v1.Scheduler/Join',
@@ -212,6 +237,15 @@ class SchedulerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WarmStart(self, request, context):
+        """Whether this worker may train a group that the chief trains alone at first. Waits, idle, until
+        the chief says over or has finished; all who are released become active in one view. Answers
+        chief at once to the lowest rank that is not lost: it begins. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetActive(self, request, context):
         """Makes the worker active in a group (RULES: a clock waits for it), or not (a loader was made
         before the first step). Idempotent. The reply's view is the one in which it holds.
@@ -241,6 +275,38 @@ class SchedulerServicer(object):
     def ReportSamples(self, request, context):
         """Samples of leases that are done, or go back to the queue. Idempotent: a span counts once.
         LEASE_LOST for a lease of another worker; the rest of the request still counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AwaitEpoch(self, request, context):
+        """Waits until an epoch of a data set is drained; leases nothing, and the worker stays as it is.
+        Reads only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Coordinate(self, request, context):
+        """Makes the caller the coordinator of a name, once the one before it has finished or was lost.
+        Order: the first to ask. Idempotent for the coordinator, who learns what was announced last.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Announce(self, request, context):
+        """The coordinator's next announcement under a name; number 0 lets any worker add one. Idempotent:
+        the newest number with the same text counts once. INVALID_REQUEST from another worker, or for
+        another number than the next.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Announced(self, request, context):
+        """Waits for an announcement with a larger number; the newest one. Reads only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -345,6 +411,11 @@ def add_SchedulerServicer_to_server(servicer, server):
                     request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.GroupStoredRequest.FromString,
                     response_serializer=paramserver_dot_v1_dot_scheduler__pb2.GroupStoredReply.SerializeToString,
             ),
+            'WarmStart': grpc.unary_unary_rpc_method_handler(
+                    servicer.WarmStart,
+                    request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.WarmStartRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_scheduler__pb2.WarmStartReply.SerializeToString,
+            ),
             'SetActive': grpc.unary_unary_rpc_method_handler(
                     servicer.SetActive,
                     request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.SetActiveRequest.FromString,
@@ -364,6 +435,26 @@ def add_SchedulerServicer_to_server(servicer, server):
                     servicer.ReportSamples,
                     request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.ReportSamplesRequest.FromString,
                     response_serializer=paramserver_dot_v1_dot_scheduler__pb2.ReportSamplesReply.SerializeToString,
+            ),
+            'AwaitEpoch': grpc.unary_unary_rpc_method_handler(
+                    servicer.AwaitEpoch,
+                    request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.AwaitEpochRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_scheduler__pb2.AwaitEpochReply.SerializeToString,
+            ),
+            'Coordinate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Coordinate,
+                    request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.CoordinateRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_scheduler__pb2.CoordinateReply.SerializeToString,
+            ),
+            'Announce': grpc.unary_unary_rpc_method_handler(
+                    servicer.Announce,
+                    request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.AnnounceRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_scheduler__pb2.AnnounceReply.SerializeToString,
+            ),
+            'Announced': grpc.unary_unary_rpc_method_handler(
+                    servicer.Announced,
+                    request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.AnnouncedRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_scheduler__pb2.AnnouncedReply.SerializeToString,
             ),
             'Join': grpc.unary_unary_rpc_method_handler(
                     servicer.Join,
@@ -658,6 +749,33 @@ class Scheduler(object):
             _registered_method=True)
 
     @staticmethod
+    def WarmStart(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Scheduler/WarmStart',
+            paramserver_dot_v1_dot_scheduler__pb2.WarmStartRequest.SerializeToString,
+            paramserver_dot_v1_dot_scheduler__pb2.WarmStartReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def SetActive(request,
             target,
             options=(),
@@ -755,6 +873,114 @@ class Scheduler(object):
             '/paramserver.v1.Scheduler/ReportSamples',
             paramserver_dot_v1_dot_scheduler__pb2.ReportSamplesRequest.SerializeToString,
             paramserver_dot_v1_dot_scheduler__pb2.ReportSamplesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AwaitEpoch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Scheduler/AwaitEpoch',
+            paramserver_dot_v1_dot_scheduler__pb2.AwaitEpochRequest.SerializeToString,
+            paramserver_dot_v1_dot_scheduler__pb2.AwaitEpochReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Coordinate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Scheduler/Coordinate',
+            paramserver_dot_v1_dot_scheduler__pb2.CoordinateRequest.SerializeToString,
+            paramserver_dot_v1_dot_scheduler__pb2.CoordinateReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Announce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Scheduler/Announce',
+            paramserver_dot_v1_dot_scheduler__pb2.AnnounceRequest.SerializeToString,
+            paramserver_dot_v1_dot_scheduler__pb2.AnnounceReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Announced(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Scheduler/Announced',
+            paramserver_dot_v1_dot_scheduler__pb2.AnnouncedRequest.SerializeToString,
+            paramserver_dot_v1_dot_scheduler__pb2.AnnouncedReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -24,7 +24,7 @@ class Header(_message.Message):
     def __init__(self, records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("request", "push", "data", "commit", "pull", "store", "contribute", "collect", "cancel", "accepted", "done", "failure", "waiting")
+    __slots__ = ("request", "push", "data", "commit", "pull", "store", "contribute", "collect", "cancel", "accepted", "done", "failure", "waiting", "add_vector", "pull_vector")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     PUSH_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,8 @@ class Record(_message.Message):
     DONE_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
+    ADD_VECTOR_FIELD_NUMBER: _ClassVar[int]
+    PULL_VECTOR_FIELD_NUMBER: _ClassVar[int]
     request: int
     push: Push
     data: Data
@@ -51,7 +53,9 @@ class Record(_message.Message):
     done: Done
     failure: _common_pb2.Failure
     waiting: Waiting
-    def __init__(self, request: _Optional[int] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., data: _Optional[_Union[Data, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ..., store: _Optional[_Union[Store, _Mapping]] = ..., contribute: _Optional[_Union[Contribute, _Mapping]] = ..., collect: _Optional[_Union[Collect, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., failure: _Optional[_Union[_common_pb2.Failure, _Mapping]] = ..., waiting: _Optional[_Union[Waiting, _Mapping]] = ...) -> None: ...
+    add_vector: AddVector
+    pull_vector: PullVector
+    def __init__(self, request: _Optional[int] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., data: _Optional[_Union[Data, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ..., store: _Optional[_Union[Store, _Mapping]] = ..., contribute: _Optional[_Union[Contribute, _Mapping]] = ..., collect: _Optional[_Union[Collect, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., failure: _Optional[_Union[_common_pb2.Failure, _Mapping]] = ..., waiting: _Optional[_Union[Waiting, _Mapping]] = ..., add_vector: _Optional[_Union[AddVector, _Mapping]] = ..., pull_vector: _Optional[_Union[PullVector, _Mapping]] = ...) -> None: ...
 
 class Data(_message.Message):
     __slots__ = ("slices", "sizes", "checksums", "versions")
@@ -386,3 +390,101 @@ class WorkerClock(_message.Message):
     clock: int
     active: bool
     def __init__(self, rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., clock: _Optional[int] = ..., active: bool = ...) -> None: ...
+
+class AddVector(_message.Message):
+    __slots__ = ("worker", "group", "map_version", "vector", "slices", "number", "start", "stop", "total")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    worker: _common_pb2.Identity
+    group: str
+    map_version: int
+    vector: str
+    slices: _containers.RepeatedScalarFieldContainer[int]
+    number: int
+    start: int
+    stop: int
+    total: float
+    def __init__(self, worker: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., group: _Optional[str] = ..., map_version: _Optional[int] = ..., vector: _Optional[str] = ..., slices: _Optional[_Iterable[int]] = ..., number: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., total: _Optional[float] = ...) -> None: ...
+
+class PullVector(_message.Message):
+    __slots__ = ("group", "map_version", "vector", "slices")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    map_version: int
+    vector: str
+    slices: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, group: _Optional[str] = ..., map_version: _Optional[int] = ..., vector: _Optional[str] = ..., slices: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class VectorsRequest(_message.Message):
+    __slots__ = ("worker", "group", "map_version", "operation", "lin", "dots", "tallies", "drop", "names")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    LIN_FIELD_NUMBER: _ClassVar[int]
+    DOTS_FIELD_NUMBER: _ClassVar[int]
+    TALLIES_FIELD_NUMBER: _ClassVar[int]
+    DROP_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    worker: _common_pb2.Identity
+    group: str
+    map_version: int
+    operation: int
+    lin: _containers.RepeatedCompositeFieldContainer[Lin]
+    dots: _containers.RepeatedCompositeFieldContainer[Dot]
+    tallies: _containers.RepeatedScalarFieldContainer[str]
+    drop: _containers.RepeatedScalarFieldContainer[str]
+    names: bool
+    def __init__(self, worker: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., group: _Optional[str] = ..., map_version: _Optional[int] = ..., operation: _Optional[int] = ..., lin: _Optional[_Iterable[_Union[Lin, _Mapping]]] = ..., dots: _Optional[_Iterable[_Union[Dot, _Mapping]]] = ..., tallies: _Optional[_Iterable[str]] = ..., drop: _Optional[_Iterable[str]] = ..., names: bool = ...) -> None: ...
+
+class Lin(_message.Message):
+    __slots__ = ("out", "terms")
+    OUT_FIELD_NUMBER: _ClassVar[int]
+    TERMS_FIELD_NUMBER: _ClassVar[int]
+    out: str
+    terms: _containers.RepeatedCompositeFieldContainer[Term]
+    def __init__(self, out: _Optional[str] = ..., terms: _Optional[_Iterable[_Union[Term, _Mapping]]] = ...) -> None: ...
+
+class Term(_message.Message):
+    __slots__ = ("coefficient", "vector")
+    COEFFICIENT_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
+    coefficient: float
+    vector: str
+    def __init__(self, coefficient: _Optional[float] = ..., vector: _Optional[str] = ...) -> None: ...
+
+class Dot(_message.Message):
+    __slots__ = ("left", "right")
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    RIGHT_FIELD_NUMBER: _ClassVar[int]
+    left: str
+    right: str
+    def __init__(self, left: _Optional[str] = ..., right: _Optional[str] = ...) -> None: ...
+
+class VectorsReply(_message.Message):
+    __slots__ = ("dots", "tallies", "names")
+    DOTS_FIELD_NUMBER: _ClassVar[int]
+    TALLIES_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    dots: _containers.RepeatedScalarFieldContainer[float]
+    tallies: _containers.RepeatedCompositeFieldContainer[Tally]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, dots: _Optional[_Iterable[float]] = ..., tallies: _Optional[_Iterable[_Union[Tally, _Mapping]]] = ..., names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Tally(_message.Message):
+    __slots__ = ("samples", "total")
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    samples: int
+    total: float
+    def __init__(self, samples: _Optional[int] = ..., total: _Optional[float] = ...) -> None: ...

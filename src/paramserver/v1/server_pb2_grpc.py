@@ -56,6 +56,11 @@ class ServerStub(object):
                 request_serializer=paramserver_dot_v1_dot_server__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=paramserver_dot_v1_dot_server__pb2.ExplainReply.FromString,
                 _registered_method=True)
+        self.Vectors = channel.unary_unary(
+                '/paramserver.v1.Server/Vectors',
+                request_serializer=paramserver_dot_v1_dot_server__pb2.VectorsRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_server__pb2.VectorsReply.FromString,
+                _registered_method=True)
         self.AppliedSpans = channel.unary_unary(
                 '/paramserver.v1.Server/AppliedSpans',
                 request_serializer=paramserver_dot_v1_dot_server__pb2.AppliedSpansRequest.SerializeToString,
@@ -110,6 +115,17 @@ class ServerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Vectors(self, request, context):
+        """Linear algebra on the vectors of a group, on this server's slices: every lin in order, then the
+        dots, the tallies, the drops. Order: one operation of a group at a time.
+        Idempotence: operations of a worker are numbered; the newest one sent again gets the same reply
+        and is not carried out again. Partial failure: a request that a rule refuses changes nothing;
+        servers do not know of one another, the caller repeats the operation where it failed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AppliedSpans(self, request, context):
         """Which samples of a lost or finished worker were applied; waits until this server has seen the
         view in the request, so that nothing of that worker is applied after the answer.
@@ -147,6 +163,11 @@ def add_ServerServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=paramserver_dot_v1_dot_server__pb2.ExplainRequest.FromString,
                     response_serializer=paramserver_dot_v1_dot_server__pb2.ExplainReply.SerializeToString,
+            ),
+            'Vectors': grpc.unary_unary_rpc_method_handler(
+                    servicer.Vectors,
+                    request_deserializer=paramserver_dot_v1_dot_server__pb2.VectorsRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_server__pb2.VectorsReply.SerializeToString,
             ),
             'AppliedSpans': grpc.unary_unary_rpc_method_handler(
                     servicer.AppliedSpans,
@@ -269,6 +290,33 @@ class Server(object):
             '/paramserver.v1.Server/Explain',
             paramserver_dot_v1_dot_server__pb2.ExplainRequest.SerializeToString,
             paramserver_dot_v1_dot_server__pb2.ExplainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Vectors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Server/Vectors',
+            paramserver_dot_v1_dot_server__pb2.VectorsRequest.SerializeToString,
+            paramserver_dot_v1_dot_server__pb2.VectorsReply.FromString,
             options,
             channel_credentials,
             insecure,

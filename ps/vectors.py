@@ -1,0 +1,284 @@
+"""Vectors laid out like a group, on one server: sums, products, additions that count once."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from paramserver.config import Limits
+from paramserver.core.placement import check_name
+from paramserver.errors import InvalidRequestError, NotFoundError, ResourceError
+from paramserver.ps.group import Cell, GroupState
+from paramserver.ps.workshop import Workshop
+from paramserver.types import FLOATING, WorkerId
+from paramserver.v1 import server_pb2 as pb
+from paramserver.wire.tensors import DTYPES
+
+VALUES = "values"  # the group's own
+LIKE_VALUES = frozenset({"step", "add"})  # rules of the tensors that vectors have
+
+
+@dataclass(slots=True)
+class Vector:
+    """One vector.
+
+    Attributes:
+        values: by slice.
+        parts: the total of what was added for samples [start, stop), by these.
+    """
+
+    values: dict[int, Tensor]
+    parts: dict[tuple[int, int], float] = field(default_factory=dict)
+
+    def tally(self) -> pb.Tally:
+        """What was added: samples, and the sum of the totals, in whatever order they came."""
+        samples = sum(stop - start for start, stop in self.parts)
+        return pb.Tally(samples=samples, total=fsum(list(self.parts.values())))
+
+
+def fsum(values: Sequence[float]) -> float:
+    """The exactly rounded sum; infinite or NaN terms add up as usual."""
+    return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
+
+
+class Budget:
+    """Bytes that all vectors of a server may have."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.held = 0
+
+    def take(self, size: int) -> None:
+        """Raises ResourceError if there is no room."""
+        if self.held + size > self.limits.vector_bytes:
+            raise ResourceError(
+                f"vectors hold {self.held} bytes on this server, {size} more exceed the limit of "
+                f"{self.limits.vector_bytes}; drop some, or start more servers"
+            )
+        self.held += size
+
+    def give(self, size: int) -> None:
+        """These bytes are free again."""
+        self.held -= size
+
+
+class VectorSpace:
+    """The vectors of one group. Decisions on the event loop, tensor work in the workshop."""
+
+    def __init__(self, group: GroupState, budget: Budget, workshop: Workshop) -> None:
+        self.group = group
+        self.vectors: dict[str, Vector] = {}
+        self.budget = budget
+        self.turn = asyncio.Lock()  # one operation or addition at a time, in the order of coming
+        self._workshop = workshop
+        self._lock = threading.Lock()
+        self._dtypes = {
+            i: DTYPES[group.spec.tensors[piece.tensor].dtype]
+            for i, piece in sorted(group.slices.items())
+            if group.spec.tensors[piece.tensor].dtype in FLOATING
+            and group.spec.tensors[piece.tensor].rule in LIKE_VALUES
+        }
+        self.bytes = sum(group.slices[i].bytes for i in self._dtypes)
+        self._operations: dict[WorkerId, tuple[int, asyncio.Task[pb.VectorsReply]]] = {}
+        self._additions: dict[WorkerId, int] = {}
+
+    # Operations
+
+    async def operate(
+        self, worker: WorkerId, request: pb.VectorsRequest, check: Callable[[], None]
+    ) -> pb.VectorsReply:
+        """Carries out a request, or joins it: one sent again is not carried out again.
+
+        Args:
+            check: raises if the worker may not act any more, once it is its turn.
+
+        Raises:
+            InvalidRequestError: an operation before the newest one, or a bad name.
+            NotFoundError: an unknown vector.
+            ResourceError: too many vectors, or too large.
+        """
+        last, task = self._operations.get(worker, (0, None))
+        if request.operation < last:
+            raise InvalidRequestError(
+                f"operation {request.operation} on the vectors of {self.group.spec.name!r}: "
+                f"operation {last} of this worker came before"
+            )
+        if task is None or request.operation > last:
+            task = asyncio.create_task(self._operate(request, check))
+            self._operations[worker] = (request.operation, task)
+        # Whoever waits may go away and come again; the operation goes on.
+        return await asyncio.shield(task)
+
+    async def _operate(
+        self, request: pb.VectorsRequest, check: Callable[[], None]
+    ) -> pb.VectorsReply:
+        async with self.turn:
+            check()
+            self._check(request)
+            size = self.bytes * (len(request.lin) + len(request.dots))
+            return await self._workshop.run(self._lock, size, self._compute, request)
+
+    def _check(self, request: pb.VectorsRequest) -> None:
+        """Raises unless all of a request can be carried out."""
+        names = {VALUES, *self.vectors}
+        for lin in request.lin:
+            for term in lin.terms:
+                self._find(term.vector, names)
+                if not math.isfinite(term.coefficient):
+                    raise InvalidRequestError(
+                        f"lin {lin.out!r}: coefficient {term.coefficient} of {term.vector!r}: "
+                        "must be finite"
+                    )
+            if lin.out != VALUES:
+                check_name(lin.out, "vector", self.budget.limits)
+            names.add(lin.out)
+        for dot in request.dots:
+            self._find(dot.left, names)
+            self._find(dot.right, names)
+        for name in request.tallies:
+            self._find(name, names - {VALUES})
+        if VALUES in request.drop:
+            raise InvalidRequestError("drop 'values': the group's own values stay")
+        if not self.group.stored:
+            raise InvalidRequestError(f"group {self.group.spec.name!r} has no first values yet")
+        more = len(names - {VALUES}) - len(self.vectors)
+        if len(self.vectors) + more > self.budget.limits.vectors:
+            raise ResourceError(
+                f"group {self.group.spec.name!r} would have {len(self.vectors) + more} vectors, "
+                f"at most {self.budget.limits.vectors} are allowed; drop some"
+            )
+        self.budget.take(more * self.bytes)
+
+    def _find(self, name: str, names: set[str]) -> None:
+        if name not in names:
+            known = ", ".join(sorted(names)[:10])
+            raise NotFoundError(
+                f"group {self.group.spec.name!r} has no vector {name!r}; it has {known}"
+            )
+
+    def _compute(self, request: pb.VectorsRequest) -> pb.VectorsReply:
+        for lin in request.lin:
+            self._lin(lin)
+        dots = [self._dot(dot.left, dot.right) for dot in request.dots]
+        tallies = [self.vectors[name].tally() for name in request.tallies]
+        for name in request.drop:
+            if self.vectors.pop(name, None) is not None:
+                self.budget.give(self.bytes)
+        names = sorted(self.vectors) if request.names else []
+        return pb.VectorsReply(dots=dots, tallies=tallies, names=names)
+
+    def _lin(self, lin: pb.Lin) -> None:
+        made = {i: self._sum(i, lin.terms) for i in self._dtypes}
+        if lin.out != VALUES:
+            self.vectors[lin.out] = Vector(made)
+            return
+        for cell in self.group.cells:
+            with cell.lock:
+                for index in cell.slices:
+                    if index in made:
+                        cell.bucket.replace(index, made[index])
+
+    def _sum(self, index: int, terms: Sequence[pb.Term]) -> Tensor:
+        """The sum of the terms on one slice: in float64, rounded once."""
+        result = torch.zeros(self.group.slices[index].elements, dtype=torch.float64)
+        for term in terms:
+            result.add_(self._slice(term.vector, index), alpha=term.coefficient)
+        return result.to(self._dtypes[index])
+
+    def _dot(self, left: str, right: str) -> float:
+        return math.fsum(
+            float(torch.dot(self._slice(left, i).double(), self._slice(right, i).double()))
+            for i in self._dtypes
+        )
+
+    def _slice(self, name: str, index: int) -> Tensor:
+        if name != VALUES:
+            return self.vectors[name].values[index]
+        cell: Cell = self.group.cell_of[index]
+        with cell.lock:
+            return cell.bucket.values[index].clone()
+
+    # Additions and pulls
+
+    def check_slices(self, name: str, slices: Sequence[int]) -> None:
+        """Raises unless these are slices of a vector that is here."""
+        self._find(name, {VALUES, *self.vectors})
+        self.group.check_slices(slices)
+        for index in slices:
+            if index not in self._dtypes:
+                tensor = self.group.spec.tensors[self.group.slices[index].tensor]
+                raise InvalidRequestError(
+                    f"tensor {tensor.name!r} ({tensor.dtype}, rule {tensor.rule!r}) has no part in "
+                    "vectors: only floating tensors that pushes change have"
+                )
+
+    async def add(
+        self, worker: WorkerId, record: pb.AddVector, given: Mapping[int, Tensor]
+    ) -> bool:
+        """Adds what came whole; False: it was counted before.
+
+        Raises:
+            NotFoundError: the vector was dropped meanwhile.
+        """
+        # An addition that began is finished, even if its stream breaks: it is known as counted.
+        return await asyncio.shield(asyncio.create_task(self._add_once(worker, record, given)))
+
+    async def _add_once(
+        self, worker: WorkerId, record: pb.AddVector, given: Mapping[int, Tensor]
+    ) -> bool:
+        async with self.turn:
+            self._find(record.vector, set(self.vectors))
+            vector = self.vectors[record.vector]
+            part = (record.start, record.stop)
+            if record.start < record.stop:
+                if part in vector.parts:
+                    return False
+                vector.parts[part] = record.total
+            elif record.number <= self._additions.get(worker, 0):
+                return False
+            else:
+                self._additions[worker] = record.number
+            size = sum(value.nbytes for value in given.values())
+            await self._workshop.run(self._lock, size, self._add, vector, given)
+            return True
+
+    def _add(self, vector: Vector, given: Mapping[int, Tensor]) -> None:
+        for index, value in given.items():
+            vector.values[index] += value
+
+    async def read(self, name: str, slices: Sequence[int]) -> dict[int, Tensor]:
+        """Copies of some slices."""
+        size = sum(self.group.slices[i].bytes for i in slices)
+
+        def copy() -> dict[int, Tensor]:
+            self._find(name, {VALUES, *self.vectors})  # it may be dropped between two buckets
+            return {i: self._slice(name, i).clone() for i in slices}
+
+        return await self._workshop.run(self._lock, size, copy)
+
+
+class Vectors:
+    """The vectors of all groups on one server."""
+
+    def __init__(self, limits: Limits, workshop: Workshop) -> None:
+        self.budget = Budget(limits)
+        self._workshop = workshop
+        self._spaces: dict[str, VectorSpace] = {}
+
+    def of(self, group: GroupState) -> VectorSpace:
+        """The vectors of a group."""
+        name = group.spec.name
+        if name not in self._spaces:
+            self._spaces[name] = VectorSpace(group, self.budget, self._workshop)
+        return self._spaces[name]
+
+    def clear(self) -> None:
+        """Forgets everything (a new job)."""
+        self._spaces.clear()
+        self.budget.held = 0
