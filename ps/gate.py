@@ -26,7 +26,8 @@ class Gate:
                 waiter.set_result(None)
 
     async def reach(self, value: int, timeout: float | None = None) -> bool:
-        """Waits until the value is at least ``value``; False when ``timeout`` seconds passed."""
+        """Waits until the value is at least ``value``; False when ``timeout`` seconds passed, or
+        everybody was stirred before."""
         if self.value >= value:
             return True
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -40,7 +41,14 @@ class Gate:
             if entry in self._waiters:
                 self._waiters.remove(entry)
                 heapq.heapify(self._waiters)
-        return True
+        return self.value >= value
+
+    def stir(self) -> None:
+        """Everybody who waits looks again at what for."""
+        waiters, self._waiters = self._waiters, []
+        for _, _, waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def __len__(self) -> int:
         return len(self._waiters)

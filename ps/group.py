@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from paramserver.errors import InternalError, InvalidRequestError, MovedError
 from paramserver.ps.gate import Gate
 from paramserver.ps.rules import Bucket
 from paramserver.ps.workshop import Workshop
-from paramserver.types import AllReduce, ScaleLr, Span, Stale, Sync, WorkerId
+from paramserver.types import Adaptive, AllReduce, ScaleLr, Span, Stale, Sync, WorkerId
 
 log = logging.getLogger("paramserver")
 
@@ -79,6 +80,7 @@ class GroupState:
         self.cell_of = {i: cell for cell in self.cells for i in cell.slices}
         self.ledger = Ledger()
         self.frontier = Gate()
+        self.follow_bounds({})
         self.version = 0
         self._unset = {i for i, s in self.slices.items()}
         self.staged: dict[tuple[WorkerId, int], Staged] = {}
@@ -91,6 +93,17 @@ class GroupState:
     def sync(self) -> bool:
         """Whether pushes are staged until their clock closes."""
         return isinstance(self.consistency, Sync)
+
+    def follow_bounds(self, bounds: Mapping[str, int]) -> None:
+        """An adaptive group is ``Stale`` with the scheduler's bound of the moment.
+
+        Reads under way look again: a higher bound lets them go, a lower one holds them back. What
+        was granted stays granted.
+        """
+        if isinstance(self.spec.consistency, Adaptive):
+            bound = bounds.get(self.spec.name, 0)
+            self.consistency = Stale(bound, self.spec.consistency.scale_lr)
+            self.frontier.stir()
 
     @property
     def stored(self) -> bool:
@@ -244,8 +257,13 @@ class GroupState:
             raise self.failure
         if self.sync:
             return await cell.closed.reach(clock, timeout)
-        if isinstance(self.consistency, Stale):
-            return await self.frontier.reach(clock - self.consistency.bound, timeout)
+        end = time.monotonic() + timeout
+        while not self.readable_now(clock):
+            assert isinstance(self.consistency, Stale)
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            await self.frontier.reach(clock - self.consistency.bound, left)
         return True
 
     def readable_now(self, clock: int) -> bool:

@@ -36,11 +36,12 @@ class Leadership:
     def __init__(self, group: GroupState) -> None:
         self._group = group
         holders = [group.map.servers[owner] for owner in sorted(set(group.map.owners))]
-        self.clock = GroupClock(group.consistency, holders)
+        self.clock = GroupClock(group.spec.consistency, holders)
         self._followers: dict[str, Notices] = {}
 
     def observe(self, views: Views) -> None:
         """Takes the newest view."""
+        self.clock.consistency = self._group.consistency
         active = views.active(self._group.spec.name)
         self._decide(
             self.clock.observe(started=views.current.started, active=active, lost=views.lost())

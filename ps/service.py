@@ -93,6 +93,7 @@ class ServerService:
         reply = await self._scheduler.call("GetGroup", request)
         slice_map = map_from_proto(reply.map)
         group = GroupState(group_from_proto(reply.spec), slice_map, self.name, self.workshop)
+        group.follow_bounds(self.views.current.bounds)
         if group.lead == self.name:
             self._leads[name] = lead = Leadership(group)
             lead.observe(self.views)
@@ -332,6 +333,9 @@ class ServerService:
         if self.views.current.job and view.job != self.views.current.job:
             self.reset()
         if self.views.update(view):
+            for task in self._groups.values():
+                if task.done() and not task.exception():
+                    task.result().follow_bounds(view.bounds)
             for lead in self._leads.values():
                 lead.observe(self.views)
             self.reduces.observe(self.views)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 from paramserver.core.dataset import DatasetSpec, Leased
@@ -12,9 +13,9 @@ from paramserver.core.replicas import Formed, Offer
 from paramserver.core.rounds import Arrival
 from paramserver.core.shards import ShardQueue
 from paramserver.errors import InvalidRequestError
-from paramserver.types import AllReduce, WorkerId
+from paramserver.types import AllReduce, Span, WorkerId
 from paramserver.v1 import common_pb2, scheduler_pb2
-from paramserver.wire.convert import consistency_to_proto, spans_from_proto
+from paramserver.wire.convert import consistency_to_proto, spans_from_proto, spans_to_proto
 
 _ROLES = {role: scheduler_pb2.Role.Value(f"ROLE_{role.name}") for role in Role}
 _ROLE_NAMES = {number: role for role, number in _ROLES.items()}
@@ -58,7 +59,8 @@ def member_to_proto(member: Member) -> scheduler_pb2.Member:
     )
 
 
-def view_to_proto(view: View) -> scheduler_pb2.View:
+def view_to_proto(view: View, bounds: Mapping[str, int]) -> scheduler_pb2.View:
+    """``bounds``: of the adaptive groups."""
     return scheduler_pb2.View(
         number=view.number,
         job=view.job,
@@ -66,6 +68,7 @@ def view_to_proto(view: View) -> scheduler_pb2.View:
         message=view.message,
         members=[member_to_proto(m) for m in view.members],
         started=view.started,
+        bounds=bounds,
     )
 
 
@@ -80,6 +83,7 @@ def dataset_from_proto(message: scheduler_pb2.DatasetSpec, assign: str) -> Datas
         message.shuffle,
         message.assign or assign,
         message.backups,
+        message.balance,
     )
 
 
@@ -94,6 +98,7 @@ def dataset_to_proto(spec: DatasetSpec, batch_size: int = 0) -> scheduler_pb2.Da
         shuffle=spec.shuffle,
         assign=spec.assign,
         backups=spec.backups,
+        balance=spec.balance,
     )
 
 
@@ -107,6 +112,10 @@ def shard_to_proto(leased: Leased, joins: bool = False) -> scheduler_pb2.Shard:
         stop=leased.stop,
         joins=joins,
     )
+
+
+def recall_to_proto(dataset: str, span: Span) -> scheduler_pb2.Recall:
+    return scheduler_pb2.Recall(dataset=dataset, span=spans_to_proto([span])[0])
 
 
 def arrival_to_proto(arrival: Arrival) -> scheduler_pb2.Arrival:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,7 +11,7 @@ from paramserver.core.membership import Membership
 from paramserver.core.placement import check_name
 from paramserver.errors import InvalidRequestError, ResourceError
 from paramserver.scheduler.parking import Parking
-from paramserver.scheduler.state import SchedulerState
+from paramserver.scheduler.shell import Shell
 from paramserver.scheduler.topics import announcement_topic, data_topic
 from paramserver.scheduler.words import words
 from paramserver.v1 import common_pb2
@@ -112,21 +111,11 @@ class Offices:
         return f"{what} {name!r} waits for {words(self._members, [holder], now)}, its coordinator"
 
 
-class CoordinationMethods:
+class CoordinationMethods(Shell):
     """Methods of ``SchedulerService``."""
 
-    state: SchedulerState
     offices: Offices
     parking: Parking
-    _now: Callable[[], float]
-
-    def _enter(self, identity: common_pb2.Identity) -> Caller:
-        raise NotImplementedError
-
-    async def _poll(
-        self, topic: str, wait_s: float, attempt: Callable[[], T], pending: Callable[[T], bool]
-    ) -> T:
-        raise NotImplementedError
 
     def _worker(self, identity: common_pb2.Identity) -> Caller:
         caller = self._enter(identity)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from paramserver.config import SchedulerConfig
 from paramserver.core.backups import BackupQueue
+from paramserver.core.balance import Balance
 from paramserver.core.dataset import (
     DatasetSpec,
     Drained,
@@ -29,6 +30,8 @@ from paramserver.types import Span, WorkerId
 Queue = ShardQueue | ReplicaQueue
 
 _log = logging.getLogger(__name__)
+SHOWN = 16  # batch sizes in one event
+PATIENCE_HEARTBEATS = 2  # what ends sooner would be done before a recall comes back
 
 
 class Datasets:
@@ -38,6 +41,7 @@ class Datasets:
         members: whose workers become active with a shard, and idle without.
         leases: numbers for leases; never repeated.
         wake: told the topic whose parked callers may be answered.
+        speed: samples per second of a member by name; 0.0 while it is not known.
     """
 
     def __init__(
@@ -47,13 +51,15 @@ class Datasets:
         journal: Journal,
         leases: Iterator[int],
         wake: Callable[[str], None],
+        speed: Callable[[str], float],
     ) -> None:
         self._config, self._members, self._journal = config, members, journal
-        self._leases, self._wake = leases, wake
+        self._leases, self._wake, self._speed = leases, wake, speed
         self._queues: dict[str, Queue] = {}
         self._waiting: dict[str, set[str]] = {}  # data set: names of idle workers
         self._joining: dict[str, dict[int, bool]] = {}  # data set: leases of the open epoch
         self._names: dict[WorkerId, str] = {}
+        self._balances: dict[str, Balance] = {}
 
     def __iter__(self) -> Iterator[Queue]:
         return iter(self._queues.values())
@@ -93,6 +99,11 @@ class Datasets:
                 f"data set {spec.name!r}: backup copies with {parties} parties: each party would "
                 "count another copy; run it without --parties"
             )
+        if spec.balance and parties > 1:
+            raise InvalidRequestError(
+                f"data set {spec.name!r}: balance with {parties} parties: the parties of a replica "
+                "work on the same samples; leave balance out"
+            )
         plain = (BackupQueue if spec.backups else ShardQueue)(spec, self._leases)
         queue: Queue = ReplicaQueue(plain, parties) if parties > 1 else plain
         self._queues[spec.name] = queue
@@ -100,6 +111,8 @@ class Datasets:
             queue.join(worker_id(member))
         self._waiting[spec.name] = set()
         self._joining[spec.name] = {}
+        if spec.balance:
+            self._balances[spec.name] = Balance(spec.batch_size)
         self._journal.say(
             f"data set {spec.name} opened: {spec.size} samples, {queue.shards} shards, "
             f"{spec.assign}",
@@ -108,9 +121,19 @@ class Datasets:
         return queue
 
     def next(
-        self, member: Member, name: str, epoch: int, sequence: int, waits: bool, now: float
+        self,
+        member: Member,
+        name: str,
+        epoch: int,
+        sequence: int,
+        waits: bool,
+        now: float,
+        clock: int = 0,
     ) -> Leased | Drained | Empty:
         """Leases the next shard; with ``waits``, a worker that gets none is idle until it does.
+
+        Args:
+            clock: of the step that a balanced batch is for.
 
         Raises:
             InvalidRequestError: as ``ShardQueue.next``.
@@ -118,7 +141,8 @@ class Datasets:
         """
         queue = self.get(name)
         try:
-            found = queue.next(worker_id(member), epoch, sequence)
+            want = self._want(member, queue, clock, now)
+            found = queue.next(worker_id(member), epoch, sequence, want)
         except InvalidRequestError:
             self._end_wait(member, name)
             raise
@@ -167,6 +191,45 @@ class Datasets:
     def joins(self, name: str, lease: int) -> bool:
         """Whether a replica was leased a shard while one of its parties was not active."""
         return self._joining[name].get(lease, False)
+
+    def _want(self, member: Member, queue: Queue, clock: int, now: float) -> int:
+        """Samples of a balanced batch; 0: the data set is not balanced."""
+        balance = self._balances.get(queue.spec.name)
+        if balance is None or isinstance(queue, ReplicaQueue):
+            return 0
+        changed = balance.observe({w.rank: self._speed(self._names[w]) for w in queue.users()})
+        if changed is not None:
+            sizes = ", ".join(f"rank {r} {n}" for r, n in sorted(changed.of.items())[:SHOWN])
+            more = ", ..." if len(changed.of) > SHOWN else ""
+            self._journal.say(
+                f"batch sizes of {queue.spec.name} from clock {changed.clock}: {sizes}{more}", now
+            )
+        return balance.size(member.rank, clock)
+
+    def recalls(self, member: Member, now: float) -> list[tuple[str, Span]]:
+        """What a worker is to give back, by data set: others are idle and would be done sooner."""
+        found = []
+        for name, queue in self._queues.items():
+            if isinstance(queue, ReplicaQueue):  # parties draw the same shards, each to its end
+                continue
+            self._steal(name, queue, now)
+            found += [(name, span) for span in queue.recalled(worker_id(member))]
+        return found
+
+    def _steal(self, name: str, queue: ShardQueue, now: float) -> None:
+        waiting = [m for n in self._waiting[name] if (m := self._members.find(n)) is not None]
+        if not waiting or name in self._balances or queue.spec.backups:
+            return
+        thieves = sorted(worker_id(m) for m in waiting)
+        patience = PATIENCE_HEARTBEATS * self._config.heartbeat_s
+        asked = queue.recall(thieves, lambda w: self._speed(self._names.get(w, "")), patience)
+        if asked is not None:
+            holder, samples = asked
+            self._journal.say(
+                f"asked {self._names.get(holder)} for {samples} samples of {name}: "
+                f"{len(waiting)} idle",
+                now,
+            )
 
     def _begin_wait(self, member: Member, name: str, epoch: int) -> None:
         self._waiting[name].add(member.name)

@@ -49,6 +49,10 @@ class Figures:
         speed = self.stats.get(name, {}).get("speed", 0.0)
         return speed if 0 < speed < math.inf else 0.0
 
+    def set_speed(self, name: str, speed: float) -> None:
+        """A worker told its speed between two heartbeats."""
+        self.stats.setdefault(name, {})["speed"] = speed
+
     def fastest(self, names: Iterable[str]) -> float:
         """Samples per second of the fastest of these workers; 0.0 while none has told."""
         return fastest(self.speed(name) for name in names)

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
 from paramserver.config import SchedulerConfig
-from paramserver.core.dataset import Drained, Empty, Leased
 from paramserver.core.members import Caller, Role
 from paramserver.core.replicas import Formed
 from paramserver.core.rounds import Released, Waiting
@@ -20,17 +19,16 @@ from paramserver.errors import InvalidRequestError, VersionError
 from paramserver.scheduler.convert import (
     arrival_to_proto,
     caller_from_proto,
-    dataset_from_proto,
-    dataset_to_proto,
     formed_to_proto,
     identity_to_proto,
     job_state_to_proto,
     offer_from_proto,
+    recall_to_proto,
     role_from_proto,
-    shard_to_proto,
     view_to_proto,
 )
 from paramserver.scheduler.coordination import CoordinationMethods, Offices
+from paramserver.scheduler.data_methods import DataMethods
 from paramserver.scheduler.facts import Schedule, Storing
 from paramserver.scheduler.parking import Parking
 from paramserver.scheduler.recovery import AsyncServerChannel, Recovery
@@ -39,7 +37,6 @@ from paramserver.scheduler.state import SchedulerState
 from paramserver.scheduler.topics import (
     START,
     VIEW,
-    data_topic,
     group_topic,
     round_topic,
     warm_start_topic,
@@ -52,13 +49,12 @@ from paramserver.wire.convert import (
     group_from_proto,
     group_to_proto,
     map_to_proto,
-    spans_from_proto,
 )
 
 T = TypeVar("T")
 
 
-class SchedulerService(CoordinationMethods):
+class SchedulerService(CoordinationMethods, DataMethods):
     """One scheduler.
 
     Args:
@@ -120,7 +116,7 @@ class SchedulerService(CoordinationMethods):
     def _current(self) -> pb.View:
         view = self.state.members.view()
         if self._view is None or self._view.number != view.number:
-            self._view = view_to_proto(view)
+            self._view = view_to_proto(view, self.state.adaptation.bounds)
         return self._view
 
     async def _poll(
@@ -207,13 +203,14 @@ class SchedulerService(CoordinationMethods):
     async def Heartbeat(self, request: pb.HeartbeatRequest) -> pb.HeartbeatReply:
         caller = caller_from_proto(request.member)
         clocks = {c.group: c.clock for c in request.clocks}
-        self.state.heartbeat(caller, clocks, request.stats, self._now())
+        recalls = self.state.heartbeat(caller, clocks, request.stats, self._now())
         members = self.state.members
         return pb.HeartbeatReply(
             view=members.number,
             state=job_state_to_proto(members.state),
             message=members.message,
             fastest=self.state.fastest(),
+            recalls=[recall_to_proto(name, span) for name, span in recalls],
         )
 
     async def Watch(self, request: pb.WatchRequest) -> AsyncIterator[pb.View]:
@@ -308,54 +305,6 @@ class SchedulerService(CoordinationMethods):
         topic = group_topic(request.group)
         found = await self._poll(topic, request.wait_s, attempt, lambda f: isinstance(f, str))
         return formed_to_proto(found, self.state.members.number)
-
-    # -- data
-
-    async def OpenDataset(self, request: pb.OpenDatasetRequest) -> pb.OpenDatasetReply:
-        caller = self._enter(request.member)
-        spec = dataset_from_proto(request.spec, self._config.assign)
-        queue = self.state.open_dataset(caller, spec, self._now())
-        self._after()
-        return pb.OpenDatasetReply(
-            spec=dataset_to_proto(queue.spec, spec.batch_size), epoch=max(queue.epoch, 0)
-        )
-
-    async def NextShard(self, request: pb.NextShardRequest) -> pb.NextShardReply:
-        caller = self._enter(request.member)
-        waits = request.wait_s > 0
-
-        def attempt() -> Leased | Drained | Empty:
-            return self.state.next_shard(
-                caller, request.dataset, request.epoch, request.sequence, waits, self._now()
-            )
-
-        found = await self._poll(
-            data_topic(request.dataset),
-            request.wait_s,
-            attempt,
-            lambda f: isinstance(f, Empty),
-        )
-        return pb.NextShardReply(
-            shard=self._shard(request.dataset, found) if isinstance(found, Leased) else None,
-            drained=isinstance(found, Drained),
-            pending=found.reason if isinstance(found, Empty) else "",
-            view=self.state.members.number,
-        )
-
-    def _shard(self, name: str, leased: Leased) -> pb.Shard:
-        return shard_to_proto(leased, self.state.data.joins(name, leased.lease))
-
-    async def ReportSamples(self, request: pb.ReportSamplesRequest) -> pb.ReportSamplesReply:
-        lost = self.state.report(
-            self._enter(request.member),
-            request.dataset,
-            spans_from_proto(request.done),
-            spans_from_proto(request.returned),
-            request.unpushed,
-            self._now(),
-        )
-        self._after()
-        return pb.ReportSamplesReply(lost_leases=lost)
 
     # -- rounds
 

@@ -6,10 +6,9 @@ No I/O: the service asks, answers, and does what ``take_wakes`` and ``take_losse
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from paramserver.config import SchedulerConfig
-from paramserver.core.dataset import DatasetSpec, Drained, Empty, Leased
 from paramserver.core.members import (
     Caller,
     JobState,
@@ -27,7 +26,9 @@ from paramserver.errors import (
     InvalidRequestError,
     ResourceError,
 )
-from paramserver.scheduler.datasets import Datasets, Queue
+from paramserver.scheduler.adaptation import Adaptation
+from paramserver.scheduler.data_events import DataEvents
+from paramserver.scheduler.datasets import Datasets
 from paramserver.scheduler.facts import Loss, Schedule, Storing
 from paramserver.scheduler.figures import Figures
 from paramserver.scheduler.journal import Journal
@@ -35,10 +36,10 @@ from paramserver.scheduler.replicas import ReplicaGroups, replicated
 from paramserver.scheduler.topics import EVERYTHING, group_topic, round_topic
 from paramserver.scheduler.warm_start import WarmStarts
 from paramserver.scheduler.words import failed, where, words
-from paramserver.types import Span, WorkerId
+from paramserver.types import Adaptive, Span, WorkerId
 
 
-class SchedulerState:
+class SchedulerState(DataEvents):
     """Membership, groups, data sets, rounds and schedules of one job at a time.
 
     Args:
@@ -60,11 +61,19 @@ class SchedulerState:
 
     def _reset(self) -> None:
         self.groups = Groups(self.config.limits)
-        self.data = Datasets(self.config, self.members, self.journal, self._leases, self._wakes.add)
-        self.rounds = Rounds(self._rounds_begun)
         self.replicas = ReplicaGroups(self.members, self.groups, self.journal)
-        self.schedule: Schedule | None = None
         self.figures = Figures()
+        self.data = Datasets(
+            self.config,
+            self.members,
+            self.journal,
+            self._leases,
+            self._wakes.add,
+            self.figures.speed,
+        )
+        self.rounds = Rounds(self._rounds_begun)
+        self.adaptation = Adaptation(self.journal, self.config.heartbeat_s)
+        self.schedule: Schedule | None = None
         self.warm = WarmStarts(self.members, self.data, self.journal, self._wakes.add)
         self._names: dict[WorkerId, str] = {}
         self._losses.clear()
@@ -152,6 +161,8 @@ class SchedulerState:
         self._gone(*lost)
         for member in lost:
             self._lose_mates(member, now)
+        if self.adaptation.tick(now):
+            self.members.changed()
         if lost or self.members.state is not self._state:
             self._after(now, EVERYTHING)
 
@@ -214,10 +225,12 @@ class SchedulerState:
 
     def heartbeat(
         self, caller: Caller, clocks: Mapping[str, int], stats: Mapping[str, float], now: float
-    ) -> None:
-        """Renews the lease and keeps what the member says of itself, for status."""
+    ) -> list[tuple[str, Span]]:
+        """Renews the lease and keeps what the member says of itself; what it is to give back."""
         member = self.members.renew(caller, now)
         self.figures.heartbeat(member.name, clocks, stats, self.config.limits.groups)
+        self.adaptation.heartbeat(member.name, stats, now)
+        return self.data.recalls(member, now)
 
     def fastest(self) -> float:
         """Samples per second of the fastest live workers; 0.0 while none has told."""
@@ -250,6 +263,8 @@ class SchedulerState:
         if new:
             self._map_version += 1
             self.members.hold(name for name, _ in servers if not replicated(spec))
+            if isinstance(spec.consistency, Adaptive):
+                self.adaptation.open(spec.name, spec.consistency.max_bound, now)
             self.journal.say(
                 f"{member.name} registered group {spec.name}: {spec.elements} parameters, "
                 f"{len(group.map.owners)} slices on {len(servers)} servers",
@@ -293,30 +308,6 @@ class SchedulerState:
         return found
 
     # -- data
-
-    def open_dataset(self, caller: Caller, spec: DatasetSpec, now: float) -> Queue:
-        """As ``Datasets.open``."""
-        return self.data.open(self.worker(caller), spec, now)
-
-    def next_shard(
-        self, caller: Caller, name: str, epoch: int, sequence: int, waits: bool, now: float
-    ) -> Leased | Drained | Empty:
-        """As ``Datasets.next``."""
-        found = self.data.next(self.worker(caller), name, epoch, sequence, waits, now)
-        self._after(now)
-        return found
-
-    def report(
-        self,
-        caller: Caller,
-        name: str,
-        done: Sequence[Span],
-        returned: Sequence[Span],
-        unpushed: int,
-        now: float,
-    ) -> tuple[int, ...]:
-        """As ``Datasets.report``."""
-        return self.data.report(self.worker(caller), name, done, returned, unpushed, now)
 
     def recover(self, loss: Loss, applied: Iterable[Span], now: float) -> None:
         """The leases of a worker that left: what was applied is done, the rest is free again."""
@@ -383,6 +374,7 @@ class SchedulerState:
         """Keeps the newest value of each scalar."""
         self.worker(caller)
         self.figures.log(scalars)
+        self.adaptation.log(scalars)
 
     def start_reason(self) -> str:
         """Whom the start waits for, in words; empty: the job has started."""

@@ -93,6 +93,17 @@ def test_vertical() -> None:
     assert float(apart) < 1e-12
 
 
+@pytest.mark.parametrize("how", [[], ["--adapt"]])
+def test_straggler(how: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    emulated = {**clean_environment(), "PARAMSERVER_EMULATE": "sample=0.001,slow=3:5"}
+    monkeypatch.setattr(f"{__name__}.clean_environment", lambda: emulated)
+    said = cluster(2, 4, "straggler", *how)
+    assert accuracy(said) >= 88
+    samples = [int(n) for n in re.findall(r"(\d+) samples in", said)]
+    assert sum(samples) == 12 * 1347
+    assert min(samples) < max(samples) / 2, "the slow machine has less to do"
+
+
 def test_char_lm(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("to be or not to be, that is the question. " * 2_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -374,14 +375,15 @@ class QueueMachine(RuleBasedStateMachine):
         applied = data.draw(st.sampled_from(mine)) if mine else None
         self.gone(who, whole(applied) if applied else None)
 
-    @rule(rank=ranks, ahead=st.booleans())
-    def ask(self, rank: int, ahead: bool) -> None:
+    @rule(rank=ranks, ahead=st.booleans(), want=st.integers(0, 9))
+    def ask(self, rank: int, ahead: bool, want: int) -> None:
         who = self.live.get(rank)
         if who is None:
             return
         over = len(self.done) == self.size and self.made.epoch >= 0
         try:
-            found = self.made.next(who, self.epoch + ahead, next(self.sequence))
+            want *= self.made.policy.shared
+            found = self.made.next(who, self.epoch + ahead, next(self.sequence), want)
         except InvalidRequestError:
             assert ahead
             assert not over
@@ -397,6 +399,29 @@ class QueueMachine(RuleBasedStateMachine):
             self.held[found.lease] = (who, found)
         elif isinstance(found, Drained):
             assert len(self.done) == self.size
+
+    @rule(speeds=st.lists(st.sampled_from([0.0, 1.0, 8.0]), min_size=4, max_size=4))
+    def steal(self, speeds: list[float]) -> None:
+        """Idle workers ask for the tail of a lease; its holder gives back what it likes of it."""
+        waiting = [w for w in self.live.values() if all(w != h for h, _ in self.held.values())]
+        asked = self.made.recall(waiting, lambda w: speeds[w.rank], 1.0)
+        if asked is not None:
+            holder, samples = asked
+            assert 0 < samples <= self.made.spec.shard_size
+            assert self.made.recalled(holder)
+
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        for who in self.live.values():
+            for span in self.made.recalled(who):
+                start = data.draw(st.integers(span.start, span.stop))
+                self.made.report(who, returned=[Span(span.lease, start, span.stop)])
+                held = self.held[span.lease][1]
+                rest = set(range(held.start, start))
+                if self.done >= rest:
+                    del self.held[span.lease]
+                else:
+                    self.held[span.lease] = (who, replace(held, stop=start))
 
     @rule(data=st.data(), back=st.booleans(), thief=ranks)
     def report(self, data: st.DataObject, back: bool, thief: int) -> None:

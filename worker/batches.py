@@ -115,6 +115,11 @@ class Batches:
         with self._lock:
             self._drawn.setdefault(batch.dataset, deque()).append(batch)
 
+    def ahead(self, dataset: str) -> int:
+        """Batches drawn that nobody works on yet."""
+        with self._lock:
+            return len(self._drawn.get(dataset, ()))
+
     def automatic(self, dataset: str, on: bool) -> None:
         """Whether pushes themselves hand out the drawn batches of a data set, one each."""
         with self._lock:

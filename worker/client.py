@@ -171,7 +171,7 @@ class Client(DataMethods):
             group: its name.
             tensors: first values by name; the chief's win.
             optimizer_class: steps on pushed gradients; None adds what is pushed.
-            consistency: ``Sync()``, ``Stale(bound)`` or ``Async()``.
+            consistency: ``Sync()``, ``Stale(bound)``, ``Async()`` or ``Adaptive(max_bound)``.
             hyperparameters: as for the class.
 
         Raises:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from paramserver.errors import ConfigurationError
 from paramserver.worker import roster
 from paramserver.worker.data import (
     LeaseBatchSampler,
@@ -44,6 +45,7 @@ class DataMethods:
         seed: int = 0,
         shard_size: int | None = None,
         assign: str | None = None,
+        balance: str | None = None,
         name: str = "train",
         drop_last: bool = False,
         **dataloader_options: Any,
@@ -56,6 +58,8 @@ class DataMethods:
             shuffle: a permutation of each epoch from ``seed``, the same on every worker.
             shard_size: samples of a lease, rounded up to whole batches; default: 1 to 8 batches.
             assign: "round-robin", "random" or "dynamic"; default: the job's.
+            balance: "speed": batch sizes in proportion to measured speed, ``batch_size`` x workers
+                together; then ``assign`` is "dynamic" and each batch a lease of its own.
             name: of the data set; all workers must agree on its size, seed, shard_size, assign.
             drop_last: leave out batches that are not full.
             dataloader_options: as for torch's DataLoader.
@@ -72,6 +76,7 @@ class DataMethods:
             seed=seed,
             shard_size=shard_size,
             assign=assign,
+            balance=balance,
             name=name,
             drop_last=drop_last,
         )
@@ -86,6 +91,7 @@ class DataMethods:
         seed: int = 0,
         shard_size: int | None = None,
         assign: str | None = None,
+        balance: str | None = None,
         name: str = "train",
         drop_last: bool = False,
     ) -> LeaseBatchSampler:
@@ -95,8 +101,20 @@ class DataMethods:
             dataset: it, or its number of samples.
         """
         size = dataset if isinstance(dataset, int) else check_options(dataset, {})
+        if balance is not None and drop_last:
+            raise ConfigurationError(
+                f"drop_last with balance={balance!r}: batch sizes differ, none of them is full; "
+                "leave drop_last out"
+            )
         source = self._sources.open(
-            name, size, batch_size, shuffle=shuffle, seed=seed, shard_size=shard_size, assign=assign
+            name,
+            size,
+            batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            shard_size=shard_size,
+            assign=assign,
+            balance=balance,
         )
         return LeaseBatchSampler(source, lambda: self.num_workers, drop_last)
 

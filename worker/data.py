@@ -80,10 +80,7 @@ class LeaseBatchSampler(Sampler[list[int]]):
         following: scheduler_pb2.Shard | None = shard
         while following is not None:
             shard = following
-            while shard.start < shard.stop:
-                start = shard.start
-                shard.start = min(start + self.batch_size, shard.stop)
-                span = Span(shard.lease, start, shard.start)
+            while (span := source.draw(shard)) is not None:
                 if self.drop_last and span.stop - span.start < self.batch_size:
                     self._batches.skip(source.name, span)
                     continue
@@ -180,8 +177,8 @@ class LeaseShards:
         try:
             shard = source.first_shard()
             while shard is not None:
-                span = Span(shard.lease, shard.start, shard.stop)
-                shard.start = shard.stop
+                span = source.draw(shard, whole=True)
+                assert span is not None, "nobody leases an empty shard"
                 batches.draw(Batch(source.name, span, whole=True))
                 batch = batches.hand_out(source.name)
                 source.begin_lease(span.lease)

@@ -1,4 +1,4 @@
-"""How others learn who this process is, and how it says farewell."""
+"""Who a member was: the file that tells its launcher, and its last words to the scheduler."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Protocol
 
 from google.protobuf.message import Message
 
+from paramserver.errors import ForkedClientError, VersionError
+from paramserver.types import PROTOCOL_VERSION
 from paramserver.v1 import common_pb2, scheduler_pb2
 
 REASON_BYTES = 8 << 10
@@ -37,10 +39,30 @@ def write_identity(path: Path, who: Identified) -> None:
 
 
 def farewell(
-    who: common_pb2.Identity, failure: str | None, fatal: bool, code: int
+    member: common_pb2.Identity, failure: str | None, *, fatal: bool, code: int
 ) -> tuple[str, Message]:
-    """The rpc and request by which a member leaves; arguments as for ``Session.leave``."""
+    """The rpc by which a member leaves, and its request; arguments as for ``Session.leave``."""
     if failure is None:
-        return "Finish", scheduler_pb2.FinishRequest(member=who)
+        return "Finish", scheduler_pb2.FinishRequest(member=member)
     reason = failure.encode()[-REASON_BYTES:].decode(errors="ignore")
-    return "Fail", scheduler_pb2.FailRequest(member=who, reason=reason, fatal=fatal, exit_code=code)
+    return "Fail", scheduler_pb2.FailRequest(
+        member=member, reason=reason, fatal=fatal, exit_code=code
+    )
+
+
+def check_version(protocol: int) -> None:
+    """Raises VersionError unless the scheduler speaks this client's protocol."""
+    if protocol != PROTOCOL_VERSION:
+        raise VersionError(
+            f"the scheduler speaks protocol {protocol}, this client {PROTOCOL_VERSION}; "
+            "install the same version of paramserver everywhere"
+        )
+
+
+def forked_error(name: str, pid: int) -> ForkedClientError:
+    """What a client of process ``pid`` says in a forked child of it."""
+    return ForkedClientError(
+        f"client {name!r} of process {pid} used in the forked process {os.getpid()}: connections "
+        "do not survive a fork; use it in the main process only (datasets and collate functions "
+        "must not), or call connect() in the child"
+    )

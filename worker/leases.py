@@ -83,6 +83,7 @@ class LeaseSource:
         self._reporting = threading.RLock()  # a dying iterator may report within a report
         self._begun = False
         self._rest: scheduler_pb2.Shard | None = None
+        self._drawing = threading.Lock()  # a recall comes in the heartbeat's thread
         self.drained = False
         self.passes = 0
         self.on_join: Callable[[int], None] | None = None
@@ -91,7 +92,8 @@ class LeaseSource:
         self.epoch = 0
         self._open()
         self.order = Order(self.spec.size, self.spec.seed, self.spec.shuffle)
-        session.add_chore(self.report)
+        session.add_listener(self._hear)
+        session.add_chore(self.report)  # after a recall was heard: the same heartbeat answers it
 
     @property
     def name(self) -> str:
@@ -147,17 +149,45 @@ class LeaseSource:
         shard = self.next_shard(wait=True)
         return self.next_shard(wait=True) if shard is None and begun else shard
 
+    def draw(self, shard: scheduler_pb2.Shard, *, whole: bool = False) -> Span | None:
+        """The next batch of a shard, or all that is left of it; None: nothing is."""
+        with self._drawing:
+            start = shard.start
+            if start >= shard.stop:
+                return None
+            whole = whole or bool(self.spec.balance)  # then a lease is one batch
+            shard.start = shard.stop if whole else min(start + self.batch_size, shard.stop)
+            return Span(shard.lease, start, shard.start)
+
+    def _hear(self, reply: scheduler_pb2.HeartbeatReply) -> None:
+        for recall in reply.recalls:
+            if recall.dataset == self.name:
+                self._recall(recall.span)
+
+    def _recall(self, span: common_pb2.Span) -> None:
+        """Gives back what was not drawn of a lease's tail, in whole batches."""
+        with self._drawing:
+            shard = self._rest
+            if shard is None or shard.lease != span.lease:
+                return
+            batches = -(-max(0, span.start - shard.start) // self.batch_size)
+            cut = shard.start + batches * self.batch_size
+            if cut < shard.stop:
+                rest, shard.stop = Span(shard.lease, cut, shard.stop), cut
+                self.session.batches.give_back(self.name, [rest])
+
     def _give_back(self, shard: scheduler_pb2.Shard | None) -> None:
-        if shard is not None:
-            span = Span(shard.lease, shard.start, shard.stop)
-            self.session.batches.give_back(self.name, [span])
-        self._rest = None
+        with self._drawing:
+            if shard is not None:
+                span = Span(shard.lease, shard.start, shard.stop)
+                self.session.batches.give_back(self.name, [span])
+            self._rest = None
 
     def next_shard(self, *, wait: bool) -> scheduler_pb2.Shard | None:
         """The next data shard of the epoch, or None.
 
-        Whoever draws from the shard moves its ``start`` on: what is left when the pass breaks off
-        goes back.
+        ``draw`` moves its ``start`` on, a recall its ``stop`` back: what is left when the pass
+        breaks off goes back.
 
         With None, ``drained`` says whether the epoch is over; then ``epoch`` has moved on.
         Without ``wait``, None and not drained: nothing is free, but samples are still out there.
@@ -202,6 +232,8 @@ class LeaseSource:
             epoch=self.epoch,
             sequence=self._sequence,
             wait_s=wait_s,
+            clock=self.session.clock + self.session.batches.ahead(self.name),
+            speed=self.session.speed.per_second,
         )
 
     def report(self, *, strict: bool = False) -> None:

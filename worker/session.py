@@ -17,11 +17,9 @@ from paramserver.config import ClientConfig
 from paramserver.errors import (
     ConnectionLostError,
     FencedError,
-    ForkedClientError,
     JobFailedError,
     ParameterServerError,
     UsageError,
-    VersionError,
     WaitTimeoutError,
 )
 from paramserver.types import PROTOCOL_VERSION, StepResult
@@ -29,7 +27,7 @@ from paramserver.v1 import common_pb2, scheduler_pb2
 from paramserver.wire.transport import Channel
 from paramserver.worker.batches import Batches, Ticket
 from paramserver.worker.figures import Figures
-from paramserver.worker.identity import farewell, write_identity
+from paramserver.worker.identity import check_version, farewell, forked_error, write_identity
 from paramserver.worker.speed import Speed
 from paramserver.worker.substitutes import Substitutes
 from paramserver.worker.waiting import POLL_S, Waiting, long_poll
@@ -118,11 +116,7 @@ class Session:
             pid=self._pid,
         )
         reply = self.scheduler.call("Register", request, timeout=self.config.timeout)
-        if reply.protocol != PROTOCOL_VERSION:
-            raise VersionError(
-                f"the scheduler speaks protocol {reply.protocol}, this client {PROTOCOL_VERSION}; "
-                "install the same version of paramserver everywhere"
-            )
+        check_version(reply.protocol)
         who = reply.identity
         self.name, self.rank = who.name, who.rank
         self.incarnation, self.job, self.workers = who.incarnation, who.job, reply.workers
@@ -200,11 +194,7 @@ class Session:
             UsageError: this client has finished.
         """
         if self.forked:
-            raise ForkedClientError(
-                f"client {self.name!r} of process {self._pid} used in the forked process "
-                f"{os.getpid()}: connections do not survive a fork; use it in the main process "
-                "only (datasets and collate functions must not), or call connect() in the child"
-            )
+            raise forked_error(self.name, self._pid)
         if self._end is not None:
             raise type(self._end)(str(self._end))
         if self._left:
@@ -224,7 +214,7 @@ class Session:
         *,
         substitute: bool = True,
     ) -> Any:
-        """Asks until ``done(reply)``, in long polls; the reply.
+        """Asks until ``done(reply)``; the reply.
 
         Args:
             method: rpc of the scheduler whose reply has ``pending``.
@@ -255,6 +245,11 @@ class Session:
         self._clocks[name] = clock
         self._settles.append(settle)
         self.batches.add_group(name)
+
+    @property
+    def clock(self) -> int:
+        """The furthest clock of the groups that were opened; 0 without one."""
+        return max((clock() for clock in list(self._clocks.values())), default=0)
 
     def add_chore(self, chore: Callable[[], None]) -> None:
         """Something small to do with every heartbeat, in the heartbeat's thread."""
@@ -385,7 +380,7 @@ class Session:
             self._left = True
         try:
             if self._end is None:
-                method, request = farewell(self.identity(), failure, fatal, code)
+                method, request = farewell(self.identity(), failure, fatal=fatal, code=code)
                 self.scheduler.call(method, request, timeout=LEAVE_S)
         except FencedError as error:
             logger.warning("left already: %s", error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from paramserver.errors import ConfigurationError
-from paramserver.types import ASSIGNMENTS
+from paramserver.types import ASSIGNMENTS, BALANCES
 from paramserver.v1 import scheduler_pb2
 from paramserver.worker.leases import LeaseSource
 from paramserver.worker.party import PartySums
@@ -61,6 +61,7 @@ def dataset_spec(
     shard_size: int | None,
     assign: str | None,
     backups: bool = False,
+    balance: str | None = None,
 ) -> scheduler_pb2.DatasetSpec:
     """What all workers must agree on.
 
@@ -74,6 +75,8 @@ def dataset_spec(
         raise ConfigurationError(f"data set {name!r}: shard_size={shard_size}: must be >= 1")
     if assign is not None and assign not in ASSIGNMENTS:
         raise ConfigurationError(f"assign={assign!r}: must be one of {', '.join(ASSIGNMENTS)}")
+    if balance is not None:
+        assign = _check_balance(name, balance, assign, shard_size)
     return scheduler_pb2.DatasetSpec(
         name=name,
         size=size,
@@ -83,4 +86,22 @@ def dataset_spec(
         shuffle=shuffle,
         assign=assign or "",
         backups=backups,
+        balance=balance or "",
     )
+
+
+def _check_balance(name: str, balance: str, assign: str | None, shard_size: int | None) -> str:
+    """The assignment that balanced batches need."""
+    if balance not in BALANCES:
+        raise ConfigurationError(f"balance={balance!r}: must be None or {', '.join(BALANCES)}")
+    if assign not in (None, "dynamic"):
+        raise ConfigurationError(
+            f"data set {name!r}: balance={balance!r} with assign={assign!r}: a static deal gives "
+            "every worker the same; use assign='dynamic' or leave it out"
+        )
+    if shard_size is not None:
+        raise ConfigurationError(
+            f"data set {name!r}: balance={balance!r} with shard_size={shard_size}: each batch is a "
+            "lease of its own; leave shard_size out"
+        )
+    return "dynamic"

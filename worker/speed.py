@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from paramserver.emulation import Emulation
 
-KEPT = 0.9  # of the sums, with every batch: about the last ten count
+KEPT = 9  # batches; the median of them is not moved by a slow step now and then
 
 
 class Speed:
@@ -38,13 +40,14 @@ class Speed:
         self._samples = 0
         self._steps = 0
         self._warm = False
-        self._sums = (0.0, 0.0)  # samples, seconds
+        self._costs: deque[float] = deque(maxlen=KEPT)  # seconds a sample
 
     @property
     def per_second(self) -> float:
-        """Samples per second over the last batches; 0.0 until two were worked on."""
-        samples, seconds = self._sums
-        return samples / seconds if seconds > 0 else 0.0
+        """Samples per second, the median of the last batches; 0.0 until two were worked on."""
+        costs = list(self._costs)
+        cost = statistics.median(costs) if costs else 0.0
+        return 1.0 / cost if cost > 0 else 0.0
 
     def begin(self, samples: int) -> None:
         """The loop got a batch."""
@@ -81,8 +84,8 @@ class Speed:
         if not self._warm:  # the first batch loads kernels and fills caches
             self._warm = True
             return
-        before = self._sums
-        self._sums = (KEPT * before[0] + samples, KEPT * before[1] + seconds)
+        if samples:
+            self._costs.append(seconds / samples)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ PROTOCOL_VERSION = 1
 ScaleLr = Literal["inverse", "sqrt", "polynomial", "none"]
 SCALES = ("inverse", "sqrt", "polynomial", "none")
 ASSIGNMENTS = ("round-robin", "random", "dynamic")
+BALANCES = ("speed",)
 
 ITEM_SIZES = {
     "float32": 4,
@@ -85,8 +86,11 @@ class Async:
 class Adaptive:
     """``Stale`` with a bound that follows measured waiting and the loss; every change is logged.
 
+    The loss is what workers give ``client.log(loss=...)``. At a bound of 0 pushes are still applied
+    on arrival, one by one: that is not ``Sync()``.
+
     Args:
-        max_bound: the bound never exceeds it.
+        max_bound: the bound never exceeds it; it begins at 1 and may fall to 0.
         scale_lr: as for ``Stale``.
     """
 

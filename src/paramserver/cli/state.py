@@ -108,7 +108,7 @@ def from_status(address: str, reply: scheduler_pb2.StatusReply) -> State:
             "expected_servers": reply.expected_servers,
         },
         "members": members,
-        "groups": [_group(group) for group in reply.groups],
+        "groups": [_group(group, reply.view.bounds.get(group.group)) for group in reply.groups],
         "servers": [],
         "datasets": [_dataset(dataset) for dataset in reply.datasets],
         "waits": [],
@@ -147,22 +147,25 @@ def add_lags(members: list[State]) -> None:
         member["lag"] = {g: fastest[g] - clock for g, clock in member["clocks"].items()}
 
 
-def consistency_text(consistency: common_pb2.Consistency) -> str:
-    """``Sync()``, ``Stale(2)``, as one writes it."""
+def consistency_text(consistency: common_pb2.Consistency, bound: int | None = None) -> str:
+    """``Sync()``, ``Stale(2)``, as one writes it; ``bound``: of an adaptive group, now."""
     if consistency.kind == "sync":
         return f"Sync(backup={consistency.backup})" if consistency.backup else "Sync()"
     if consistency.kind == "stale":
         return f"Stale({consistency.bound})"
+    if consistency.kind == "adaptive":
+        now = "" if bound is None else f", bound {bound} now"
+        return f"Adaptive({consistency.bound}){now}"
     return f"{consistency.kind.capitalize()}()"
 
 
-def _group(group: scheduler_pb2.GroupPlacement) -> State:
+def _group(group: scheduler_pb2.GroupPlacement, bound: int | None) -> State:
     sizes = dict(zip(group.servers, group.server_bytes, strict=False))
     scheme = f"{group.scheme} over " if group.scheme else ""
     return {
         "name": group.group,
         "optimizer": group.optimizer,
-        "consistency": scheme + consistency_text(group.consistency),
+        "consistency": scheme + consistency_text(group.consistency, bound),
         "parameters": group.parameters,
         "bytes": group.bytes,
         "slices": group.slices,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from paramserver.core.dataset import DatasetSpec, Drained, Empty, Leased
+from paramserver.core.leases import Lease
 from paramserver.core.shards import ShardQueue
-from paramserver.core.shards import _Lease as Lease
 from paramserver.core.spans import Range, Ranges
 from paramserver.types import Span, WorkerId
 
@@ -25,9 +25,11 @@ class BackupQueue(ShardQueue):
         super().__init__(spec, leases)
         self._twins: dict[int, int] = {}  # a lease and its backup, both ways
 
-    def next(self, who: WorkerId, epoch: int, sequence: int) -> Leased | Drained | Empty:
+    def next(
+        self, who: WorkerId, epoch: int, sequence: int, want: int = 0
+    ) -> Leased | Drained | Empty:
         """As ``ShardQueue.next``; a backup where that has no free shard."""
-        found = super().next(who, epoch, sequence)
+        found = super().next(who, epoch, sequence, want)
         if isinstance(found, Empty) and epoch == self.epoch:
             return self._back_up(who, sequence) or found
         return found

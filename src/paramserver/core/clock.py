@@ -86,13 +86,14 @@ class GroupClock:
 
     Attributes:
         next_clock: Sync: the first clock that has not closed.
+        consistency: canonical; the bound of ``Stale`` may be changed at any time.
     """
 
     def __init__(self, consistency: Consistency, servers: Sequence[str]) -> None:
         if not servers or len(set(servers)) != len(servers):
             raise ConfigurationError(f"servers={list(servers)}: at least one, each named once")
-        self._consistency = canonical(consistency)
-        self._sync = isinstance(self._consistency, Sync)
+        self.consistency = canonical(consistency)
+        self._sync = isinstance(self.consistency, Sync)
         self._servers = frozenset(servers)
         self._workers: dict[WorkerId, _Worker] = {}
         self._active: frozenset[WorkerId] = frozenset()
@@ -189,7 +190,7 @@ class GroupClock:
 
     def waiting_for(self, names: Mapping[WorkerId, str]) -> str:
         """Whom the open clock waits for, in words; empty when nobody is waited for."""
-        if isinstance(self._consistency, Async):
+        if isinstance(self.consistency, Async):
             return ""
         clock = self.min_clock
         if not self._started:
@@ -197,7 +198,7 @@ class GroupClock:
         missing = sorted(w for w in self._active if self._workers[w].clock <= clock)
         if not missing or not self._someone_waits():
             return ""
-        spare = self._consistency.backup if isinstance(self._consistency, Sync) else 0
+        spare = self.consistency.backup if isinstance(self.consistency, Sync) else 0
         count = f"{max(1, len(missing) - spare)} of " if spare else ""
         told = ", ".join(f"{names.get(w, f'rank {w.rank}')} ({self._progress(w)})" for w in missing)
         return f"clock {clock} waits for {count}{told}"
@@ -284,10 +285,10 @@ class GroupClock:
 
     def _close(self) -> Close | None:
         """Closes the open clock if nobody that counts is missing."""
-        assert isinstance(self._consistency, Sync)
+        assert isinstance(self.consistency, Sync)
         clock = self.next_clock
         missing = sum(self._workers[w].clock <= clock for w in self._active)
-        if missing > self._consistency.backup:
+        if missing > self.consistency.backup:
             return None
         contributors = tuple(
             Contribution(worker, known.marks[clock].weight)
@@ -313,7 +314,7 @@ class GroupClock:
         """Whether a worker is so far ahead that its next read has to wait."""
         clocks = [known.clock for known in self._workers.values()]
         return self._sync or not all(
-            may_read(self._consistency, clock, self._min) for clock in clocks
+            may_read(self.consistency, clock, self._min) for clock in clocks
         )
 
     def _progress(self, worker: WorkerId) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from paramserver.core.assignment import assignment
 from paramserver.errors import InvalidRequestError
+from paramserver.types import BALANCES
 
 MAX_SHARDS = 1 << 22
 BATCHES_PER_SHARD = 8
@@ -18,6 +19,7 @@ class DatasetSpec:
     """What workers agree on; ``shard_size`` 0: the default; ``assign`` a name of a policy.
 
     ``backups``: shards that others still hold are leased once more to whoever finds nothing free.
+    ``balance`` "speed": batch sizes follow measured speed, one lease each.
     """
 
     name: str
@@ -28,6 +30,7 @@ class DatasetSpec:
     shuffle: bool = True
     assign: str = "dynamic"
     backups: bool = False
+    balance: str = ""
 
 
 def default_shard_size(size: int, batch_size: int, workers: int) -> int:
@@ -51,7 +54,17 @@ def complete(spec: DatasetSpec, workers: int) -> DatasetSpec:
         value = getattr(spec, name)
         if not low <= value <= _INT63:
             raise InvalidRequestError(f"data set {spec.name!r}: {name}={value}: must be >= {low}")
-    assignment(spec.assign, spec.seed)
+    policy = assignment(spec.assign, spec.seed)
+    if spec.balance not in ("", *BALANCES):
+        raise InvalidRequestError(
+            f"data set {spec.name!r}: balance={spec.balance!r}: must be one of "
+            f"{', '.join(BALANCES)} or not given"
+        )
+    if spec.balance and not policy.shared:
+        raise InvalidRequestError(
+            f"data set {spec.name!r}: balance={spec.balance!r} with assign={spec.assign!r}: a "
+            "static deal gives every worker the same; use assign='dynamic' or leave it out"
+        )
     if spec.backups and spec.assign != "dynamic":
         raise InvalidRequestError(
             f"data set {spec.name!r}: backups with assign={spec.assign!r}: only shards of a common "
@@ -117,8 +130,12 @@ class Reported:
 
 
 def disagreement(old: DatasetSpec, new: DatasetSpec) -> str | None:
-    """The first thing in which two workers disagree, in words; batch sizes may differ."""
-    for name in ("size", "seed", "shard_size", "assign", "shuffle", "backups"):
+    """The first thing in which two workers disagree, in words.
+
+    Batch sizes may differ, unless they are balanced.
+    """
+    also = ("batch_size",) if old.balance and new.balance else ()
+    for name in ("size", "seed", "shard_size", "assign", "shuffle", "balance", "backups", *also):
         left, right = getattr(old, name), getattr(new, name)
         if left != right:
             return f"{name} is {left}, not {right}"

@@ -201,7 +201,7 @@ class Membership:
         self._count(member, +1)
         if replaced and name in self._holders:
             self._fail(f"server {name} restarted; the slices it held are gone")
-        self._changed()
+        self.changed()
         return Registered(member, replaced, new_job)
 
     def _check_register(self, role: Role, name: str, new_job: bool) -> None:
@@ -252,7 +252,7 @@ class Membership:
         member = self._worker(name)
         if group not in member.groups:
             self._members[name] = replace(member, groups=(*member.groups, group))
-            self._changed()
+            self.changed()
 
     def hold(self, servers: Iterable[str]) -> None:
         """These servers hold slices from now on: the job fails when one of them restarts."""
@@ -278,7 +278,7 @@ class Membership:
             self._unbeen -= been and not member.been
             self._members[member.name] = replace(member, state=state, reason=reason, been=been)
         if changed:
-            self._changed()
+            self.changed()
 
     def finish(self, name: str) -> Member | None:
         """A member leaves of its own will; returns it as it was, None if it had left before.
@@ -293,7 +293,7 @@ class Membership:
             self._fail(f"server {name} was stopped while the job ran")
         elif member.role is Role.WORKER and not self._live_workers:
             self._end()
-        self._changed()
+        self.changed()
         return member
 
     def _end(self) -> None:
@@ -312,7 +312,7 @@ class Membership:
             self._fail(f"server {name} was lost: {reason}; the slices it held are gone")
         elif member.role is Role.WORKER and not self._live_workers:
             self._deserted = now
-        self._changed()
+        self.changed()
         return member
 
     def fail(self, message: str) -> bool:
@@ -320,7 +320,7 @@ class Membership:
         first = not self.ended()
         if first:
             self._fail(message)
-            self._changed()
+            self.changed()
         return first
 
     def expire(self, now: float) -> list[Member]:
@@ -342,8 +342,6 @@ class Membership:
         """Leases stood still for so long: this process itself had stopped."""
         for name in self._heard:
             self._heard[name] += seconds
-
-    # -- inside
 
     def _worker(self, name: str) -> Member:
         member = self._members.get(name)
@@ -373,7 +371,8 @@ class Membership:
         if not self.ended():
             self.state, self.message = JobState.FAILED, message
 
-    def _changed(self) -> None:
+    def changed(self) -> None:
+        """A new view: something that members see is different."""
         full = self._live_workers >= self.workers and self._live_servers >= self.servers
         if self.state is JobState.WAITING and full:
             self.state = JobState.RUNNING

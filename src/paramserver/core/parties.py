@@ -145,8 +145,12 @@ class ReplicaQueue:
 
     # -- asking
 
-    def next(self, who: WorkerId, epoch: int, sequence: int) -> Leased | Drained | Empty:
+    def next(
+        self, who: WorkerId, epoch: int, sequence: int, want: int = 0
+    ) -> Leased | Drained | Empty:
         """The next shard of the worker's replica that this worker has not had; as ``ShardQueue``.
+
+        Shards are given whole: ``want`` must be 0.
 
         Raises:
             InvalidRequestError: as ``ShardQueue.next``.

@@ -10,42 +10,15 @@ only then the next one opens.
 from __future__ import annotations
 
 import heapq
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from paramserver.core.assignment import Assignment, assignment
 from paramserver.core.dataset import Counts, DatasetSpec, Drained, Empty, Leased, Reported
+from paramserver.core.deal import Deal, Piece
+from paramserver.core.leases import Lease, recall, shares
 from paramserver.core.spans import Range, Ranges
 from paramserver.errors import InvalidRequestError
 from paramserver.types import Span, WorkerId
-
-
-@dataclass(slots=True)
-class _Lease:
-    shard: int
-    epoch: int
-    start: int
-    stop: int
-    holder: WorkerId
-    open: Ranges
-    returned: Ranges | None = None
-
-    def gave_back(self, span: Span) -> bool:
-        """Whether some of the span went back to the queue."""
-        return self.returned is not None and self.returned.overlap(span.start, span.stop) > 0
-
-
-@dataclass(slots=True)
-class _Hand:
-    """What is left of a worker's deal: pieces that came back first, then its shard numbers."""
-
-    order: Sequence[int] = ()
-    position: int = 0
-    pieces: deque[tuple[int, int, int]] = field(default_factory=deque)
-
-    def __len__(self) -> int:
-        return len(self.pieces) + len(self.order) - self.position
 
 
 class ShardQueue:
@@ -67,13 +40,12 @@ class ShardQueue:
         self._users: set[int] = set()  # ranks that opened the data set
         self._left: set[int] = set()  # ranks that asked for the next epoch
         self._last: dict[WorkerId, tuple[int, int]] = {}  # request number, lease
-        self._leases: dict[int, _Lease] = {}
+        self._leases: dict[int, Lease] = {}
         self._held: dict[WorkerId, set[int]] = {}
-        self._closed: dict[int, _Lease] = {}  # of the open epoch and the one before it
-        self._hands: dict[int, _Hand] = {}
-        self._common = _Hand()
+        self._closed: dict[int, Lease] = {}  # of the open epoch and the one before it
+        self._deal = self._deal_to(())
         self._partial: dict[int, int] = {}  # positions of a begun shard that are not done
-        self._free = self._samples_done = self._shards_done = self._requeued = 0
+        self._samples_done = self._shards_done = self._requeued = 0
 
     # -- members
 
@@ -92,6 +64,10 @@ class ShardQueue:
         """A worker opened the data set."""
         self._users.add(who.rank)
 
+    def users(self) -> list[WorkerId]:
+        """The live workers that opened the data set."""
+        return [who for rank, who in self._live.items() if rank in self._users]
+
     def leave(self, who: WorkerId) -> None:
         """A worker has finished or was lost: its deal goes to the others, its leases stay until
         ``recover`` says which of their samples were applied."""
@@ -99,7 +75,7 @@ class ShardQueue:
         if self._live.get(who.rank) == who:
             del self._live[who.rank]
             self._left.discard(who.rank)
-            self._deal_rest(self._hands.get(who.rank))
+            self._share_out(who.rank)
 
     # -- asking
 
@@ -107,12 +83,15 @@ class ShardQueue:
     def drained(self) -> bool:
         return self.epoch < 0 or self._samples_done == self.spec.size
 
-    def next(self, who: WorkerId, epoch: int, sequence: int) -> Leased | Drained | Empty:
+    def next(
+        self, who: WorkerId, epoch: int, sequence: int, want: int = 0
+    ) -> Leased | Drained | Empty:
         """Leases the next shard to a worker.
 
         Args:
             epoch: the one the worker is in; the next one opens when the open one is drained.
             sequence: the worker's request number; asking again with it gives the same lease.
+            want: samples to lease, whatever the shards are; 0: a whole shard.
 
         Raises:
             InvalidRequestError: an old request number, an epoch further ahead, or an epoch that
@@ -128,7 +107,8 @@ class ShardQueue:
         if epoch > self.epoch:
             return self._ahead(who, epoch)
         self._left.discard(who.rank)
-        piece = self._pop(who.rank)
+        deal, rank = self._deal, who.rank
+        piece = deal.take(rank, want) if want else deal.pop(rank)
         if piece is None:
             return Empty(self._reason(who))
         return self._lease(who, sequence, piece)
@@ -144,29 +124,13 @@ class ShardQueue:
             )
         return Leased(number, held.shard, held.epoch, held.start, held.stop)
 
-    def _lease(self, who: WorkerId, sequence: int, piece: tuple[int, int, int]) -> Leased:
+    def _lease(self, who: WorkerId, sequence: int, piece: Piece) -> Leased:
         number = next(self._numbers)
         shard, start, stop = piece
-        self._leases[number] = _Lease(shard, self.epoch, start, stop, who, Ranges(((start, stop),)))
+        self._leases[number] = Lease(shard, self.epoch, start, stop, who, Ranges(((start, stop),)))
         self._held.setdefault(who, set()).add(number)
         self._last[who] = (sequence, number)
-        self._free -= 1
         return Leased(number, shard, self.epoch, start, stop)
-
-    def _pop(self, rank: int) -> tuple[int, int, int] | None:
-        for hand in (self._hands.get(rank), self._common):
-            if hand is None:
-                continue
-            if hand.pieces:
-                return hand.pieces.popleft()
-            if hand.position < len(hand.order):
-                hand.position += 1
-                return self._piece(hand.order[hand.position - 1])
-        return None
-
-    def _piece(self, shard: int) -> tuple[int, int, int]:
-        start = shard * self.spec.shard_size
-        return shard, start, min(start + self.spec.shard_size, self.spec.size)
 
     def _ahead(self, who: WorkerId, epoch: int) -> Empty:
         if epoch > self.epoch + 1:
@@ -174,10 +138,11 @@ class ShardQueue:
                 f"epoch {epoch} of {self.spec.name!r}: the open epoch is {max(self.epoch, 0)}"
             )
         self._left.add(who.rank)
-        self._deal_rest(self._hands.get(who.rank))
-        if self._free and not self._leases and self._live.keys() & self._users <= self._left:
+        self._share_out(who.rank)
+        free = self._deal.free
+        if free and not self._leases and self._live.keys() & self._users <= self._left:
             raise InvalidRequestError(
-                f"epoch {epoch} of {self.spec.name!r}: epoch {self.epoch} has {self._free} shards "
+                f"epoch {epoch} of {self.spec.name!r}: epoch {self.epoch} has {free} shards "
                 "left and every worker asks for the next one; a pass that was broken off goes on "
                 f"with epoch {self.epoch}"
             )
@@ -191,7 +156,7 @@ class ShardQueue:
         )
 
     def _state(self) -> str:
-        return f"{self._free} shards free, {len(self._leases)} leased"
+        return f"{self._deal.free} shards free, {len(self._leases)} leased"
 
     def holders(self, limit: int) -> list[WorkerId]:
         """Workers with leases, the lowest ranks first, at most ``limit``."""
@@ -248,20 +213,22 @@ class ShardQueue:
         if held.holder != who:
             return False
         for start, stop in held.open.take(span.start, span.stop):
-            self._done(held.shard, stop - start)
+            self._done(start, stop)
         ours = not held.gave_back(span)
         self._close(span.lease, held)
         return ours
 
-    def _done(self, shard: int, count: int) -> None:
-        self._samples_done += count
-        _, start, stop = self._piece(shard)
-        left = self._partial.get(shard, stop - start) - count
-        if left:
-            self._partial[shard] = left
-        else:
-            self._partial.pop(shard, None)
-            self._shards_done += 1
+    def _done(self, start: int, stop: int) -> None:
+        self._samples_done += stop - start
+        size = self.spec.shard_size
+        for shard in range(start // size, -(-stop // size)):
+            _, low, high = self._deal.piece(shard)
+            left = self._partial.get(shard, high - low) - (min(stop, high) - max(start, low))
+            if left:
+                self._partial[shard] = left
+            else:
+                self._partial.pop(shard, None)
+                self._shards_done += 1
 
     def _give_back(self, who: WorkerId, span: Span, lost: list[int]) -> int:
         held = self._leases.get(span.lease)
@@ -271,24 +238,24 @@ class ShardQueue:
                 lost.append(span.lease)
             return 0
         parts = held.open.take(span.start, span.stop)
+        if parts and held.recalled is not None:
+            held.recalled = None
+            parts = [s for p in parts for s in shares(p, held.thieves, self.spec.batch_size)]
         self._requeue(held, parts)
         self._close(span.lease, held)
         return len(parts)
 
-    def _requeue(self, held: _Lease, parts: Sequence[Range]) -> None:
+    def _requeue(self, held: Lease, parts: Sequence[Range]) -> None:
         if held.returned is None:
             held.returned = Ranges()
         held.returned.parts += parts
-        # In front: what came back is older than what was never given.
-        own = self._hands.get(held.holder.rank) if held.holder.rank in self._live else None
-        hand = self._common if own is None else own
-        hand.pieces.extendleft((held.shard, a, b) for a, b in reversed(parts))
-        self._free += len(parts)
+        rank = held.holder.rank
+        self._deal.put_back(parts, rank if rank in self._live else None)
         self._requeued += len(parts)
-        if own is not None and held.holder.rank in self._left:
-            self._deal_rest(own)
+        if rank in self._left:
+            self._share_out(rank)
 
-    def _close(self, number: int, held: _Lease) -> None:
+    def _close(self, number: int, held: Lease) -> None:
         if held.open:
             return
         del self._leases[number]
@@ -297,6 +264,33 @@ class ShardQueue:
         if not numbers:
             del self._held[held.holder]
         self._closed[number] = held
+
+    # -- stealing
+
+    def recall(
+        self,
+        waiting: Iterable[WorkerId],
+        speed: Callable[[WorkerId], float],
+        patience: float,
+    ) -> tuple[WorkerId, int] | None:
+        """Asks for the tail of the lease that will end last, for workers that wait for more.
+
+        Args:
+            speed: samples per second of a worker; 0.0: not known.
+            patience: seconds; a lease that ends sooner stays as it is.
+
+        Returns:
+            The holder, and how many samples it is asked for; None: nothing more was asked for.
+        """
+        if self._deal.free or not self.policy.shared:
+            return None
+        idle = [w for w in waiting if w.rank not in self._left and w not in self._held]
+        return recall(self._leases, self._held, idle, speed, patience)
+
+    def recalled(self, who: WorkerId) -> list[Span]:
+        """What this worker is to give back, as far as it has not drawn it."""
+        found = [(n, self._leases[n]) for n in sorted(self._held.get(who, ()))]
+        return [Span(n, h.recalled, h.stop) for n, h in found if h.recalled is not None]
 
     # -- losses
 
@@ -317,7 +311,7 @@ class ShardQueue:
             held = self._leases.get(span.lease)
             if held is not None and held.holder == who:
                 for start, stop in held.open.take(span.start, span.stop):
-                    self._done(held.shard, stop - start)
+                    self._done(start, stop)
         back = 0
         for number in sorted(self._held.get(who, ()), reverse=True):
             held = self._leases[number]
@@ -325,47 +319,32 @@ class ShardQueue:
             back += sum(b - a for a, b in parts)
             self._requeue(held, parts)
             self._close(number, held)
-        self._deal_rest(self._common)
+        self._share_out(None)
         return back
 
-    def _deal_rest(self, hand: _Hand | None) -> None:
-        """Deals what nobody will take otherwise over those that stay in the epoch."""
-        if self.policy.shared or not hand:
-            return
-        pieces = [*hand.pieces, *(self._piece(s) for s in hand.order[hand.position :])]
-        hand.pieces, hand.order, hand.position = deque(), (), 0
-        hands = {r: self._hands.setdefault(r, _Hand()) for r in self._live.keys() - self._left}
-        heirs = [(len(h), r) for r, h in hands.items() if h is not hand]
-        heapq.heapify(heirs)
-        for piece in pieces:
-            if not heirs:
-                self._common.pieces.append(piece)
-                continue
-            load, rank = heapq.heappop(heirs)
-            hands[rank].pieces.append(piece)
-            heapq.heappush(heirs, (load + 1, rank))
+    def _share_out(self, rank: int | None) -> None:
+        """What nobody will take otherwise goes to those that stay in the epoch."""
+        self._deal.share_out(rank, self._live.keys() - self._left)
 
     # -- epochs
 
     def _open_epoch(self) -> None:
         self.epoch += 1
-        self._partial, self._common, self._hands = {}, _Hand(), {}
+        self._partial = {}
         self._samples_done = self._shards_done = self._requeued = 0
-        self._free = self.shards
         self._left.clear()
         self._closed = {n: c for n, c in self._closed.items() if c.epoch >= self.epoch - 1}
-        ranks = sorted(self._live)
-        dealt = self.policy.deal(self.shards, max(1, len(ranks)), self.epoch)
-        if self.policy.shared or not ranks:
-            self._common = _Hand(dealt[0])
-        else:
-            self._hands = {r: _Hand(order) for r, order in zip(ranks, dealt, strict=True)}
+        self._deal = self._deal_to(sorted(self._live))
+
+    def _deal_to(self, ranks: Sequence[int]) -> Deal:
+        spec = self.spec
+        return Deal(self.policy, max(self.epoch, 0), spec.size, spec.shard_size, ranks)
 
     # -- looking
 
     def counts(self) -> Counts:
         return Counts(
-            max(self.epoch, 0), self.shards, self._free, len(self._leases), self._shards_done,
+            max(self.epoch, 0), self.shards, self._deal.free, len(self._leases), self._shards_done,
             self._requeued, self._samples_done, self.unpushed,
         )  # fmt: skip
 
@@ -375,12 +354,10 @@ class ShardQueue:
 
     def check_invariants(self) -> None:
         """Raises AssertionError when a position is lost or held twice."""
-        hands = [self._common, *self._hands.values()]
-        pieces = [p for hand in hands for p in hand.pieces]
-        pieces += [self._piece(s) for h in hands for s in h.order[h.position :]]
+        pieces = self._deal.pieces() if self.epoch >= 0 else []
         ranges = [(a, b) for _, a, b in pieces]
         ranges += self._leased()
-        assert len(pieces) == self._free
+        assert len(pieces) == self._deal.free or self.epoch < 0
         for (_, stop), (start, _) in zip(sorted(ranges), sorted(ranges)[1:], strict=False):
             assert stop <= start, "a position is held twice"
         assert sum(b - a for a, b in ranges) + self._samples_done == (

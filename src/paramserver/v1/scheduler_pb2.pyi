@@ -74,20 +74,29 @@ class Member(_message.Message):
     def __init__(self, name: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., state: _Optional[_Union[MemberState, str]] = ..., address: _Optional[str] = ..., groups: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., heard_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class View(_message.Message):
-    __slots__ = ("number", "job", "state", "message", "members", "started")
+    __slots__ = ("number", "job", "state", "message", "members", "started", "bounds")
+    class BoundsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
+    BOUNDS_FIELD_NUMBER: _ClassVar[int]
     number: int
     job: int
     state: JobState
     message: str
     members: _containers.RepeatedCompositeFieldContainer[Member]
     started: bool
-    def __init__(self, number: _Optional[int] = ..., job: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., started: bool = ...) -> None: ...
+    bounds: _containers.ScalarMap[str, int]
+    def __init__(self, number: _Optional[int] = ..., job: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., started: bool = ..., bounds: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("protocol", "role", "name", "address", "host", "pid")
@@ -171,16 +180,26 @@ class GroupClock(_message.Message):
     def __init__(self, group: _Optional[str] = ..., clock: _Optional[int] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
-    __slots__ = ("view", "state", "message", "fastest")
+    __slots__ = ("view", "state", "message", "fastest", "recalls")
     VIEW_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     FASTEST_FIELD_NUMBER: _ClassVar[int]
+    RECALLS_FIELD_NUMBER: _ClassVar[int]
     view: int
     state: JobState
     message: str
     fastest: float
-    def __init__(self, view: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., fastest: _Optional[float] = ...) -> None: ...
+    recalls: _containers.RepeatedCompositeFieldContainer[Recall]
+    def __init__(self, view: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., fastest: _Optional[float] = ..., recalls: _Optional[_Iterable[_Union[Recall, _Mapping]]] = ...) -> None: ...
+
+class Recall(_message.Message):
+    __slots__ = ("dataset", "span")
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    SPAN_FIELD_NUMBER: _ClassVar[int]
+    dataset: str
+    span: _common_pb2.Span
+    def __init__(self, dataset: _Optional[str] = ..., span: _Optional[_Union[_common_pb2.Span, _Mapping]] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("member",)
@@ -303,7 +322,7 @@ class OpenDatasetRequest(_message.Message):
     def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., spec: _Optional[_Union[DatasetSpec, _Mapping]] = ...) -> None: ...
 
 class DatasetSpec(_message.Message):
-    __slots__ = ("name", "size", "batch_size", "shard_size", "seed", "shuffle", "assign", "backups")
+    __slots__ = ("name", "size", "batch_size", "shard_size", "seed", "shuffle", "assign", "backups", "balance")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -312,6 +331,7 @@ class DatasetSpec(_message.Message):
     SHUFFLE_FIELD_NUMBER: _ClassVar[int]
     ASSIGN_FIELD_NUMBER: _ClassVar[int]
     BACKUPS_FIELD_NUMBER: _ClassVar[int]
+    BALANCE_FIELD_NUMBER: _ClassVar[int]
     name: str
     size: int
     batch_size: int
@@ -320,7 +340,8 @@ class DatasetSpec(_message.Message):
     shuffle: bool
     assign: str
     backups: bool
-    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., batch_size: _Optional[int] = ..., shard_size: _Optional[int] = ..., seed: _Optional[int] = ..., shuffle: bool = ..., assign: _Optional[str] = ..., backups: bool = ...) -> None: ...
+    balance: str
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., batch_size: _Optional[int] = ..., shard_size: _Optional[int] = ..., seed: _Optional[int] = ..., shuffle: bool = ..., assign: _Optional[str] = ..., backups: bool = ..., balance: _Optional[str] = ...) -> None: ...
 
 class OpenDatasetReply(_message.Message):
     __slots__ = ("spec", "epoch")
@@ -331,18 +352,22 @@ class OpenDatasetReply(_message.Message):
     def __init__(self, spec: _Optional[_Union[DatasetSpec, _Mapping]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class NextShardRequest(_message.Message):
-    __slots__ = ("member", "dataset", "epoch", "sequence", "wait_s")
+    __slots__ = ("member", "dataset", "epoch", "sequence", "wait_s", "clock", "speed")
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    SPEED_FIELD_NUMBER: _ClassVar[int]
     member: _common_pb2.Identity
     dataset: str
     epoch: int
     sequence: int
     wait_s: float
-    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., wait_s: _Optional[float] = ...) -> None: ...
+    clock: int
+    speed: float
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., wait_s: _Optional[float] = ..., clock: _Optional[int] = ..., speed: _Optional[float] = ...) -> None: ...
 
 class Shard(_message.Message):
     __slots__ = ("lease", "id", "epoch", "start", "stop", "joins")

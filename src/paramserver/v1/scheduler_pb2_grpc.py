@@ -271,7 +271,8 @@ class SchedulerServicer(object):
         given again after a lost answer (same request number). With parties, a shard is leased to a
         replica: all its parties get the same shards in the same order. With wait_s > 0 and no free shard the
         worker is idle until a shard returns or the epoch is drained; all who are released become
-        active in one view.
+        active in one view. Of a balanced data set a lease is one batch, as large as the worker is fast:
+        the batches of one clock add up to batch_size x workers while there are samples left.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
