@@ -22,6 +22,7 @@ from paramserver.worker.registry import Registry
 from paramserver.worker.rounds import Rounds
 from paramserver.worker.scalars import Scalars
 from paramserver.worker.schemes import open_optimizer
+from paramserver.worker.schemes.chosen import scheme_of
 from paramserver.worker.session import Session
 from paramserver.worker.sources import Sources
 
@@ -106,7 +107,8 @@ class Client(DataMethods):
                 pairs. Wire names are ``state_dict`` names.
             optimizer_class: an elementwise class of ``torch.optim``.
             consistency: ``Sync()``, ``Stale(bound)``, ``Async()``, ``Adaptive(max_bound)``,
-                ``AllReduce()``, ``Local(steps, base)`` or ``Downpour(...)``.
+                ``AllReduce()``, ``Local(steps, base)`` or ``Downpour(...)``. A scheme that the
+                environment names (``paramserver run --scheme``) wins.
             group: name of the group.
             buffers: float buffers such as batch-norm statistics: "mean" of the workers, that of
                 the "first" rank, or "local".
@@ -126,7 +128,7 @@ class Client(DataMethods):
             model,
             optimizer_class,
             hyperparameters,
-            consistency=consistency,
+            consistency=scheme_of(self._session.config.scheme, consistency),
             group=group,
             buffers=buffers,
             wire_dtype=wire_dtype,

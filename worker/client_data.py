@@ -55,7 +55,8 @@ class DataMethods:
             batch_size: samples of a batch; batches never span data shards.
             shuffle: a permutation of each epoch from ``seed``, the same on every worker.
             shard_size: samples of a lease, rounded up to whole batches; default: 1 to 8 batches.
-            assign: "round-robin", "random" or "dynamic"; default: the job's.
+            assign: "round-robin", "random" or "dynamic"; default: the job's. What the environment
+                names with its scheme (``paramserver run --scheme sync/dynamic``) wins.
             name: of the data set; all workers must agree on its size, seed, shard_size, assign.
             drop_last: leave out batches that are not full.
             dataloader_options: as for torch's DataLoader.
@@ -95,6 +96,9 @@ class DataMethods:
             dataset: it, or its number of samples.
         """
         size = dataset if isinstance(dataset, int) else check_options(dataset, {})
+        chosen = self._session.config.scheme
+        if chosen is not None:
+            assign = chosen.assign or assign
         source = self._sources.open(
             name, size, batch_size, shuffle=shuffle, seed=seed, shard_size=shard_size, assign=assign
         )
