@@ -17,8 +17,13 @@ class Identified(Protocol):
     job: int
 
 
-def write_identity(path: Path, who: Identified) -> None:
-    """Writes name, incarnation, rank and job as JSON; a reader sees all of it or none."""
+def write_identity(path: Path | None, who: Identified) -> None:
+    """Writes name, incarnation, rank and job as JSON; a reader sees all of it or none.
+
+    Without a path, nobody asked for it.
+    """
+    if path is None:
+        return
     content = {
         "name": who.name,
         "incarnation": who.incarnation,

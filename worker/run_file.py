@@ -39,12 +39,12 @@ class RunFile:
         self._file: TextIO | None = None
 
     def open(self, config: ClientConfig, who: Identified) -> None:
-        """The job has started for this worker; nothing happens if no folder is configured.
+        """The job has started; nothing happens for a reader, or if no folder is configured.
 
         Raises:
             ConfigurationError: the file cannot be written.
         """
-        if config.run_dir is None:
+        if config.run_dir is None or config.reader:
             return
         path = Path(config.run_dir, f"{who.name}.jsonl")
         try:

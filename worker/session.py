@@ -106,8 +106,7 @@ class Session:
         self._thread.start()
         try:
             self._await_start()
-            if self.rank >= 0:
-                self.run_file.open(self.config, self)
+            self.run_file.open(self.config, self)
         except BaseException:
             self.leave()
             raise
@@ -132,8 +131,7 @@ class Session:
         self.incarnation, self.job = who.incarnation, who.job
         self._heartbeat_s, self._lease_s = reply.heartbeat_s, reply.lease_s
         self.saw_view(who.view)
-        if self.identity_file is not None:
-            write_identity(self.identity_file, self)
+        write_identity(self.identity_file, self)
 
     def _await_start(self) -> None:
         timeout = self.config.timeout

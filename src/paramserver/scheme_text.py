@@ -16,7 +16,7 @@ from paramserver.types import ASSIGNMENTS, Adaptive, AllReduce, Async, Stale, Sy
 
 BALANCE = "balance"
 OUTER = ("outer_lr", "outer_momentum")  # of local: SGD, with Nesterov if there is momentum
-BASES = {"sync": Sync, "async": Async}
+BASES: dict[str, Scheme] = {"sync": Sync(), "async": Async()}
 _HEAD = re.compile(r"[^:/=,]*")
 
 
@@ -165,7 +165,7 @@ def _flag(text: str) -> bool:
 def _base(text: str) -> Scheme:
     if text not in BASES:
         raise ValueError(f"must be one of {', '.join(BASES)}")
-    return BASES[text]()
+    return BASES[text]
 
 
 _BY_TYPE: dict[str, Callable[[str], Any]] = {
