@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from paramserver.errors import UnsupportedError
 from paramserver.worker import roster
 from paramserver.worker.data import (
     LeaseBatchSampler,
@@ -99,6 +100,8 @@ class DataMethods:
         chosen = self._session.config.scheme
         if chosen is not None:
             assign = chosen.assign or assign
+            if chosen.balance:
+                raise UnsupportedError(f"scheme {chosen.text!r}: balance is not there yet")
         source = self._sources.open(
             name, size, batch_size, shuffle=shuffle, seed=seed, shard_size=shard_size, assign=assign
         )
