@@ -57,7 +57,7 @@ def draw(
         left.set_ylabel(name.replace("_", " "))
         figure.suptitle(title, fontsize=11)
         handles, labels = left.get_legend_handles_labels()
-        columns = min(4, max(1, len(labels)))
+        columns = min(5, max(1, len(labels)))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
         stem.parent.mkdir(parents=True, exist_ok=True)
         files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
