@@ -17,7 +17,7 @@ from paramserver.compare.summary import Summary, Target
 from paramserver.compare.tables import grid
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "explanation" / "schemes.md"
-BEGIN, END = "<!-- begin: written by `make compare` -->", "<!-- end -->"
+BEGIN, END = "<!-- begin: written by benchmarks/schemes.py -->", "<!-- end -->"
 
 
 def main() -> None:

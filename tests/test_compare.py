@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -238,6 +239,26 @@ def test_the_table_has_a_row_for_each_scheme_and_says_why_one_failed(canned: Pat
     tables.show([good, bad], target, ["loss"], console)
     assert "bad luck" in console.export_text()
     console.file.close()
+
+
+def test_the_page_is_written_from_the_results(canned: Path, tmp_path: Path) -> None:
+    target = Target("accuracy", 0.5)
+    some = [summarise("sync", read(canned), target), summarise("local:10", None, target, "broken")]
+    goal = {"name": "accuracy", "value": 0.5}
+    save(some, {"command": "paramserver compare x.py", "target": goal}, tmp_path / "r.json")
+    spec = importlib.util.spec_from_file_location("schemes", ROOT / "benchmarks" / "schemes.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = module.body(json.loads((tmp_path / "r.json").read_text()))
+    assert "paramserver compare x.py" in text
+    head, _, good, bad = [line for line in text.splitlines() if line.startswith("|")]
+    assert head.startswith("| scheme | s to accuracy >= 0.5 |")
+    assert good.startswith("| sync | 2.2 | 40 | 20 |")
+    assert bad.endswith("| broken |")
+    page = module.PAGE.read_text()
+    assert page.index(module.BEGIN) < page.index(module.END)
 
 
 def test_numbers_are_shown_without_exponents() -> None:

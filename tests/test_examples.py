@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from paramserver.compare.runs import read_run
+
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -66,6 +68,16 @@ def test_downpour(wire: tuple[str, ...]) -> None:
     assert accuracy(said) >= 92
     (sent,) = re.findall(r"sent (\d+) bytes a step", said)
     assert int(sent) < (4810 * 4 / 3 if not wire else 4810 * 0.6 / 3)  # of four steps, one pushes
+
+
+def test_compare_under_another_scheme(tmp_path: Path) -> None:
+    options = ("-s1", "-w2", "--scheme", "stale:2/random", "--run-dir", str(tmp_path))
+    output_of("-m", "paramserver", "run", *options, "examples/compare.py", "--epochs", "8")
+    run = read_run(tmp_path)
+    assert run is not None
+    assert run.samples == 8 * 1437
+    assert run.curves["accuracy"].values[-1] >= 0.8
+    assert '"scheme": "stale:2/random"' in (tmp_path / "worker-1.jsonl").read_text()
 
 
 def test_char_lm(tmp_path: Path) -> None:
