@@ -155,6 +155,15 @@ def test_a_worker_that_started_again_counts_from_zero(tmp_path: Path) -> None:
     assert meter.samples == 30
 
 
+def test_local_steps_do_not_dilute_staleness(tmp_path: Path) -> None:
+    quiet = [step(i, 10.0 * i, sent_bytes=0) for i in range(1, 10)]
+    write(tmp_path / "a", "worker-0", [*opening(0), *quiet, step(10, 100, staleness=3.0)])
+    found = summarise("local:10", read(tmp_path / "a"), None)
+    assert (found.staleness_p50, found.staleness_p99) == (3.0, 3.0)
+    write(tmp_path / "b", "worker-0", [*opening(0), *quiet])
+    assert summarise("local:10", read(tmp_path / "b"), None).staleness_p99 == 0.0
+
+
 def test_a_run_without_a_step_is_none(tmp_path: Path) -> None:
     assert read_run(tmp_path) is None
     write(tmp_path / "a", "worker-0", opening(0))

@@ -101,7 +101,8 @@ def summarise(scheme: str, run: Run | None, target: Target | None, error: str = 
     if run is None:
         return Summary(scheme=scheme, error=error or "it took no step")
     samples, seconds = run.samples, max(run.seconds, 1e-9)
-    staleness = [step.staleness for step in run.steps]
+    # A local step is counted too, but sends nothing and is never stale.
+    staleness = [step.staleness for step in run.steps if step.sent] or [0.0]
     p50, p99 = (float(np.percentile(staleness, q)) for q in (50, 99))
     blocked = sum(step.waited for step in run.steps) + run.idle_s
     reached = None if target is None else _reached(run.curves.get(target.name), target)
