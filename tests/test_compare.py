@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from paramserver.cli.compare import emulation
+from paramserver.cli.comparison import Watch
 from paramserver.cli.main import main
 from paramserver.compare import picture, tables
 from paramserver.compare.runs import Budget, Meter, Run, read_run, trailing_mean
@@ -197,6 +198,15 @@ def test_the_meter_follows_files_that_grow(tmp_path: Path) -> None:
     assert Meter(tmp_path, Budget(samples=41, seconds=99)).used_up(START + 100)
 
 
+def test_a_run_ends_at_its_budget_or_fails_at_its_limit(canned: Path) -> None:
+    done = Watch(Meter(canned, Budget(samples=80)), limit_s=0.0)
+    assert (done(), done.late) == (True, False)
+    late = Watch(Meter(canned, Budget(samples=81)), limit_s=0.0)
+    assert (late(), late.late) == (True, True)
+    under_way = Watch(Meter(canned, Budget(samples=81)), limit_s=1000.0)
+    assert (under_way(), under_way.late) == (False, False)
+
+
 def test_trailing_mean() -> None:
     assert trailing_mean([1, 2, 3, 4], 1).tolist() == [1, 2, 3, 4]
     assert trailing_mean([1, 2, 3, 6], 3).tolist() == pytest.approx([1, 1.5, 2, 11 / 3])
@@ -312,10 +322,13 @@ def test_the_picture_is_the_same_each_time(canned: Path, tmp_path: Path) -> None
         (["--straggler", "5"], "--straggler needs --sample-time"),
         (["--jitter", "0.1:5"], "--jitter needs --sample-time"),
         (["--out", "/dev/null/here"], "name another folder"),
+        (["--json", "/dev/null/here/r.json"], "name another folder"),
     ],
 )
-def test_bad_usage_is_refused_before_anything_starts(arguments: list[str], said: str) -> None:
-    result = CliRunner().invoke(main, ["compare", *arguments, SCRIPT])
+def test_bad_usage_is_refused_before_anything_starts(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(main, ["compare", "--out", str(tmp_path), *arguments, SCRIPT])
     assert result.exit_code == 2
     assert said in result.output
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from paramserver.cli import options
-from paramserver.cli.comparison import Comparison, report
+from paramserver.cli.comparison import Comparison, make_folder, report
 from paramserver.errors import ConfigurationError
 from paramserver.launch import script_command
 from paramserver.scheme_text import parse_scheme, split_schemes
@@ -212,6 +212,8 @@ def compare(
         limit_s=limit,
         out=out,
     )
+    for folder in [out] if json_file is None else [out, json_file.parent]:
+        make_folder(folder)  # now, and not after an hour
     _announce_picture()
     summaries: list[Summary] = []
     for number, scheme in enumerate(schemes, 1):

@@ -45,7 +45,9 @@ class Comparison:
         from paramserver.compare.summary import summarise
 
         folder = self.out / re.sub(r"[^\w.=-]+", "_", scheme)
-        _empty(folder)
+        make_folder(folder)
+        for file in folder.glob("*.jsonl"):
+            file.unlink()
         watch = Watch(Meter(folder, self.budget), self.limit_s)
         plan = Plan(
             servers=self.servers,
@@ -72,13 +74,16 @@ class Comparison:
         return summary, code
 
 
-def _empty(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Makes a folder for results, if it is not there.
+
+    Raises:
+        click.UsageError: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for file in folder.glob("*.jsonl"):
-            file.unlink()
     except OSError as error:
-        raise click.UsageError(f"--out: {folder}: {error.strerror}; name another folder") from error
+        raise click.UsageError(f"{folder}: {error.strerror}; name another folder") from error
 
 
 class Watch:
@@ -114,7 +119,8 @@ class Recorder(Output):
     def line(self, child: Child, stream: str, line: str) -> None:
         """A line that a child wrote."""
         with self._lock:
-            self._log.write(f"{child.name} │ {line}\n")
+            if not self._log.closed:  # what a dying process says last may come late
+                self._log.write(f"{child.name} │ {line}\n")
 
     def status(self, line: str) -> None:
         """The live line, behind the scheme's name."""
