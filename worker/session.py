@@ -29,7 +29,7 @@ from paramserver.v1 import common_pb2, scheduler_pb2
 from paramserver.wire.transport import Channel
 from paramserver.worker.batches import Batches, Ticket
 from paramserver.worker.figures import Figures
-from paramserver.worker.identity import write_identity
+from paramserver.worker.identity import farewell, write_identity
 from paramserver.worker.run_file import RunFile
 from paramserver.worker.speed import Speed
 from paramserver.worker.waiting import POLL_S, Waiting, long_poll
@@ -37,7 +37,6 @@ from paramserver.worker.waiting import POLL_S, Waiting, long_poll
 logger = logging.getLogger("paramserver")
 
 LEAVE_S = 5.0
-REASON_BYTES = 8 << 10
 
 
 class Session:
@@ -131,7 +130,8 @@ class Session:
         self.incarnation, self.job = who.incarnation, who.job
         self._heartbeat_s, self._lease_s = reply.heartbeat_s, reply.lease_s
         self.saw_view(who.view)
-        write_identity(self.identity_file, self)
+        if self.identity_file is not None:
+            write_identity(self.identity_file, self)
 
     def _await_start(self) -> None:
         timeout = self.config.timeout
@@ -383,20 +383,12 @@ class Session:
             self._left = True
         try:
             if self._end is None:
-                method, request = self._farewell(failure, fatal, code)
+                method, request = farewell(self.identity(), failure, fatal=fatal, code=code)
                 self.scheduler.call(method, request, timeout=LEAVE_S)
         except FencedError as error:
             logger.warning("left already: %s", error)
         finally:
             self.stop()
-
-    def _farewell(self, failure: str | None, fatal: bool, code: int) -> tuple[str, Message]:
-        if failure is None:
-            return "Finish", scheduler_pb2.FinishRequest(member=self.identity())
-        reason = failure.encode()[-REASON_BYTES:].decode(errors="ignore")
-        return "Fail", scheduler_pb2.FailRequest(
-            member=self.identity(), reason=reason, fatal=fatal, exit_code=code
-        )
 
     @property
     def left(self) -> bool:
