@@ -26,7 +26,8 @@ from paramserver.errors import (
 from paramserver.types import StepResult
 from paramserver.v1 import scheduler_pb2
 from paramserver.worker import exits
-from paramserver.worker.session import REASON_BYTES, Session
+from paramserver.worker.identity import REASON_BYTES
+from paramserver.worker.session import Session
 from tests.fakes import FakeScheduler, FakeTime, fake_session
 
 
