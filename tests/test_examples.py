@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from paramserver.compare.runs import read_run
+
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -102,6 +104,16 @@ def test_straggler(how: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     samples = [int(n) for n in re.findall(r"(\d+) samples in", said)]
     assert sum(samples) == 12 * 1347
     assert min(samples) < max(samples) / 2, "the slow machine has less to do"
+
+
+def test_compare_under_another_scheme(tmp_path: Path) -> None:
+    options = ("-s1", "-w2", "--scheme", "stale:2/random", "--run-dir", str(tmp_path))
+    output_of("-m", "paramserver", "run", *options, "examples/compare.py", "--epochs", "8")
+    run = read_run(tmp_path)
+    assert run is not None
+    assert run.samples == 8 * 1437
+    assert run.curves["accuracy"].values[-1] >= 0.8
+    assert '"scheme": "stale:2/random"' in (tmp_path / "worker-1.jsonl").read_text()
 
 
 def test_char_lm(tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ class Case:
     def _command(self, role: str, /, **flags: object) -> list[str]:
         return [sys.executable, "-I", "-S", "-c", self.role, str(flags.get("name", role))]
 
-    def __call__(self, code: str, *, workers: int = 2, max_restarts: int = 3) -> int:
+    def __call__(
+        self, code: str, *, workers: int = 2, max_restarts: int = 3, **options: Any
+    ) -> int:
         plan = Plan(
             servers=2,
             workers=workers,
@@ -70,6 +72,7 @@ class Case:
             lease_s=1.0,
             max_restarts=max_restarts,
             command=[sys.executable, "-I", "-S", "-c", code, str(self.folder)],
+            **options,
         )
         with Output() as output:
             self.supervisor = Supervisor(plan, output, self.folder)
@@ -201,6 +204,38 @@ def when(condition: Callable[[], bool], do: Callable[[], None]) -> threading.Thr
     thread = threading.Thread(target=watch)
     thread.start()
     return thread
+
+
+SHOWS = """
+import os, pathlib, sys, time
+pathlib.Path(sys.argv[1], os.environ["PARAMSERVER_NAME"]).write_text(os.environ["MOOD"])
+time.sleep(60)
+"""
+
+
+def test_a_run_that_has_had_enough_ends_well(case: Case, capsys: Capture) -> None:
+    files = [case.folder / f"worker-{i}" for i in range(2)]
+
+    def enough() -> bool:
+        return all(file.exists() and file.read_text() == "good" for file in files)
+
+    before = signal.getsignal(signal.SIGINT)
+    assert case(SHOWS, environment={"MOOD": "good"}, enough=enough) == 0
+    assert "root cause" not in capsys.readouterr().err
+    assert case.supervisor is not None
+    assert case.supervisor.why == ""
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_failure_is_one_however_little_was_enough(case: Case) -> None:
+    code = FAILS.format("exec('raise ValueError(\"bad\")')") + "\nimport time; time.sleep(60)"
+
+    def enough() -> bool:
+        return case.supervisor is not None and bool(case.supervisor._failures)
+
+    assert case(code, enough=enough) == 1
+    assert case.supervisor is not None
+    assert case.supervisor.why == "worker-1: ValueError: bad"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -23,6 +23,7 @@ from paramserver.worker.registry import Registry
 from paramserver.worker.rounds import Rounds
 from paramserver.worker.scalars import Scalars
 from paramserver.worker.schemes import open_optimizer
+from paramserver.worker.schemes.chosen import scheme_of
 from paramserver.worker.session import Session
 from paramserver.worker.sources import Sources
 
@@ -126,7 +127,8 @@ class Client(DataMethods):
                 pairs. Wire names are ``state_dict`` names.
             optimizer_class: an elementwise class of ``torch.optim``.
             consistency: ``Sync()``, ``Stale(bound)``, ``Async()``, ``Adaptive(max_bound)``,
-                ``AllReduce()``, ``Local(steps, base)`` or ``Downpour(...)``.
+                ``AllReduce()``, ``Local(steps, base)`` or ``Downpour(...)``. A scheme that the
+                environment names (``paramserver run --scheme``) wins.
             group: name of the group.
             buffers: float buffers such as batch-norm statistics: "mean" of the workers, that of
                 the "first" rank, or "local".
@@ -141,6 +143,7 @@ class Client(DataMethods):
         """
         self._session.check()
         self._session.refuse_reader("client.optimizer")
+        consistency = scheme_of(self._session.config.scheme, consistency)
         check_scheme(self._session, consistency)
         made = open_optimizer(
             self._registry,

@@ -59,7 +59,9 @@ class DataMethods:
             shard_size: samples of a lease, rounded up to whole batches; default: 1 to 8 batches.
             assign: "round-robin", "random" or "dynamic"; default: the job's.
             balance: "speed": batch sizes in proportion to measured speed, ``batch_size`` x workers
-                together; then ``assign`` is "dynamic" and each batch a lease of its own.
+                together; then ``assign`` is "dynamic" and each batch a lease of its own. What the
+                environment names with its scheme (``paramserver run --scheme sync/dynamic``) wins
+                over both.
             name: of the data set; all workers must agree on its size, seed, shard_size, assign.
             drop_last: leave out batches that are not full.
             dataloader_options: as for torch's DataLoader.
@@ -101,6 +103,10 @@ class DataMethods:
             dataset: it, or its number of samples.
         """
         size = dataset if isinstance(dataset, int) else check_options(dataset, {})
+        chosen = self._session.config.scheme
+        if chosen is not None:
+            assign = chosen.assign or (None if chosen.balance else assign)
+            balance = "speed" if chosen.balance else balance
         if balance is not None and drop_last:
             raise ConfigurationError(
                 f"drop_last with balance={balance!r}: batch sizes differ, none of them is full; "

@@ -14,8 +14,8 @@ class Figures:
         self._lock = threading.Lock()
         self._values: dict[str, float] = {}
 
-    def step(self, result: StepResult, samples: float) -> None:
-        """A push, and samples that no loader handed out."""
+    def step(self, result: StepResult, samples: float) -> float:
+        """A push, and samples that no loader handed out; all samples so far."""
         with self._lock:
             self._add("steps", 1.0)
             self._add("samples", samples)
@@ -23,6 +23,7 @@ class Figures:
             self._add("sent_bytes", result.sent_bytes)
             self._add("received_bytes", result.received_bytes)
             self._values["staleness"] = result.staleness
+            return self._values["samples"]
 
     def samples(self, count: int) -> None:
         """Samples that an applied push carried."""

@@ -136,6 +136,7 @@ class LeaseSource:
             self.break_off()
         if not self.passes:
             self._open()
+            self.session.run_file.begin()
         self.passes += 1
         return self.passes
 

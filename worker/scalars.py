@@ -26,6 +26,7 @@ class Scalars:
             name: float(value.detach() if isinstance(value, Tensor) else value)
             for name, value in scalars.items()
         }
+        self._session.run_file.log(values)
         with self._lock:
             self._newest.update(values)
 

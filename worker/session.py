@@ -28,6 +28,7 @@ from paramserver.wire.transport import Channel
 from paramserver.worker.batches import Batches, Ticket
 from paramserver.worker.figures import Figures
 from paramserver.worker.identity import check_version, farewell, forked_error, write_identity
+from paramserver.worker.run_file import RunFile
 from paramserver.worker.speed import Speed
 from paramserver.worker.substitutes import Substitutes
 from paramserver.worker.waiting import POLL_S, Waiting, long_poll
@@ -50,6 +51,7 @@ class Session:
         batches: samples handed out, and the pushes they went into.
         speed: how fast this worker computes.
         substitutes: what acts for this worker while it waits for others.
+        run_file: what is written down of the run.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Session:
         self._figures = Figures()
         self._fastest = 0.0
         self._stop = threading.Event()
+        self.run_file = RunFile()
         self.speed = Speed(now, self._stop.wait, config.emulation)
         self._thread: threading.Thread | None = None
 
@@ -102,6 +105,7 @@ class Session:
         self._thread.start()
         try:
             self._await_start()
+            self.run_file.open(self.config, self)
         except BaseException:
             self.leave()
             raise
@@ -232,7 +236,8 @@ class Session:
             timeout = wait_s + self.config.timeout
             return self.scheduler.call(method, make_request(wait_s), timeout=timeout)
 
-        with self.speed.waiting(), self.substitutes.standing_in(substitute):
+        waits = self.speed.waiting(), self.run_file.waiting(what)
+        with waits[0], waits[1], self.substitutes.standing_in(substitute):
             return long_poll(ask, done, what, self.config.wait_timeout, self._now)
 
     def add_group(self, name: str, clock: Callable[[], int], settle: Callable[[], None]) -> None:
@@ -292,7 +297,7 @@ class Session:
 
     def count(self, result: StepResult, samples: float = 0.0) -> None:
         """Adds a push, and samples that no loader handed out, to the heartbeat's figures."""
-        self._figures.step(result, samples)
+        self.run_file.step(result, self._figures.step(result, samples))
 
     def _keep(self) -> None:
         while not self._stop.wait(self._heartbeat_s):
@@ -363,6 +368,7 @@ class Session:
         self._stop.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=LEAVE_S)
+        self.run_file.close()
 
     def leave(self, failure: str | None = None, *, fatal: bool = False, code: int = 0) -> None:
         """Tells the scheduler that this member goes, and stops the heartbeat; at most once.

@@ -8,6 +8,7 @@ from pathlib import Path
 from paramserver.config import ClientConfig
 from paramserver.emulation import parse_emulation
 from paramserver.errors import ConfigurationError
+from paramserver.scheme_text import parse_scheme
 from paramserver.wire.client import GrpcTransport
 from paramserver.wire.serve import split_address
 from paramserver.wire.transport import Transport
@@ -30,7 +31,9 @@ def connect(
     Returns when the expected workers have registered. What is not given comes from the environment:
     ``PARAMSERVER_SCHEDULER`` and ``PARAMSERVER_NAME``, which ``paramserver run`` and
     ``paramserver worker`` set. Embedded only if neither names anything. ``PARAMSERVER_EMULATE``
-    makes this worker play a slower machine (``paramserver.emulation``).
+    makes this worker play a slower machine (``paramserver.emulation``), ``PARAMSERVER_SCHEME``
+    replaces the scheme that the script asks for, and ``PARAMSERVER_RUN_DIR`` names a folder where
+    each worker writes its steps and scalars to NAME.jsonl.
 
     Args:
         address: HOST:PORT of the scheduler.
@@ -56,6 +59,7 @@ def connect(
     given = None if reader else os.environ.get("PARAMSERVER_NAME")
     emulate = os.environ.get("PARAMSERVER_EMULATE")
     identity = None if reader else os.environ.get("PARAMSERVER_IDENTITY_FILE")
+    scheme = os.environ.get("PARAMSERVER_SCHEME")
     config = ClientConfig(
         scheduler=scheduler,
         name=name or given or None,
@@ -63,6 +67,8 @@ def connect(
         timeout=timeout,
         wait_timeout=wait_timeout,
         emulation=parse_emulation(emulate) if emulate else None,
+        run_dir=os.environ.get("PARAMSERVER_RUN_DIR") or None,
+        scheme=parse_scheme(scheme) if scheme else None,
     )
     transport = _transport(scheduler)
     session = Session(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from paramserver.emulation import Emulation
 from paramserver.errors import ConfigurationError
+from paramserver.scheme_text import Choice
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
@@ -118,6 +119,8 @@ class ClientConfig:
         timeout: seconds to connect, counted from the last arrival of a role.
         wait_timeout: seconds that a wait on a peer that still heartbeats may take.
         emulation: the machine that this worker plays; None: it is as fast as it is.
+        run_dir: folder for this worker's run file; None: no such file.
+        scheme: replaces ``consistency=`` of optimizers and ``assign=`` of loaders.
     """
 
     scheduler: str | None = None
@@ -126,4 +129,6 @@ class ClientConfig:
     timeout: float = 30.0
     wait_timeout: float = 1800.0
     emulation: Emulation | None = None
+    run_dir: str | None = None
+    scheme: Choice | None = None
     limits: Limits = field(default_factory=Limits)

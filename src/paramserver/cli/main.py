@@ -22,6 +22,7 @@ COMMANDS = {
     "worker": ("paramserver.cli.roles", "A script as a worker of a running cluster."),
     "status": ("paramserver.cli.status", "What a cluster does, and who waits for whom."),
     "top": ("paramserver.cli.status", "The same, live."),
+    "compare": ("paramserver.cli.compare", "Schemes side by side, on one script."),
     "bench": ("paramserver.cli.bench", "Measures this machine and this product on it."),
 }
 

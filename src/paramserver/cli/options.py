@@ -14,6 +14,7 @@ import click
 
 from paramserver import config
 from paramserver.errors import ConfigurationError
+from paramserver.scheme_text import parse_scheme
 from paramserver.types import ASSIGNMENTS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -101,6 +102,26 @@ def check_script(target: str, module: bool) -> None:
             raise click.UsageError(f"module {target!r} not found")
 
 
+def check_scheme(
+    ctx: click.Context | None, param: click.Parameter | None, value: str | None
+) -> str | None:
+    """The text of a scheme, as given; empty is none.
+
+    Raises:
+        click.BadParameter: it names no scheme.
+    """
+    try:
+        return parse_scheme(value).text if value else None
+    except ConfigurationError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
+def worker_settings(scheme: str | None, run_dir: Path | None) -> dict[str, str]:
+    """Environment variables that tell workers their scheme and where to write run files."""
+    found = {} if scheme is None else {"PARAMSERVER_SCHEME": scheme}
+    return found if run_dir is None else {**found, "PARAMSERVER_RUN_DIR": str(run_dir.resolve())}
+
+
 scheduler_option: Callable[[F], F] = click.option(
     "--scheduler",
     envvar="PARAMSERVER_SCHEDULER",
@@ -146,6 +167,22 @@ bind_option: Callable[[F], F] = click.option(
     default="127.0.0.1:0",
     show_default=True,
     help="Where to listen; port 0 lets the system choose.",
+)
+scheme_option: Callable[[F], F] = click.option(
+    "--scheme",
+    envvar="PARAMSERVER_SCHEME",
+    show_envvar=True,
+    metavar="TEXT",
+    callback=check_scheme,
+    help="Scheme instead of the script's own, such as stale:4 or sync/dynamic.",
+)
+run_dir_option: Callable[[F], F] = click.option(
+    "--run-dir",
+    envvar="PARAMSERVER_RUN_DIR",
+    show_envvar=True,
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder where each worker writes its steps and scalars, as NAME.jsonl.",
 )
 insecure_option: Callable[[F], F] = click.option(
     "--insecure",

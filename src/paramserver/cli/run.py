@@ -8,7 +8,8 @@ import signal
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -43,6 +44,7 @@ from paramserver.launch import (
 )
 
 POLL_S = 1.0
+ENOUGH_S = 0.1  # between looks at whether a run has had enough
 PRINT_S = 5.0  # between status lines where there is no terminal
 SETTLE_S = 3.0  # for the process that failed first to end, when one that followed was faster
 OBEY_S = 15.0  # for workers to end by themselves once the scheduler says that the job failed
@@ -73,6 +75,8 @@ OBEY_S = 15.0  # for workers to end by themselves once the scheduler says that t
 @options.assign_option
 @options.restarts_option
 @options.lease_option
+@options.scheme_option
+@options.run_dir_option
 @click.option("-q", "--quiet", is_flag=True, help="Only what the workers say, and failures.")
 @options.module_option
 @click.argument("script")
@@ -86,6 +90,8 @@ def run(
     assign: str,
     max_restarts: int,
     lease: float,
+    scheme: str | None,
+    run_dir: Path | None,
     quiet: bool,
     module: bool,
     script: str,
@@ -105,6 +111,7 @@ def run(
         lease_s=lease,
         max_restarts=max_restarts,
         command=script_command(script, args, module=module),
+        environment=options.worker_settings(scheme, run_dir),
     )
     with tempfile.TemporaryDirectory(prefix="paramserver-") as folder, Output(quiet=quiet) as out:
         ctx.exit(Supervisor(plan, out, Path(folder)).run())
@@ -112,7 +119,13 @@ def run(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What ``run`` was asked for; ``command`` is the script's."""
+    """What ``run`` was asked for.
+
+    Attributes:
+        command: the script's.
+        environment: of the workers, besides what they inherit.
+        enough: looked at again and again; once true, the run ends well whatever the script does.
+    """
 
     servers: int
     workers: int
@@ -121,6 +134,8 @@ class Plan:
     lease_s: float
     max_restarts: int
     command: list[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    enough: Callable[[], bool] | None = None
 
 
 class Supervisor:
@@ -128,6 +143,7 @@ class Supervisor:
 
     Attributes:
         children: its processes by name; of a worker, the newest.
+        why: in one line, why the job failed; empty if it did not.
     """
 
     def __init__(self, plan: Plan, output: Output, folder: Path) -> None:
@@ -139,6 +155,8 @@ class Supervisor:
         self._progress = Progress()
         self._events: SimpleQueue[Child | State | int] = SimpleQueue()
         self.children: dict[str, Child] = {}
+        self.why = ""
+        self._cut = False
         self._todo: set[str] = set()
         self._failures: list[Failure] = []
         self._deadline: float | None = None
@@ -151,18 +169,17 @@ class Supervisor:
     def run(self) -> int:
         """The exit code; no child is left when it returns."""
         began = time.monotonic()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
-        try:
-            self._start()
-            self._watch()
-            if not self._failed and not self._signals:
-                self._last_look()
-        except JobFailedError as error:
-            self._failures.append(Failure(name="cluster", code=None, text=str(error)))
-        finally:
-            self._stop_all()
-        return self._verdict(time.monotonic() - began)
+        with _handled(self._on_signal):
+            try:
+                self._start()
+                self._watch()
+                if not self._failed and not self._signals:
+                    self._last_look()
+            except JobFailedError as error:
+                self._failures.append(Failure(name="cluster", code=None, text=str(error)))
+            finally:
+                self._stop_all()
+            return self._verdict(time.monotonic() - began)
 
     @property
     def _failed(self) -> bool:
@@ -208,7 +225,7 @@ class Supervisor:
     def _start_worker(self, name: str) -> None:
         self._identity(name).unlink(missing_ok=True)
         env = worker_environment(
-            os.environ,
+            {**os.environ, **self._plan.environment},
             scheduler=self._address,
             name=name,
             identity=self._identity(name),
@@ -229,7 +246,9 @@ class Supervisor:
     def _watch(self) -> None:
         while self._todo and not self._signals:
             wait = 1.0 if self._deadline is None else self._deadline - time.monotonic()
-            if wait <= 0:
+            if self._plan.enough is not None and not self._failed:
+                self._cut, wait = self._plan.enough(), min(wait, ENOUGH_S)
+            if wait <= 0 or self._cut:
                 return
             with contextlib.suppress(Empty):
                 event = self._events.get(timeout=min(wait, 1.0))
@@ -317,11 +336,26 @@ class Supervisor:
         message = str(job.get("message", "")) if job.get("state") == "failed" else ""
         if self._signals:
             return 128 + self._signals[0]
+        if self._cut and not self._failed:
+            return DONE
         if self._failed or self._todo or message:
             cause = root_cause(self._failures, message)
+            self.why = f"{cause.name}: {cause.text.strip().rpartition(chr(10))[2] or 'no word'}"
             self._output.say(block(cause, self._failures, message))
             return FAILED
         if not self._output.quiet:
             restarts = sum(self._rule.used.values())
             self._output.say(self._progress.summary(seconds, restarts))
         return DONE
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Signals that end a command go to ``handler`` while inside."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, old in zip(numbers, before, strict=True):
+            signal.signal(number, old)

@@ -1,0 +1,1 @@
+"""Schemes side by side: run files are read, summed up, put into a table and drawn."""
