@@ -50,7 +50,7 @@ def pairs() -> st.SearchStrategy[tuple[str, Scheme]]:
         st.tuples(counts, counts).map(
             lambda t: (f"downpour:n_push={t[0]},n_fetch={t[1]}", ps.Downpour(t[0], t[1]))
         ),
-        st.just(("allreduce:nccl", ps.AllReduce("nccl"))),
+        st.just(("allreduce:gloo", ps.AllReduce("gloo"))),
     )
 
 
@@ -114,7 +114,7 @@ def test_local_with_an_outer_optimizer() -> None:
         ("stale:-1", "bound=-1: must be >= 0"),
         ("stale:4,bound=3", "bound is given twice"),
         ("async:4", "'4' is no argument of async; it has scale_lr"),
-        ("async:scale_lr=half", "must be one of inverse, sqrt, none"),
+        ("async:scale_lr=half", "must be one of inverse, sqrt, polynomial, none"),
         ("sync:backups=1", "'backups=1' is no argument of sync; it has backup, deterministic"),
         ("sync:deterministic=no", "must be true or false"),
         ("local:10,base=stale", "must be one of sync, async"),

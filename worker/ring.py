@@ -15,6 +15,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 from paramserver.wire.serve import split_address
 
 SLICES_S = (0.002, 0.25)  # a wait looks around after the first, then after each of the second
+GRACE_S = 10.0  # that torch's own time-outs come after ours
 FOREVER = timedelta(days=30)
 HOLD_S = 0.1  # between looks at reductions that were given up
 LOOPBACK = "127.0.0.1"
@@ -91,7 +92,8 @@ class Ring:
         self._left = f"left-{number}"
         self._works: list[Any] = []
         self._mute = False
-        self._timeout = timedelta(seconds=wait_timeout)
+        # Ours comes first: it says for whom.
+        self._timeout = timedelta(seconds=wait_timeout + GRACE_S)
         try:
             self._store = _connect(endpoint, timeout)
             self._waker: Any = _connect(endpoint, timeout)  # while the other one waits
