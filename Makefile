@@ -4,6 +4,7 @@
 # make check   lint, format, types, floors, stubs and reference up to date
 # make protos  regenerate the stubs      make docs   regenerate the reference
 # make bench   the committed benchmark   make examples   run every example
+# make compare schemes side by side on one script, with a straggler: the picture in docs
 # make clean   remove what the targets above made
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ PROTOC := $(PROTOC_VENV)/bin/python -m grpc_tools.protoc
 PROTOS := $(wildcard protos/paramserver/v1/*.proto)
 STUBS := src/paramserver/v1
 
-.PHONY: help demo test quick check lint types floors check-protos check-docs protos docs bench examples install clean
+.PHONY: help demo test quick check lint types floors check-protos check-docs protos docs bench compare examples install clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -77,10 +78,25 @@ bench: $(INSTALLED)
 	$(BIN)/paramserver bench all --json build/bench.json
 	$(BIN)/python benchmarks/report.py build/bench.json
 
+SCHEMES := sync/round-robin,sync:backup=1,sync/dynamic/balance,stale:4,adaptive:8,async/dynamic,local:10,downpour:n_push=4,n_fetch=4,allreduce
+
+compare: $(INSTALLED)
+	$(BIN)/paramserver compare -s 2 -w 4 --schemes $(SCHEMES) --budget-samples 20000 \
+		--target accuracy=0.95 --sample-time 0.002 --straggler 5 \
+		--json build/compare/results.json examples/compare.py
+	$(BIN)/python benchmarks/schemes.py build/compare/results.json
+
 examples: $(INSTALLED)
 	$(BIN)/paramserver run -s 2 -w 4 examples/digits.py
 	$(BIN)/paramserver run -s 1 -w 2 examples/by_hand.py
 	$(BIN)/paramserver run -s 2 -w 2 examples/char_lm.py
+	$(BIN)/paramserver run -s 1 -w 3 --parties 3 examples/vertical.py
+	$(BIN)/paramserver run -s 1 -w 3 examples/allreduce.py
+	$(BIN)/paramserver run -s 2 -w 4 examples/diloco.py
+	$(BIN)/paramserver run -s 2 -w 4 examples/downpour.py
+	$(BIN)/paramserver run -s 2 -w 3 examples/lbfgs.py
+	$(BIN)/paramserver run -s 1 -w 4 examples/straggler.py
+	$(BIN)/paramserver run -s 1 -w 2 --scheme stale:2 examples/compare.py --epochs 8
 
 clean:
 	rm -rf $(VENV) $(PROTOC_VENV) build dist *.egg-info src/*.egg-info \
