@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from paramserver.core.tables import Initial
 from paramserver.errors import ConfigurationError, UnsupportedError
 from paramserver.ps.tables.bucket import RowBucket
-from paramserver.ps.tables.initial import Initial
+from paramserver.ps.tables.initial import initial_values
 from paramserver.ps.tables.rules import RULES, complete, row_rule
 from paramserver.ps.tables.store import Layout, Rows, SubTable
 from paramserver.wire.rows import keys_of
@@ -145,16 +146,16 @@ def test_reading_creates_nothing_and_repeats() -> None:
 
 def test_initial_values_have_the_right_moments_and_depend_on_seed_and_key_alone() -> None:
     ids = keys(range(4000))
-    normal = Initial("normal", 1.0, 0.5, seed=1).values(ids, 7)
+    normal = initial_values(Initial("normal", 1.0, 0.5, seed=1), ids, 7)
     assert abs(normal.mean() - 1.0) < 0.01
     assert abs(normal.std() - 0.5) < 0.01
-    uniform = Initial("uniform", -2.0, 3.0, seed=1).values(ids, 3)
+    uniform = initial_values(Initial("uniform", -2.0, 3.0, seed=1), ids, 3)
     assert -2 <= uniform.min() < -1.99
     assert 2.99 < uniform.max() <= 3
     assert abs(uniform.mean() - 0.5) < 0.03
-    other = Initial("normal", 1.0, 0.5, seed=2).values(ids, 7)
+    other = initial_values(Initial("normal", 1.0, 0.5, seed=2), ids, 7)
     assert abs(np.corrcoef(normal.ravel(), other.ravel())[0, 1]) < 0.03
-    part = Initial("normal", 1.0, 0.5, seed=1).values(ids[100:110], 7)
+    part = initial_values(Initial("normal", 1.0, 0.5, seed=1), ids[100:110], 7)
     assert (part == normal[100:110]).all()
 
 

@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
+from paramserver.core.tables import Initial
 from paramserver.wire.rows import Keys
 
 Floats = npt.NDArray[np.float32]
 _STEP = 0x9E3779B97F4A7C15
 
 
-@dataclass(frozen=True, slots=True)
-class Initial:
-    """How rows begin.
-
-    Attributes:
-        kind: "zeros", "uniform" on [low, high), or "normal" with mean low and deviation high.
-        low, high: its parameters.
-        seed: rows of two tables with unlike seeds are independent.
-    """
-
-    kind: str = "zeros"
-    low: float = 0.0
-    high: float = 0.0
-    seed: int = 0
-
-    def values(self, keys: Keys, dim: int) -> Floats:
-        """First values of the rows, float32 [n, dim]."""
-        if self.kind == "zeros":
-            return np.zeros((len(keys), dim), np.float32)
-        if self.kind == "uniform":
-            unit = _unit(_mix(_counters(keys, dim, self.seed)))
-            return (self.low + (self.high - self.low) * unit).astype(np.float32)
-        pairs = (dim + 1) // 2
-        counters = _counters(keys, 2 * pairs, self.seed)
-        first, second = _unit(_mix(counters[:, :pairs])), _unit(_mix(counters[:, pairs:]))
-        radius = np.sqrt(-2.0 * np.log1p(-first))  # Box and Muller, 1958
-        angle = 2.0 * np.pi * second
-        both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-        return (self.low + self.high * both[:, :dim]).astype(np.float32)
+def initial_values(first: Initial, keys: Keys, dim: int) -> Floats:
+    """First values of the rows, float32 [n, dim]."""
+    if first.kind == "zeros":
+        return np.zeros((len(keys), dim), np.float32)
+    if first.kind == "uniform":
+        unit = _unit(_mix(_counters(keys, dim, first.seed)))
+        return (first.low + (first.high - first.low) * unit).astype(np.float32)
+    pairs = (dim + 1) // 2
+    counters = _counters(keys, 2 * pairs, first.seed)
+    one, two = _unit(_mix(counters[:, :pairs])), _unit(_mix(counters[:, pairs:]))
+    radius = np.sqrt(-2.0 * np.log1p(-one))  # Box and Muller, 1958
+    angle = 2.0 * np.pi * two
+    both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return (first.low + first.high * both[:, :dim]).astype(np.float32)
 
 
 def _counters(keys: Keys, columns: int, seed: int) -> Keys:

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from paramserver.core.tables import Initial
 from paramserver.ps.tables.index import Index, Places
-from paramserver.ps.tables.initial import Initial
+from paramserver.ps.tables.initial import initial_values
 from paramserver.ps.tables.rules import RowRule
 from paramserver.wire.rows import Keys
 
@@ -97,7 +98,7 @@ class SubTable:
         values = self._slab[:, : self.layout.dim]
         if there.all():
             return values.index_select(0, _index(places)), chosen
-        found = torch.from_numpy(self.layout.initial.values(keys, self.layout.dim))
+        found = torch.from_numpy(initial_values(self.layout.initial, keys, self.layout.dim))
         if there.any():
             found[torch.from_numpy(np.flatnonzero(there))] = values.index_select(
                 0, _index(places[there])
@@ -138,7 +139,7 @@ class SubTable:
         self.index.add(keys, places)
         layout, at = self.layout, _index(places)
         rows = torch.zeros((len(keys), layout.width))
-        rows[:, : layout.dim] = torch.from_numpy(layout.initial.values(keys, layout.dim))
+        rows[:, : layout.dim] = torch.from_numpy(initial_values(layout.initial, keys, layout.dim))
         if layout.rule is not None and (first := layout.rule.first(layout.options)):
             rows[:, layout.dim :] = first
         self._slab.index_copy_(0, at, rows)
