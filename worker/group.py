@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -17,12 +17,14 @@ from paramserver.types import StepResult, Sync
 from paramserver.v1 import common_pb2
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.convert import options_to_proto, spans_to_proto, wire_to_proto
+from paramserver.wire.frames import Piece
 from paramserver.wire.transport import Transport
 from paramserver.worker.batches import Ticket
 from paramserver.worker.link import Links
 from paramserver.worker.operation import Operation, Outcome, ServerAnswers
-from paramserver.worker.parts import PushParts, StoreParts, pull_record
+from paramserver.worker.parts import StoreParts, pull_record
 from paramserver.worker.plan import Plan, empty_like
+from paramserver.worker.pushes import Dense, Payload, answers_of, next_clock, was_dropped
 from paramserver.worker.session import Session
 from paramserver.worker.uplink import Uplink
 from paramserver.worker.values import Held, Landing
@@ -99,7 +101,7 @@ class Group:
             NonFiniteError: NaN or infinity; nothing was sent, the clock stays.
             InvalidRequestError: an unknown name or a wrong shape; nothing was sent.
         """
-        return self._finish_push(*self._start_push(tensors, weight, None, None))
+        return self.finish_push(*self._start_push(tensors, weight, None, None))
 
     def push_async(
         self, tensors: Mapping[str, Tensor], weight: float | None = None
@@ -107,11 +109,15 @@ class Group:
         """As ``push``, without waiting; a 65th one that is not applied waits for room."""
         copies = {name: t.detach().clone() for name, t in tensors.items()}
         operation, _, clock, began = self._start_push(copies, weight, None, None)
+        return self.future(operation, clock, began)
+
+    def future(self, operation: Operation, clock: int, began: float) -> Future[StepResult]:
+        """The result of a push under way, once every server has accepted it."""
         result: Future[StepResult] = Future()
 
         def answered() -> None:
             error = operation.accepted.error
-            self._dropped_to = max(self._dropped_to, _next_clock(operation))
+            self._dropped_to = max(self._dropped_to, next_clock(operation))
             if error is not None:
                 result.set_exception(error)
             else:
@@ -157,7 +163,7 @@ class Group:
         """Waits for the values of a push that pulls."""
         self._wait_push(operation, operation.done, clock)
         landing.finish()
-        self._go_on_at(_next_clock(operation))
+        self._go_on_at(next_clock(operation))
         self.last = self._result(operation, clock, began)
         return self.last
 
@@ -174,7 +180,7 @@ class Group:
             answers = ServerAnswers(operation, shard.index, landing.take)
             record = pull_record(self, shard, held, latest=latest)
             operation.submit(self.links.to(shard.address), answers, record.part)
-        self._wait(operation, operation.done, f"pull at clock {self.clock} of group {self.name!r}")
+        self.wait(operation, operation.done, f"pull at clock {self.clock} of group {self.name!r}")
         landing.finish()
 
     def read(self) -> dict[str, Tensor]:
@@ -194,7 +200,7 @@ class Group:
             parts = StoreParts(self, shard, values)
             answers = ServerAnswers(operation, shard.index, None, parts.some)
             operation.submit(self.links.to(shard.address), answers, parts.all)
-        self._wait(operation, operation.done, f"storing first values of group {self.name!r}")
+        self.wait(operation, operation.done, f"storing first values of group {self.name!r}")
 
     @property
     def fresh(self) -> bool:
@@ -241,27 +247,46 @@ class Group:
         options: Sequence[Mapping[str, Any]] | None,
         landing: Landing | None,
     ) -> tuple[Operation, Ticket, int, float]:
+        pulls = landing is not None
+        take = None if landing is None else landing.take
+        return self.start_push(lambda: Dense(self, tensors, pulls), weight, options, take)
+
+    def start_push(
+        self,
+        make: Callable[[], Payload],
+        weight: float | None,
+        options: Sequence[Mapping[str, Any]] | None,
+        take: Callable[[pb.Data, Sequence[Piece]], None] | None = None,
+    ) -> tuple[Operation, Ticket, int, float]:
+        """Sends a push on its way, and ticks.
+
+        Args:
+            make: checks what is to be pushed.
+            take: receives values, for a push that pulls.
+
+        Returns:
+            The operation, the ticket of its samples, its clock, when it began.
+        """
         began = time.monotonic()
         self.session.check()
         self.session.refuse_reader("push")
         self._go_on_at(self._dropped_to)
         clock = self.clock
-        leaving = self.uplink.leave(tensors, clock)
+        payload = make()
         weight, ticket = self.begin(weight)
         try:
             push = self.push_record(clock, weight, ticket, options)
             operation = Operation(len(self.plan.shards))
             self.track(operation, ticket)
-            operation.done.then(lambda: leaving.end(self._counted(operation, weight)))
+            operation.done.then(lambda: payload.end(self._counted(operation, weight)))
             for shard in self.plan.shards:
-                parts = PushParts(self, shard, push, leaving.flat, pulls=landing is not None)
-                take = None if landing is None else landing.take
+                parts = payload.share(shard, push)
                 answers = ServerAnswers(operation, shard.index, take, parts.some)
                 operation.submit(self.links.to(shard.address), answers, parts.all)
                 operation.sent_bytes += parts.size
         except BaseException:
             self.session.abort_push(ticket)
-            leaving.end(False)
+            payload.end(False)
             raise
         self.ticked()
         return operation, ticket, clock, began
@@ -279,7 +304,7 @@ class Group:
     ) -> StepResult:
         """Waits for a committed push, then for the values of the next clock."""
         self._wait_push(operation, operation.accepted, clock)
-        self._go_on_at(_next_clock(operation))
+        self._go_on_at(next_clock(operation))
         self.pull_into(into)
         self.last = self._result(operation, clock, began)
         return self.last
@@ -327,28 +352,30 @@ class Group:
             if operation.done.error is not None:
                 self.session.abort_push(ticket)
             else:
-                self.session.settle_push(ticket, dropped=_dropped(operation))
+                self.session.settle_push(ticket, dropped=was_dropped(operation))
             with self._changed:
                 self._unsettled -= 1
                 self._changed.notify_all()
 
         operation.done.then(settled)
 
-    def _finish_push(
+    def finish_push(
         self, operation: Operation, ticket: Ticket, clock: int, began: float
     ) -> StepResult:
+        """Waits until every server has accepted a push."""
         self._wait_push(operation, operation.accepted, clock)
-        self._go_on_at(_next_clock(operation))
+        self._go_on_at(next_clock(operation))
         self.last = self._result(operation, clock, began)
         return self.last
 
-    def _wait(self, operation: Operation, outcome: Outcome, what: str) -> None:
+    def wait(self, operation: Operation, outcome: Outcome, what: str) -> None:
+        """Waits for the servers, at most ``wait_timeout``."""
         with self.session.speed.waiting():
             operation.wait(outcome, self.session.config.wait_timeout, self.session.check, what)
 
     def _wait_push(self, operation: Operation, outcome: Outcome, clock: int) -> None:
         try:
-            self._wait(operation, outcome, f"step {clock} of group {self.name!r}")
+            self.wait(operation, outcome, f"step {clock} of group {self.name!r}")
         except RefusedError:
             self.clock = clock  # a refused push does not tick
             self._activated = True
@@ -356,7 +383,7 @@ class Group:
 
     def _counted(self, operation: Operation, weight: float) -> bool:
         """Whether a push changed values, as far as this worker knows; sums ignore weights."""
-        lost = operation.done.error is not None or _dropped(operation)
+        lost = operation.done.error is not None or was_dropped(operation)
         return not lost and (weight > 0 or not self.spec.optimizer)
 
     def _go_on_at(self, clock: int) -> None:
@@ -366,8 +393,7 @@ class Group:
             self._activated = True
 
     def _result(self, operation: Operation, clock: int, began: float) -> StepResult:
-        answers: dict[int, pb.Accepted | pb.Done] = {**operation.accepts}
-        answers.update(operation.dones)
+        answers = answers_of(operation)
         lead = answers.get(self.plan.map.lead)
         settled = bool(operation.dones) or not isinstance(self.spec.consistency, Sync)
         staleness = [a.staleness for a in answers.values()]
@@ -378,21 +404,7 @@ class Group:
             waited=time.monotonic() - began,
             sent_bytes=operation.sent_bytes,
             received_bytes=operation.received_bytes,
-            dropped=_dropped(operation),
+            dropped=was_dropped(operation),
         )
         self.session.count(result)
         return result
-
-
-def _next_clock(operation: Operation) -> int:
-    """The clock to go on with after a dropped push; 0 if it was not dropped."""
-    if not _dropped(operation):
-        return 0
-    clocks = [a.clock for a in operation.accepts.values() if a.dropped]
-    return max([*clocks, *(d.clock for d in operation.dones.values())])
-
-
-def _dropped(operation: Operation) -> bool:
-    return any(a.dropped for a in operation.accepts.values()) or any(
-        d.dropped for d in operation.dones.values()
-    )

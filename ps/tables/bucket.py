@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from paramserver.core.placement import GroupSpec
+from paramserver.core.tables import SUB_TABLE_BITS
+from paramserver.ps.tables.rules import complete, row_rule
 from paramserver.ps.tables.store import Layout, Rows, SubTable
 from paramserver.types import ScaleLr, lr_factor
 
@@ -76,6 +79,19 @@ class RowBucket:
             now["lr"] *= factor
         version = self.versions[self._index]
         self.table.push(rows, now, version - FIRST, version)
+
+
+def row_bucket(index: int, spec: GroupSpec) -> RowBucket:
+    """An empty sub-table of a group that is a table.
+
+    Raises:
+        UnsupportedError, ConfigurationError: a rule or option that rows cannot have.
+    """
+    assert spec.table is not None
+    rule = row_rule(spec.optimizer) if spec.optimizer else None
+    options = complete(spec.optimizer, spec.param_groups[0]) if rule else {}
+    layout = Layout(spec.table.dim, rule, options, spec.table.initial)
+    return RowBucket(index, layout, SUB_TABLE_BITS)
 
 
 def _combine(given: Sequence[tuple[float, Rows]], weights: Sequence[float], *, mean: bool) -> Rows:

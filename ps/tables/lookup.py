@@ -132,6 +132,7 @@ def _read(
     """The rows of some sub-tables, copied under their locks. Any thread."""
     data, pieces = pb.Data(), []
     for cell, index, keys, have in cells:
+        assert cell.rows is not None
         with cell.lock:
             version = cell.rows.versions[index]
             rows, chosen = cell.rows.table.read(keys, since=have)
@@ -144,8 +145,3 @@ def _read(
         data.versions.append(version)
         pieces.append(piece)
     return data, pieces
-
-
-def count(group: GroupState) -> int:
-    """Rows that this server holds of a table."""
-    return sum(len(cell.rows.table) for cell in group.cells)

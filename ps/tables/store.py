@@ -27,6 +27,10 @@ class Rows(NamedTuple):
     keys: Keys
     grads: Tensor
 
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.grads.nbytes
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:

@@ -263,7 +263,7 @@ def place(spec: GroupSpec, servers: Sequence[tuple[str, str]], version: int) -> 
 def _place_table(spec: GroupSpec, servers: Sequence[tuple[str, str]], version: int) -> Group:
     names, addresses = zip(*servers, strict=True)
     made = SliceMap(version, names, addresses, 1, tuple(sub_table_owners(len(servers))), 0)
-    return Group(spec, made, (0,) * len(servers))
+    return Group(spec, made, (0,) * len(servers), stored=True)
 
 
 def slices_of(spec: GroupSpec, slice_map: SliceMap) -> list[Slice]:

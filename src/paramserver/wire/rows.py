@@ -20,6 +20,7 @@ Ids: TypeAlias = npt.NDArray[np.int64]
 # Odd, so that the product is a permutation of 64-bit numbers: no two ids share a key.
 FACTOR = 0x9E3779B97F4A7C15
 INVERSE = pow(FACTOR, -1, 1 << 64)
+KEY_BYTES = 8
 SHIFT = 64 - SUB_TABLE_BITS
 
 
@@ -91,7 +92,7 @@ def decode_keys(piece: Piece, slice_: int) -> Keys:
     Raises:
         InvalidRequestError: cut off, not ascending, or of another sub-table.
     """
-    if len(piece) % 8:
+    if len(piece) % KEY_BYTES:
         raise InvalidRequestError(f"keys: {len(piece)} bytes, must be a multiple of 8")
     keys: Keys = np.frombuffer(piece, np.uint64)
     if len(keys) > 1 and not (keys[1:] > keys[:-1]).all():
