@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from paramserver.core.ledger import Receipt
 from paramserver.errors import InvalidRequestError
-from paramserver.ps.group import GroupState
 from paramserver.ps.outbox import Outbox
 from paramserver.ps.pulls import answer_pull
 from paramserver.ps.push import (
@@ -24,12 +23,13 @@ from paramserver.ps.push import (
     open_gradients,
     read_options,
     split,
+    wire_of,
 )
 from paramserver.ps.requests import REQUESTS, Request
-from paramserver.ps.tables.lookup import Lookup, wire_name as row_wire_name
+from paramserver.ps.tables.lookup import Lookup
 from paramserver.ps.workshop import INLINE_BYTES
 from paramserver.v1 import server_pb2 as pb
-from paramserver.wire.convert import spans_from_proto, wire_from_proto
+from paramserver.wire.convert import spans_from_proto
 from paramserver.wire.frames import Piece, decode
 from paramserver.wire.serve import as_refusal
 from paramserver.wire.status import to_failure
@@ -358,13 +358,6 @@ class Session:
             self.service.release(inbound, self)
         elif inbound is not None:
             inbound.close()
-
-
-def wire_of(group: GroupState, dtype: int) -> str:
-    """The name of the data type in which a push travels; "" when none is asked for."""
-    if group.spec.table is not None:
-        return row_wire_name(dtype)
-    return wire_from_proto(dtype, blocks=True)
 
 
 _HANDLERS = frozenset({"push", "commit", "pull", "cancel"})

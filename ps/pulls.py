@@ -13,6 +13,7 @@ from paramserver.errors import InvalidRequestError, WaitTimeoutError
 from paramserver.ps.group import Cell, GroupState
 from paramserver.ps.outbox import Outbox
 from paramserver.ps.push import Incoming, beside
+from paramserver.ps.rules import Bucket
 from paramserver.ps.workshop import INLINE_BYTES
 from paramserver.types import WorkerId
 from paramserver.v1 import server_pb2 as pb
@@ -145,6 +146,7 @@ def _collect(
 ) -> tuple[pb.Data, list[Piece]]:
     """Changed slices with their bytes; unchanged ones with none, if their version grew."""
     bucket = cell.bucket
+    assert isinstance(bucket, Bucket)
     pieces: list[Piece] = []
     slices, sizes, sums, versions = [], [], [], []
     for index in wanted:

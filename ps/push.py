@@ -20,7 +20,7 @@ from paramserver.types import Span, WorkerId
 from paramserver.v1 import common_pb2
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.blocks import LEVELS, unpack, wire_bytes
-from paramserver.wire.convert import options_from_proto
+from paramserver.wire.convert import options_from_proto, wire_from_proto
 from paramserver.wire.frames import Piece
 from paramserver.wire.rows import KEY_BYTES, decode_keys, decode_rows, ids_of, row_bytes
 from paramserver.wire.tensors import DTYPES, checksum, from_bytes, is_finite
@@ -109,6 +109,18 @@ def read_options(
     if read:
         check_push_options(group.spec.optimizer, group.spec.param_groups, read)
     return read
+
+
+def wire_of(group: GroupState, dtype: int) -> str:
+    """The name of the data type in which a push or lookup travels; "" when none is asked for.
+
+    Raises:
+        InvalidRequestError: nothing of this group can travel in this type.
+    """
+    name = wire_from_proto(dtype, blocks=True)
+    if group.spec.table is not None and name == "int4":
+        raise InvalidRequestError("wire_dtype int4: rows travel as bfloat16, float16 or int8")
+    return name
 
 
 def check_payload(records: Sequence[pb.Record], payload: memoryview) -> None:
@@ -235,7 +247,7 @@ class Parcel(NamedTuple):
 EMPTY = Parcel((), (), (), ())
 
 
-def open_gradients(push: Incoming, parcel: Parcel) -> tuple[dict[int, Tensor], list[int]]:
+def open_gradients(push: Incoming, parcel: Parcel) -> tuple[dict[int, Any], list[int]]:
     """As ``parcel.open``, blocks unpacked.
 
     Raises:
@@ -258,9 +270,7 @@ def open_gradients(push: Incoming, parcel: Parcel) -> tuple[dict[int, Tensor], l
     return good, bad
 
 
-def _open_rows(
-    push: Incoming, dim: int, parcel: Parcel
-) -> tuple[dict[int, Any], list[int]]:
+def _open_rows(push: Incoming, dim: int, parcel: Parcel) -> tuple[dict[int, Any], list[int]]:
     """As ``open_gradients``, for a table."""
     good: dict[int, Any] = {}
     bad: list[int] = []
@@ -274,8 +284,8 @@ def _open_rows(
         if not is_finite(rows):
             worst = ids_of(keys)[int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])]
             raise NonFiniteError(
-                f"NaN or infinity from rank {push.worker.rank} at clock {push.clock} in row {worst} "
-                f"of table {push.group.spec.name!r}; nothing of this sub-table was applied"
+                f"NaN or infinity from rank {push.worker.rank} at clock {push.clock} in row "
+                f"{worst} of table {push.group.spec.name!r}; nothing of this sub-table was applied"
             )
         good[index] = Rows(keys, rows)
     return good, bad

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paramserver.initial import InitialValues, Normal
 from paramserver.schemes import Scheme
 from paramserver.types import Consistency, Sync
 from paramserver.wire.transport import Transport
@@ -17,6 +18,7 @@ from paramserver.worker.client_data import DataMethods
 from paramserver.worker.epochs import Schedule
 from paramserver.worker.group import Group
 from paramserver.worker.job_optimizer import JobOptimizer
+from paramserver.worker.optimizer import wire_name
 from paramserver.worker.parameters import Buffers, Model, plain_spec
 from paramserver.worker.registry import Registry
 from paramserver.worker.rounds import Rounds
@@ -24,8 +26,11 @@ from paramserver.worker.scalars import Scalars
 from paramserver.worker.schemes import open_optimizer
 from paramserver.worker.session import Session
 from paramserver.worker.sources import Sources
+from paramserver.worker.table import Table
+from paramserver.worker.table_spec import RowOptimizer, table_spec
 
 SYNC = Sync()
+NORMAL = Normal(0.01)
 
 
 class Client(DataMethods):
@@ -163,6 +168,49 @@ class Client(DataMethods):
         opened = self._registry.open(spec, tensors, "")
         self._registry.add(opened, opened.activate)
         return opened
+
+    def table(
+        self,
+        name: str,
+        dim: int,
+        *,
+        rows: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        init: InitialValues = NORMAL,
+        seed: int = 0,
+        optimizer: RowOptimizer = torch.optim.Adagrad,
+        consistency: Consistency = SYNC,
+        wire_dtype: str | None = None,
+        **hyperparameters: Any,
+    ) -> Table:
+        """Registers a table: rows by 64-bit id, born by the first push that touches them.
+
+        Args:
+            name: of the table; groups and tables share their names.
+            dim: floats of a row.
+            rows: ids are 0 to rows - 1; None: any int64, negative ones too.
+            dtype: of the rows.
+            init: what an unseen row reads as: ``Normal()``, ``Uniform()`` or ``Zeros()``.
+            seed: of the first values; they depend on seed and id alone.
+            optimizer: ``torch.optim.SGD``, ``Adagrad``, ``RMSprop`` or ``SparseAdam``; or
+                "RowAdagrad" (one accumulator a row), "RowAdam" (a step count of each row's own),
+                "Momentum", "Ftrl"; None adds what is pushed. It acts on touched rows only.
+            consistency: ``Sync()``, ``Stale(bound)`` or ``Async()``.
+            wire_dtype: "bf16", "fp16" or "int8" (a scale per row) casts rows on the way.
+            hyperparameters: of the optimizer.
+
+        Raises:
+            ConfigurationError, UnsupportedError: what cannot work, and why.
+            MismatchError: other workers registered the table otherwise; names the difference.
+        """
+        self._session.check()
+        self._session.refuse_reader("client.table")
+        spec = table_spec(
+            name, dim, rows, dtype, init, seed, optimizer, hyperparameters, consistency
+        )
+        group = self._registry.open(spec, {}, wire_name(wire_dtype))
+        self._registry.add(group, group.activate)
+        return Table(group, self._transport)
 
     def state_dict(self, group: str = "model") -> dict[str, Any]:
         """The newest values as a plain ``state_dict``, on the CPU, without waiting.

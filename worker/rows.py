@@ -132,7 +132,9 @@ class LookupParts:
         return lambda: self._data(wanted)
 
     def _data(self, slices: Iterable[int]) -> Iterator[Out]:
-        for part in packed(slices, lambda i: 8 * (self._routed.range(i)[1] - self._routed.range(i)[0])):
+        for part in packed(
+            slices, lambda i: 8 * (self._routed.range(i)[1] - self._routed.range(i)[0])
+        ):
             pieces = []
             for index in part:
                 start, stop = self._routed.range(index)

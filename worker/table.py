@@ -13,6 +13,7 @@ from paramserver.core.tables import TableSpec
 from paramserver.errors import ChecksumError, InvalidRequestError
 from paramserver.types import StepResult
 from paramserver.v1 import server_pb2 as pb
+from paramserver.wire.convert import wire_to_proto
 from paramserver.wire.frames import Piece
 from paramserver.wire.rows import decode_rows, row_bytes
 from paramserver.wire.tensors import DTYPES, checksum
@@ -188,7 +189,7 @@ class Lookup:
             group=group.name,
             map_version=group.plan.map.version,
             clock=self._clock,
-            wire_dtype=rows_to_proto(group.wire_dtype),
+            wire_dtype=wire_to_proto(group.wire_dtype),
             timeout=group.session.config.wait_timeout,
         )
         shares = [

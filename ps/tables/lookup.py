@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paramserver.errors import InvalidRequestError
-from paramserver.ps.group import Cell, GroupState
+from paramserver.ps.group import Cell
 from paramserver.ps.pulls import DEFAULT_TIMEOUT, until_readable
+from paramserver.ps.push import wire_of
 from paramserver.ps.requests import Request
 from paramserver.v1 import server_pb2 as pb
-from paramserver.wire.convert import dtype_from_proto
 from paramserver.wire.frames import Piece
 from paramserver.wire.rows import Keys, decode_keys, encode_rows, row_bytes
 from paramserver.wire.tensors import checksum
@@ -23,21 +23,6 @@ if TYPE_CHECKING:
     from paramserver.ps.service import ServerService
 
 FRAME_BYTES = 1 << 20
-WIRE_DTYPES = ("", "bfloat16", "float16", "int8")
-
-
-def wire_name(dtype: int) -> str:
-    """The name of a wire data type of rows; "" when none is asked for.
-
-    Raises:
-        InvalidRequestError: rows cannot travel in this type.
-    """
-    name = dtype_from_proto(dtype) if dtype else ""
-    if name not in WIRE_DTYPES:
-        raise InvalidRequestError(
-            f"wire_dtype {name}: rows travel as bfloat16, float16, int8, or with none set as stored"
-        )
-    return name
 
 
 class Lookup(Request):
@@ -59,7 +44,7 @@ class Lookup(Request):
         if len(lookup.have) not in (0, len(lookup.slices)):
             raise InvalidRequestError("lookup: as many versions as slices, or none")
         stored = self._group.spec.tensors[0].dtype
-        self._wire = wire_name(lookup.wire_dtype) or stored
+        self._wire = wire_of(self._group, lookup.wire_dtype) or stored
         await self.session.settle()  # read-my-writes: what this stream sent before is applied
         self._answer_if_all()
 
@@ -99,9 +84,7 @@ class Lookup(Request):
             await self.session.outbox.room()
             cells = [(group.cell_of[i], i, self._keys[i], have.get(i, 0)) for i in part]
             size = sum(len(k) for _, _, k, _ in cells) * self._row_bytes
-            data, found = await self.service.workshop.offload(
-                size, _read, cells, self._wire
-            )
+            data, found = await self.service.workshop.offload(size, _read, cells, self._wire)
             self.session.outbox.put(pb.Record(request=self.number, data=data), found)
         done = pb.Done(clock=lookup.clock, version=group.version)
         self.session.outbox.put(pb.Record(request=self.number, done=done))
@@ -126,9 +109,7 @@ class Lookup(Request):
         return parts
 
 
-def _read(
-    cells: Sequence[tuple[Cell, int, Keys, int]], wire: str
-) -> tuple[pb.Data, list[Piece]]:
+def _read(cells: Sequence[tuple[Cell, int, Keys, int]], wire: str) -> tuple[pb.Data, list[Piece]]:
     """The rows of some sub-tables, copied under their locks. Any thread."""
     data, pieces = pb.Data(), []
     for cell, index, keys, have in cells:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from paramserver import errors
 from paramserver.errors import ParameterServerError
+from paramserver.initial import Normal, Uniform, Zeros
 from paramserver.schemes import Downpour, Local
 from paramserver.types import Adaptive, AllReduce, Async, DataShard, Stale, StepResult, Sync
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from paramserver.local import LocalCluster, local_cluster
     from paramserver.worker.client import Client
     from paramserver.worker.group import Group
+    from paramserver.worker.table import Table
 
 __version__ = "0.1.0"
 
@@ -31,10 +33,14 @@ __all__ = [
     "Group",
     "Local",
     "LocalCluster",
+    "Normal",
     "ParameterServerError",
     "Stale",
     "StepResult",
     "Sync",
+    "Table",
+    "Uniform",
+    "Zeros",
     "__version__",
     "connect",
     "errors",
@@ -45,6 +51,7 @@ _WHERE = {
     "Client": "paramserver.worker.client",
     "Group": "paramserver.worker.group",
     "LocalCluster": "paramserver.local",
+    "Table": "paramserver.worker.table",
     "connect": "paramserver._connect",
     "local_cluster": "paramserver.local",
 }
