@@ -18,6 +18,8 @@ FACE = [
     "Client",
     "DataShard",
     "Downpour",
+    "Embedding",
+    "EmbeddingBag",
     "Group",
     "Local",
     "LocalCluster",

@@ -27,6 +27,7 @@ from paramserver.worker.schemes import open_optimizer
 from paramserver.worker.session import Session
 from paramserver.worker.sources import Sources
 from paramserver.worker.table import Table
+from paramserver.worker.table_optimizer import with_tables
 from paramserver.worker.table_spec import RowOptimizer, table_spec
 
 SYNC = Sync()
@@ -100,6 +101,7 @@ class Client(DataMethods):
         buffers: Buffers = "mean",
         wire_dtype: str | None = None,
         overlap: bool = False,
+        tau: int | None = None,
         **hyperparameters: Any,
     ) -> JobOptimizer:
         """Registers a model; the optimizer whose step happens on the servers.
@@ -118,7 +120,12 @@ class Client(DataMethods):
             wire_dtype: "bf16" or "fp16" casts gradients and pulled values on the way; "int8" or
                 "int4" packs gradients into blocks of small integers, values travel uncast.
             overlap: send gradients while the backward pass still runs.
+            tau: most batches of tables with ``Async()`` between the lookup of their rows and the
+                word that their push is applied; None: no bound. 1: no prefetch, nothing overlaps.
             hyperparameters: as for the class.
+
+        A module with ``ps.Embedding`` or ``ps.EmbeddingBag`` in it brings their tables along: each
+        step pushes to every one of them, by the consistency and the optimizer of the table.
 
         Raises:
             ConfigurationError, UnsupportedError: what cannot work, and why.
@@ -126,17 +133,21 @@ class Client(DataMethods):
         """
         self._session.check()
         self._session.refuse_reader("client.optimizer")
-        made = open_optimizer(
-            self._registry,
-            model,
-            optimizer_class,
-            hyperparameters,
-            consistency=consistency,
-            group=group,
-            buffers=buffers,
-            wire_dtype=wire_dtype,
-            overlap=overlap,
-        )
+
+        def dense() -> JobOptimizer:
+            return open_optimizer(
+                self._registry,
+                model,
+                optimizer_class,
+                hyperparameters,
+                consistency=consistency,
+                group=group,
+                buffers=buffers,
+                wire_dtype=wire_dtype,
+                overlap=overlap,
+            )
+
+        made = with_tables(model, dense, tau)
         self._optimizers[group] = made
         return made
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,11 +41,19 @@ class Routed:
 
     def __init__(self, ids: Tensor) -> None:
         flat = ids.detach().to("cpu", torch.int64).reshape(-1).contiguous()
-        # Signed order of the keys with their highest bit flipped is the unsigned order of the keys.
-        keys = keys_of(flat.numpy())
-        signed = torch.from_numpy((keys ^ np.uint64(1 << 63)).view(np.int64))
-        distinct, self.inverse = torch.unique(signed, return_inverse=True)
-        self.keys: Keys = distinct.numpy().view(np.uint64) ^ np.uint64(1 << 63)
+        self.keys, self.inverse = distinct(keys_of(flat.numpy()))
+        self._divide()
+
+    @classmethod
+    def together(cls, parts: Sequence[Routed]) -> Routed:
+        """All keys of some others; ``inverse`` says where theirs are, end to end."""
+        made = cls.__new__(cls)
+        every = [part.keys for part in parts] or [np.empty(0, np.uint64)]
+        made.keys, made.inverse = distinct(np.concatenate(every))
+        made._divide()
+        return made
+
+    def _divide(self) -> None:
         starts = np.searchsorted(self.keys, _BOUNDS).tolist()
         self._ranges = list(zip(starts, [*starts[1:], len(self.keys)], strict=True))
         self.slices = [i for i, (start, stop) in enumerate(self._ranges) if stop > start]
@@ -53,6 +61,10 @@ class Routed:
     def range(self, slice_: int) -> tuple[int, int]:
         """Where the keys of a sub-table are."""
         return self._ranges[slice_]
+
+    def same(self, other: Routed) -> bool:
+        """Whether the distinct keys are those of another."""
+        return np.array_equal(self.keys, other.keys)
 
     def sums(self, grads: Tensor) -> Tensor:
         """The sum of the gradients of each distinct id, float [u, dim].
@@ -69,11 +81,29 @@ class Routed:
         return found
 
 
+def distinct(keys: Keys) -> tuple[Keys, Tensor]:
+    """The distinct keys in order, and where each key is in them: int64 [n]."""
+    # Signed order of the keys with their highest bit flipped is the unsigned order of the keys.
+    signed = torch.from_numpy((keys ^ np.uint64(1 << 63)).view(np.int64))
+    found, inverse = torch.unique(signed, return_inverse=True)
+    return found.numpy().view(np.uint64) ^ np.uint64(1 << 63), inverse
+
+
 class RowParts:
-    """One server's share of a push of rows."""
+    """One server's share of a push of rows.
+
+    Args:
+        bases: by sub-table, the version that the gradients were computed on.
+    """
 
     def __init__(
-        self, group: Group, shard: Shard, push: pb.Push, routed: Routed, rows: Tensor
+        self,
+        group: Group,
+        shard: Shard,
+        push: pb.Push,
+        routed: Routed,
+        rows: Tensor,
+        bases: Mapping[int, int],
     ) -> None:
         mine = {s.index for s in shard.slices}
         self._wire = group.wire_dtype or group.spec.tensors[0].dtype
@@ -83,7 +113,8 @@ class RowParts:
         self._push = pb.Push()
         self._push.CopyFrom(push)
         self._push.slices.extend(self._slices)
-        self._push.bases.extend(max(group.held.versions[i], 1) for i in self._slices)
+        held = group.held.versions
+        self._push.bases.extend(max(bases.get(i, held[i]), 1) for i in self._slices)
 
     def _size(self, slice_: int) -> int:
         start, stop = self._routed.range(slice_)
@@ -111,15 +142,23 @@ class RowParts:
 
 
 class LookupParts:
-    """One server's share of a lookup."""
+    """One server's share of a lookup.
 
-    def __init__(self, shard: Shard, lookup: pb.Lookup, routed: Routed) -> None:
+    Args:
+        have: by sub-table, the version of the rows that are here; only newer ones are sent.
+    """
+
+    def __init__(
+        self, shard: Shard, lookup: pb.Lookup, routed: Routed, have: Mapping[int, int]
+    ) -> None:
         mine = {s.index for s in shard.slices}
         self._routed = routed
         self.slices = [i for i in routed.slices if i in mine]
         self._lookup = pb.Lookup()
         self._lookup.CopyFrom(lookup)
         self._lookup.slices.extend(self.slices)
+        if have:
+            self._lookup.have.extend(have.get(i, 0) for i in self.slices)
 
     def all(self) -> Iterator[Out]:
         """The declaration, then the keys."""
@@ -179,16 +218,20 @@ def check_ids(name: str, ids: Tensor, rows: int | None) -> None:
         )
 
 
-def check_gradients(name: str, ids: Tensor, grads: Tensor, dim: int, clock: int) -> None:
-    """Raises InvalidRequestError for another shape, NonFiniteError naming the id."""
+def check_gradients(name: str, ids: Tensor, grads: Tensor, dim: int) -> None:
+    """Raises InvalidRequestError for gradients of another shape."""
     if tuple(grads.shape) != (*ids.shape, dim):
         raise InvalidRequestError(
             f"table {name!r}: gradients of shape {tuple(grads.shape)} for ids of shape "
             f"{tuple(ids.shape)}: must be {(*ids.shape, dim)}"
         )
-    if not is_finite(grads):
-        bad = (~torch.isfinite(grads.reshape(-1, dim))).any(dim=1).nonzero()[0]
+
+
+def check_finite(name: str, routed: Routed, rows: Tensor, clock: int) -> None:
+    """Raises NonFiniteError naming the id, for gradients beside the distinct keys."""
+    if not is_finite(rows):
+        bad = int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])
         raise NonFiniteError(
-            f"NaN or infinity in the gradient of row {int(ids.reshape(-1)[bad])} of table {name!r} "
+            f"NaN or infinity in the gradient of row {routed.ids()[bad]} of table {name!r} "
             f"at clock {clock}; nothing was sent"
         )

@@ -30,6 +30,7 @@ from paramserver.wire.transport import Channel
 from paramserver.worker.batches import Batches, Ticket
 from paramserver.worker.figures import Figures
 from paramserver.worker.identity import write_identity
+from paramserver.worker.lookahead import Lookahead
 from paramserver.worker.speed import Speed
 from paramserver.worker.waiting import POLL_S, Waiting, long_poll
 
@@ -50,6 +51,7 @@ class Session:
         identity_file: where the launcher looks for who this is, and then says how it ended.
         batches: samples handed out, and the pushes they went into.
         speed: how fast this worker computes.
+        lookahead: the batch that comes next.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Session:
         self.incarnation = 0
         self.job = 0
         self.batches = Batches()
+        self.lookahead = Lookahead()
         self.launched = launched
         self.identity_file = identity_file
         self._now = now

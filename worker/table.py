@@ -4,33 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from functools import cached_property
+from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 
 from paramserver.core.tables import TableSpec
-from paramserver.errors import ChecksumError, InvalidRequestError
+from paramserver.errors import InvalidRequestError, UnsupportedError
 from paramserver.types import StepResult
 from paramserver.v1 import server_pb2 as pb
-from paramserver.wire.convert import wire_to_proto
-from paramserver.wire.frames import Piece
-from paramserver.wire.rows import decode_rows, row_bytes
-from paramserver.wire.tensors import DTYPES, checksum
+from paramserver.wire.rows import KEY_BYTES, row_bytes
+from paramserver.wire.tensors import DTYPES
 from paramserver.wire.transport import Transport
+from paramserver.worker.feed import Feed, TableStats
 from paramserver.worker.group import Group
-from paramserver.worker.operation import Operation, ServerAnswers
-from paramserver.worker.plan import Shard
-from paramserver.worker.rows import (
-    PIECE_BYTES,
-    LookupParts,
-    Routed,
-    RowParts,
-    check_gradients,
-    check_ids,
-)
-
-KEY_BYTES = 8
+from paramserver.worker.lookup import Lookup, Sparse
+from paramserver.worker.operation import Operation
+from paramserver.worker.rows import PIECE_BYTES, Routed, check_gradients, check_ids
 
 
 class Table:
@@ -61,6 +51,16 @@ class Table:
             count += sum(g.rows for g in reply.groups if g.group == self.name)
         return count
 
+    @cached_property
+    def feed(self) -> Feed:
+        """What the modules over this table have in common."""
+        return Feed(self)
+
+    @property
+    def stats(self) -> TableStats:
+        """Rows that modules looked up, and how many of them were prefetched."""
+        return self.feed.stats
+
     @property
     def clock(self) -> int:
         """The 0-based index of the step this worker is on."""
@@ -86,16 +86,17 @@ class Table:
             InvalidRequestError: an id out of range.
             WaitTimeoutError: names whom it waited for.
         """
-        lookup = Lookup(self, ids)
-        lookup.send()
+        lookup = self._look_up(ids)
         lookup.wait()
         return lookup.future(ids).result()
 
     def pull_async(self, ids: Tensor) -> Future[Tensor]:
         """As ``pull``, without waiting."""
-        lookup = Lookup(self, ids)
-        lookup.send()
-        return lookup.future(ids)
+        return self._look_up(ids).future(ids)
+
+    def _look_up(self, ids: Tensor) -> Lookup:
+        check_ids(self.name, ids, self.rows)
+        return Lookup(self, Routed(ids))
 
     def push(self, ids: Tensor, grads: Tensor, weight: float | None = None) -> StepResult:
         """Pushes gradients of rows and ticks the clock; does not wait for other workers.
@@ -126,8 +127,14 @@ class Table:
         options: Sequence[Mapping[str, Any]] | None = None,
     ) -> tuple[Operation, Any, int, float]:
         """Sends a push on its way."""
+        return self.group.start_push(lambda: self._sparse(ids, grads), weight, options)
 
-        return self.group.start_push(lambda: Sparse(self, ids, grads), weight, options)
+    def _sparse(self, ids: Tensor, grads: Tensor) -> Sparse:
+        check_ids(self.name, ids, self.rows)
+        check_gradients(self.name, ids, grads, self.dim)
+        routed = Routed(ids)
+        flat = grads.detach().to("cpu", self.dtype).reshape(-1, self.dim)
+        return Sparse(self, routed, routed.sums(flat), {})
 
     def check_size(self, routed: Routed) -> None:
         """Raises InvalidRequestError for more rows than one call can carry."""
@@ -144,96 +151,12 @@ class Table:
         """The data type in which rows travel."""
         return self.group.wire_dtype or self.group.spec.tensors[0].dtype
 
+    def __deepcopy__(self, memo: object) -> Table:
+        """Itself: the rows are on the servers, a copy of a module reads the same ones."""
+        return self
 
-class Sparse:
-    """Gradients of rows, as a push carries them."""
-
-    def __init__(self, table: Table, ids: Tensor, grads: Tensor) -> None:
-        check_ids(table.name, ids, table.rows)
-        check_gradients(table.name, ids, grads, table.dim, table.clock)
-        self._group, self._routed = table.group, Routed(ids)
-        table.check_size(self._routed)
-        flat = grads.detach().to("cpu", table.dtype).reshape(-1, table.dim)
-        self._rows = self._routed.sums(flat)
-
-    def share(self, shard: Shard, push: pb.Push) -> RowParts:
-        """One server's part."""
-        return RowParts(self._group, shard, push, self._routed, self._rows)
-
-    def end(self, counted: bool) -> None:
-        """Nothing is kept back."""
-
-
-class Lookup:
-    """One lookup under way.
-
-    Attributes:
-        routed: the distinct keys asked for.
-    """
-
-    def __init__(self, table: Table, ids: Tensor) -> None:
-        table.group.session.check()
-        check_ids(table.name, ids, table.rows)
-        self._table = table
-        self.routed = Routed(ids)
-        table.check_size(self.routed)
-        self._rows = torch.empty((len(self.routed.keys), table.dim), dtype=table.dtype)
-        self._clock = table.clock
-        self._operation: Operation | None = None
-
-    def send(self) -> None:
-        """Asks every server for its share."""
-        group = self._table.group
-        lookup = pb.Lookup(
-            worker=group.identity(),
-            group=group.name,
-            map_version=group.plan.map.version,
-            clock=self._clock,
-            wire_dtype=wire_to_proto(group.wire_dtype),
-            timeout=group.session.config.wait_timeout,
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise UnsupportedError(
+            f"table {self.name!r} cannot be pickled: its rows are on the servers; connect again in "
+            "the other process and make it by client.table"
         )
-        shares = [
-            (shard, parts)
-            for shard in group.plan.shards
-            if (parts := LookupParts(shard, lookup, self.routed)).slices
-        ]
-        self._operation = operation = Operation(len(shares))
-        for shard, parts in shares:
-            answers = ServerAnswers(operation, shard.index, self._take, parts.some)
-            operation.submit(group.links.to(shard.address), answers, parts.all)
-
-    def future(self, ids: Tensor) -> Future[Tensor]:
-        """The rows in the order of ``ids``, once they are here."""
-        assert self._operation is not None
-        done, found = self._operation.done, Future[Tensor]()
-
-        def here() -> None:
-            if done.error is not None:
-                found.set_exception(done.error)
-            else:
-                rows = self._rows.index_select(0, self.routed.inverse)
-                found.set_result(rows.view(*ids.shape, self._table.dim).to(ids.device))
-
-        done.then(here)
-        return found
-
-    def _take(self, data: pb.Data, pieces: Sequence[Piece]) -> None:
-        table = self._table
-        for index, version, mark, piece in zip(
-            data.slices, data.versions, data.checksums, pieces, strict=True
-        ):
-            if checksum(piece) != mark:
-                raise ChecksumError(f"rows of sub-table {index}: bytes changed on the way here")
-            start, stop = self.routed.range(index)
-            self._rows[start:stop] = decode_rows(piece, table.dim, table.wire, table.dtype)
-            table.group.held.versions[index] = version
-
-    def wait(self) -> None:
-        """Returns when the rows are here.
-
-        Raises:
-            WaitTimeoutError: names whom it waited for.
-        """
-        assert self._operation is not None
-        what = f"rows of table {self._table.name!r} at clock {self._clock}"
-        self._table.group.wait(self._operation, self._operation.done, what)

@@ -18,6 +18,17 @@ from paramserver.wire.tensors import NAMES
 # Rules of rows that are a class of torch, by its name.
 OF_TORCH = ("SGD", "Adagrad", "RMSprop", "SparseAdam")
 OWN = ("Momentum", "RowAdagrad", "RowAdam", "Ftrl")
+# Default learning rates: said here already, so that schedules on the worker know where they start.
+LR = {
+    "SGD": 1e-3,
+    "Adagrad": 1e-2,
+    "RMSprop": 1e-2,
+    "SparseAdam": 1e-3,
+    "Momentum": 1e-3,
+    "RowAdagrad": 1e-2,
+    "RowAdam": 1e-3,
+    "Ftrl": 0.05,
+}
 
 RowOptimizer = type[torch.optim.Optimizer] | str | None
 
@@ -91,4 +102,4 @@ def row_optimizer(
     if name == "SGD":
         for key in ("momentum", "dampening", "nesterov"):
             options.pop(key, None)
-    return name, options
+    return name, {"lr": LR[name], **options}

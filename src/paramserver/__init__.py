@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from paramserver._connect import connect
     from paramserver.local import LocalCluster, local_cluster
     from paramserver.worker.client import Client
+    from paramserver.worker.embedding import Embedding, EmbeddingBag
     from paramserver.worker.group import Group
     from paramserver.worker.table import Table
 
@@ -30,6 +31,8 @@ __all__ = [
     "Client",
     "DataShard",
     "Downpour",
+    "Embedding",
+    "EmbeddingBag",
     "Group",
     "Local",
     "LocalCluster",
@@ -49,6 +52,8 @@ __all__ = [
 
 _WHERE = {
     "Client": "paramserver.worker.client",
+    "Embedding": "paramserver.worker.embedding",
+    "EmbeddingBag": "paramserver.worker.embedding",
     "Group": "paramserver.worker.group",
     "LocalCluster": "paramserver.local",
     "Table": "paramserver.worker.table",
