@@ -341,6 +341,7 @@ class Session:
         task = asyncio.create_task(self._guard(request, answer))
         self._pulls[request] = task
         task.add_done_callback(lambda _: self._end_pull(request))
+        task.add_done_callback(lambda _: answer.close())  # cancelled before it began
 
     def _end_pull(self, request: int) -> None:
         self._pulls.pop(request, None)
