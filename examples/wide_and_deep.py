@@ -11,6 +11,7 @@ every pair of values is hashed to 64 bits: that is the id of its row, there is n
 import argparse
 import csv
 from itertools import combinations
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +109,7 @@ def main() -> None:
     fields = round((2 * ids.shape[1] + 0.25) ** 0.5 - 0.5)
 
     with ps.connect() as client:
-        how = {"client": client, "optimizer": torch.optim.Adagrad}
+        how: dict[str, Any] = {"client": client, "optimizer": torch.optim.Adagrad}
         if options.tables == "async":
             how["consistency"] = ps.Async(scale_lr="none")  # two batches seldom share a row
         wide = ps.EmbeddingBag("wide", 1, mode="sum", init=ps.Zeros(), lr=0.01, **how)

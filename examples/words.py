@@ -13,6 +13,7 @@ import re
 import sysconfig
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,7 @@ class SkipGram(nn.Module):
 
     def __init__(self, client: ps.Client, dim: int, lr: float) -> None:
         super().__init__()
-        how = {"client": client, "lr": lr, "consistency": ps.Async(scale_lr="none")}
+        how: dict[str, Any] = {"client": client, "lr": lr, "consistency": ps.Async(scale_lr="none")}
         self.centres = ps.Embedding("centres", dim, init=ps.Uniform(-0.1, 0.1), **how)
         self.contexts = ps.Embedding("contexts", dim, init=ps.Zeros(), **how)
 
@@ -87,7 +88,7 @@ def main() -> None:
         draw.manual_seed(client.rank)
         model = SkipGram(client, options.dim, options.lr)
         optimizer = client.optimizer(model, torch.optim.SGD)
-        places = torch.arange(len(ids)).tolist()
+        places: Any = range(len(ids))  # all that the loader deals; the rest is done by ``pairs``
         loader = client.loader(places, batch_size=options.batch_size, collate_fn=pairs)
         for _ in client.epochs(options.epochs):
             for centre, context, negative in loader:

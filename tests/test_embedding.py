@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from paramserver.errors import (
     UnsupportedError,
     UsageError,
 )
-from tests.cluster import cluster
+from tests.cluster import cluster, in_threads
 
 DIM = 3
 ROWS = 10
@@ -533,3 +535,104 @@ def test_state_of_the_optimizer() -> None:
         Plain(torch.zeros(4, DIM), linear()).load_state_dict(client.state_dict(), strict=False)
 
     alone(work)
+
+
+# Faults
+
+SAMPLES = 96
+
+
+def mover(client: ps.Client, consistency: Any) -> tuple[ps.EmbeddingBag, Any]:
+    """A model that moves the row of each id by its gradient, and its optimizer."""
+    model = ps.EmbeddingBag(
+        "e",
+        DIM,
+        client=client,
+        mode="sum",
+        optimizer=torch.optim.SGD,
+        lr=1.0,
+        init=ps.Zeros(),
+        consistency=consistency,
+    )
+    return model, client.optimizer(model, torch.optim.SGD)
+
+
+def ids_as_samples(client: ps.Client) -> Any:
+    """A loader whose samples are ids."""
+    return client.loader(cast(Any, range(SAMPLES)), batch_size=4, assign="dynamic")
+
+
+def _doomed(address: str, consistency: Any, pulled: Any) -> None:
+    """A worker that is killed between the pull and the push of its second batch."""
+    client = ps.connect(address, name="worker-1")
+    model, optimizer = mover(client, consistency)
+    for step, ids in enumerate(ids_as_samples(client)):
+        loss = model(ids[:, None]).sum()
+        if step == 1:
+            pulled.put(ids.tolist())
+            threading.Event().wait(60)
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("consistency", [ps.Async("none"), ps.Sync()], ids=str)
+def test_a_worker_lost_between_pull_and_push(consistency: Any) -> None:
+    """Its rows are not created by it; its samples are learnt by the other, once."""
+    context = multiprocessing.get_context("spawn")
+    pulled = context.Queue()
+    killed = threading.Event()
+
+    def kill() -> list[int]:
+        ids: list[int] = pulled.get(timeout=60)
+        doomed.kill()
+        doomed.join()
+        killed.set()
+        return ids
+
+    def survive() -> Tensor:
+        with c.connect("worker-0") as client:
+            model, optimizer = mover(client, consistency)
+            for ids in ids_as_samples(client):
+                if isinstance(consistency, ps.Async):  # else it waits for the other by itself
+                    assert killed.wait(60)
+                model(ids[:, None]).sum().backward()
+                optimizer.step()
+            assert len(model.table) == SAMPLES
+            return model.table.pull(torch.arange(SAMPLES))[:, 0]
+
+    with cluster(2, 2, lease_s=2.0) as c:
+        doomed = context.Process(target=_doomed, args=(c.address, consistency, pulled), daemon=True)
+        doomed.start()
+        calls: list[Callable[[], Any]] = [kill, survive]
+        lost, rows = in_threads(calls)
+    assert len(lost) == 4
+    if isinstance(consistency, ps.Async):  # each push is applied whole
+        assert torch.equal(rows, torch.full((SAMPLES,), -1.0))
+    else:  # each clock applies the mean over those who were there: one or two
+        assert ((rows == -1.0) | (rows == -0.5)).all()
+        assert torch.equal(rows[lost], torch.full((4,), -1.0))
+
+
+@pytest.mark.parametrize("consistency", [ps.Sync(), ps.Async("none"), ps.Stale(2, "none")], ids=str)
+def test_steps_over_breaking_connections_count_once(consistency: Any) -> None:
+    def work(client: ps.Client) -> tuple[Tensor, int]:
+        model, optimizer = mover(client, consistency)
+        for step in range(30):
+            ids = torch.arange(SAMPLES)[step % 3 :: 3]
+            model(ids[:, None]).sum().backward()
+            model.prefetch(torch.arange(SAMPLES)[(step + 1) % 3 :: 3])
+            optimizer.step(weight=1.0)
+        client.barrier("trained")
+        return model.table.pull(torch.arange(SAMPLES))[:, 0], model.table.stats.hits
+
+    with cluster(2, 2, proxies=True) as c:
+        assert c.proxies is not None
+        for proxy in c.proxies:
+            proxy.cut_after = (2_000, 30_000)
+        results = c.workers(work)
+        assert sum(proxy.cuts for proxy in c.proxies) >= 4
+    wanted = -10.0 if isinstance(consistency, ps.Sync) else -20.0
+    for rows, hits in results:
+        assert torch.equal(rows, torch.full((SAMPLES,), wanted))
+        assert hits == 29 * SAMPLES // 3
