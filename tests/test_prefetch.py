@@ -94,6 +94,49 @@ def test_prefetch_keeps_read_my_writes_under_stale() -> None:
     assert all(torch.equal(a, b) for a, b in zip(rows, plain, strict=True))
 
 
+@pytest.mark.parametrize("wire", ["bf16", "fp16", "int8"])
+def test_narrow_rows_are_prefetched_alike(wire: str) -> None:
+    def work(client: ps.Client) -> None:
+        ids = torch.arange(12)
+        for prefetch in (True, False):
+            table = client.table(f"t{prefetch}", DIM, lr=0.1, wire_dtype=wire)
+            model = ps.Embedding(table)
+            optimizer = client.optimizer(model, torch.optim.SGD, group=f"g{prefetch}")
+            for step in range(6):
+                (model(ids) * (ids[:, None] + 1)).sum().backward()
+                optimizer.step()
+                model(ids[step : step + 3]).sum().backward()
+                if prefetch:
+                    model.prefetch(ids)
+                optimizer.step()
+            assert table.stats.changed == (15 if prefetch else 0)  # the last one is not used
+            rows.append(table.pull(ids))
+
+    rows: list[Tensor] = []
+    with cluster(2) as c:
+        c.workers(work)
+    assert torch.equal(*rows)
+
+
+def test_evaluation_in_inference_mode() -> None:
+    def work(client: ps.Client) -> None:
+        model = ps.Embedding("e", DIM, client=client, optimizer=torch.optim.SGD, lr=1.0)
+        optimizer = client.optimizer(model, torch.optim.SGD)
+        ids = torch.arange(5)
+        with torch.inference_mode():
+            first = model(ids)
+            assert torch.equal(first, model.table.pull(ids))
+            model.prefetch(ids)
+        model(ids).sum().backward()
+        optimizer.step()
+        with torch.inference_mode():
+            torch.testing.assert_close(model(ids), first - 1)
+        assert model.table.stats.hits == 5
+
+    with cluster(1) as c:
+        c.workers(work)
+
+
 def test_async_takes_prefetched_rows_as_they_are() -> None:
     def work(client: ps.Client) -> None:
         rows, _, stats = train(client, True, ps.Async())

@@ -48,12 +48,16 @@ class Lookup:
         self.versions: dict[int, int] = {}
         self.changed = 0
         self._have = known.versions if known is not None else {}
-        if known is None:
-            self.rows = torch.empty((len(routed.keys) + 1, table.dim), dtype=table.dtype)
-            self.rows[-1] = 0
-        else:
-            self.rows = known.rows
+        self.rows = self._empty() if known is None else known.rows
         self._operation = self._send()
+
+    def _empty(self) -> Tensor:
+        with torch.inference_mode(False):  # the link's thread, in no such mode, writes to it
+            rows = torch.empty(
+                (len(self.routed.keys) + 1, self._table.dim), dtype=self._table.dtype
+            )
+            rows[-1] = 0
+        return rows
 
     def _send(self) -> Operation:
         group = self._table.group

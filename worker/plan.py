@@ -123,7 +123,8 @@ def pieces_of(bucket: Sequence[Slice], flat: Mapping[int, Flat]) -> list[tuple[S
 def empty_like(spec: GroupSpec, names: Iterable[str], plan: Plan) -> dict[str, Tensor]:
     """New tensors of the group's shapes and types."""
     found: dict[str, Tensor] = {}
-    for name in names:
-        tensor = spec.tensors[plan.number[name]]
-        found[name] = torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype])
+    with torch.inference_mode(False):  # threads that are in no such mode write to them
+        for name in names:
+            tensor = spec.tensors[plan.number[name]]
+            found[name] = torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype])
     return found

@@ -82,7 +82,8 @@ class TableOptimizer(JobOptimizer):
         """Forgets gradients, those of rows too."""
         for feed in self._feeds:
             feed.clear()
-        super().zero_grad(set_to_none)
+        if self.dense is not None:
+            self.dense.zero_grad(set_to_none)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
