@@ -173,6 +173,19 @@ def test_ids_that_no_batch_shows_are_prefetched_by_hand() -> None:
         c.workers(work)
 
 
+def test_ids_changed_in_place_after_the_prefetch_are_others() -> None:
+    def work(client: ps.Client) -> None:
+        model = ps.Embedding("e", DIM, client=client)
+        ids = torch.arange(6)
+        model.prefetch(ids)
+        ids += 3
+        assert torch.equal(model(ids), model.table.pull(torch.arange(3, 9)))
+        assert model.table.stats.hits == 0
+
+    with cluster(1) as c:
+        c.workers(work)
+
+
 def test_prefetched_rows_of_an_older_clock_are_brought_up_to_date() -> None:
     """A worker that waited idle comes back at a later clock."""
 

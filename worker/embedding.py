@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from paramserver.errors import ConfigurationError, InvalidRequestError, UnsupportedError
 from paramserver.worker.lookahead import Calls
-from paramserver.worker.rows import Routed, check_ids
+from paramserver.worker.rows import check_ids
 from paramserver.worker.table import Table
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class TableModule(nn.Module):
             InvalidRequestError: an id out of range.
         """
         check_ids(self.table.name, ids, self.table.rows)
-        self.table.feed.prefetch(Routed(self._without_padding(ids)[0]))
+        self.table.feed.prefetch(self._without_padding(ids)[0])
 
     def _without_padding(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """Ids [m] that have a row, and which of all they are: bool [n]; None for all."""
@@ -91,7 +91,7 @@ class TableModule(nn.Module):
         """
         check_ids(self.table.name, ids, self.table.rows)
         flat, kept = self._without_padding(ids)
-        routed = Routed(flat)
+        routed = self.table.feed.route(flat)
         weight = self.table.feed.take(routed, ids.device)
         self._look_ahead(ids)
         places = routed.inverse

@@ -45,10 +45,12 @@ class _Early:
     """A lookup for a later batch.
 
     Attributes:
+        ids: as they were given, int64 [n].
         lookup: None until the batch may be in flight.
         steps: taken since it was asked for.
     """
 
+    ids: Tensor
     routed: Routed
     lookup: Lookup | None = None
     steps: int = 0
@@ -89,6 +91,13 @@ class Feed:
         self._param_group: Mapping[str, Any] | None = None
 
     # Forward
+
+    def route(self, ids: Tensor) -> Routed:
+        """The distinct keys of ids, int64 [n]; at no cost if they were prefetched in this order."""
+        for early in self._early:
+            if torch.equal(early.ids, ids):
+                return early.routed
+        return Routed(ids)
 
     def take(self, routed: Routed, device: torch.device) -> Tensor:
         """The rows of distinct keys, as a leaf whose gradient goes with the next step.
@@ -144,13 +153,19 @@ class Feed:
 
     # Ahead
 
-    def prefetch(self, routed: Routed) -> None:
-        """These keys will be asked for soon: pulls their rows, once their batch may be in flight.
+    def prefetch(self, ids: Tensor) -> None:
+        """These ids will be asked for soon: pulls their rows, once their batch may be in flight.
 
         Rows that no forward pass has taken within two steps are given up.
+
+        Args:
+            ids: int64 [n].
         """
+        with torch.inference_mode(False):  # what is kept may be used in training
+            ids = ids.clone()  # the batch that they are in may be changed in place
+            routed = self.route(ids)
         if len(routed.keys) and not any(early.routed.same(routed) for early in self._early):
-            self._early.append(_Early(routed))
+            self._early.append(_Early(ids, routed))
             self._send_early()
 
     def _send_early(self) -> None:

@@ -48,7 +48,7 @@ class Lookup:
         self.versions: dict[int, int] = {}
         self.changed = 0
         self._have = known.versions if known is not None else {}
-        self.rows = self._empty() if known is None else known.rows
+        self.rows: Tensor = self._empty() if known is None else known.rows
         self._operation = self._send()
 
     def _empty(self) -> Tensor:
