@@ -13,16 +13,14 @@ from torch import Tensor
 
 from paramserver.errors import RefusedError, UsageError
 from paramserver.types import Async
-from paramserver.worker.batches import Ticket
 from paramserver.worker.lookup import Lookup, Sparse
-from paramserver.worker.operation import Operation
 from paramserver.worker.parameters import hyper_parameters
 from paramserver.worker.rows import Routed
 
 if TYPE_CHECKING:
     from paramserver.worker.table import Table
 
-Pushed: TypeAlias = "tuple[Operation, Ticket, int, float]"
+Pushed: TypeAlias = tuple[Any, ...]  # what ``Group.start_push`` returns
 
 
 @dataclass(slots=True)
@@ -276,10 +274,11 @@ class Feed:
 
     def _land(self) -> None:
         """Waits for the oldest push."""
-        operation, ticket, clock, _ = self._flying.popleft()
+        *what, _ = self._flying.popleft()
+        # Counted from now: what passed before was not spent waiting.
+        pushed: Pushed = (*what, time.monotonic())
         try:
-            # Counted from now: what passed before was not spent waiting.
-            self._group.finish_push(operation, ticket, clock, time.monotonic())
+            self._group.finish_push(*pushed)
         except RefusedError:
             self._flying.clear()  # those behind it are refused for the gap
             raise
