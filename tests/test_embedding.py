@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import multiprocessing
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -286,8 +288,8 @@ class Plain(nn.Module):
     forward = Tower.forward
 
 
-def tower(client: ps.Client, **options: Any) -> Tower:
-    return Tower(client.table("t", DIM, **{**ADAGRAD, **options}))
+def tower(client: ps.Client, name: str = "t", **options: Any) -> Tower:
+    return Tower(client.table(name, DIM, **{**ADAGRAD, **options}))
 
 
 def samples(rank: int, step: int, rows: int = 40) -> tuple[Tensor, Tensor]:
@@ -361,6 +363,44 @@ def test_each_part_by_its_own_consistency(dense: Any, sparse: Any) -> None:
     with cluster(2, 2) as c:
         for first, last in c.workers(work):
             assert last < 0.7 * first
+
+
+def test_dense_gradients_may_overlap_the_backward_pass() -> None:
+    def work(client: ps.Client) -> None:
+        first, second = (tower(client, name=name) for name in "ab")
+        optimizers = [
+            client.optimizer(model, torch.optim.Adam, lr=0.01, group=group, overlap=group == "b2")
+            for model, group in ((first, "a2"), (second, "b2"))
+        ]
+        for step in range(4):
+            ids, y = samples(client.rank, step)
+            for model, optimizer in zip((first, second), optimizers, strict=True):
+                optimizer.zero_grad()
+                F.binary_cross_entropy_with_logits(model(ids), y).backward()
+                optimizer.step()
+            client.barrier("both")
+        assert torch.equal(first.out.weight, second.out.weight)
+        ids = torch.arange(40)
+        assert torch.equal(first.rows.table.pull(ids), second.rows.table.pull(ids))
+
+    with cluster(2, 2) as c:
+        c.workers(work)
+
+
+def test_rows_are_freed_by_the_step_not_by_the_collector() -> None:
+    def work(client: ps.Client) -> None:
+        model = tower(client)
+        optimizer = client.optimizer(model, torch.optim.SGD, lr=0.1)
+        gc.disable()
+        try:
+            model(torch.tensor([1, 2])).sum().backward()
+            leaf = weakref.ref(model.rows.table.feed.leaves[0])
+            optimizer.step()
+            assert leaf() is None
+        finally:
+            gc.enable()
+
+    alone(work)
 
 
 @pytest.mark.parametrize("tau", [1, 2, 4, None])

@@ -17,6 +17,7 @@ from paramserver.ps.tables.initial import initial_values
 from paramserver.ps.tables.rules import RULES, complete, row_rule
 from paramserver.ps.tables.store import Layout, Rows, SubTable
 from paramserver.wire.rows import keys_of
+from paramserver.worker.table_spec import LR
 
 DIM = 5
 ROWS = 40
@@ -229,3 +230,7 @@ def test_bad_options_are_refused(name: str) -> None:
 def test_an_unknown_rule_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="must be one of"):
         row_rule("Muon")
+
+
+def test_workers_and_servers_agree_on_default_rates() -> None:
+    assert {name: rule.defaults["lr"] for name, rule in RULES.items()} == LR
