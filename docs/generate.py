@@ -115,7 +115,9 @@ def class_lines(name: str, item: type) -> Iterator[str]:
     if dataclasses.is_dataclass(item):
         yield f"```python\n{signature(name.split('.')[-1], item)}\n```\n"
     yield from prose(item)
-    for member, value in vars(item).items():
+    ours = [base for base in reversed(item.__mro__) if base.__module__.startswith("paramserver")]
+    members = {member: value for base in ours for member, value in vars(base).items()}
+    for member, value in members.items():
         if member.startswith("_"):
             continue
         if isinstance(value, property):

@@ -23,11 +23,13 @@ from paramserver.ps.push import (
     open_gradients,
     read_options,
     split,
+    wire_of,
 )
 from paramserver.ps.requests import REQUESTS, Request
+from paramserver.ps.tables.lookup import Lookup
 from paramserver.ps.workshop import INLINE_BYTES
 from paramserver.v1 import server_pb2 as pb
-from paramserver.wire.convert import spans_from_proto, wire_from_proto
+from paramserver.wire.convert import spans_from_proto
 from paramserver.wire.frames import Piece, decode
 from paramserver.wire.serve import as_refusal
 from paramserver.wire.status import to_failure
@@ -42,6 +44,7 @@ _numbers = itertools.count()
 
 
 Inbound = Incoming | Request
+ALL_REQUESTS = {**REQUESTS, "lookup": Lookup}
 
 
 class Session:
@@ -69,7 +72,7 @@ class Session:
                 self.service.received_bytes += len(message)
                 await self.receive(message)
                 await self.outbox.send()
-            await self._settle()
+            await self.settle()
             await asyncio.gather(*self._pulls.values(), return_exceptions=True)
         finally:
             await self.close()
@@ -81,7 +84,7 @@ class Session:
         self.outbox.close()
         for pull in self._pulls.values():
             pull.cancel()
-        await self._settle()
+        await self.settle()
         for inbound in self._inbound.values():
             if isinstance(inbound, Incoming):
                 inbound.open = False
@@ -110,7 +113,7 @@ class Session:
             elif kind in _HANDLERS:
                 handle = getattr(self, f"_{kind}")
                 await self._guard(record.request, handle(record.request, getattr(record, kind)))
-            elif kind in REQUESTS:
+            elif kind in ALL_REQUESTS:
                 await self._guard(record.request, self._open(record))
             else:
                 raise InvalidRequestError(f"frame: a client does not send {kind!r} records")
@@ -136,14 +139,15 @@ class Session:
         refusal = as_refusal(error)
         self.outbox.put(pb.Record(request=request, failure=to_failure(refusal)))
 
-    async def _settle(self) -> None:
+    async def settle(self) -> None:
+        """Returns when no tensor work of this stream is under way."""
         while self._work:
             await asyncio.wait(self._work)
 
     # Pushes
 
     async def _push(self, request: int, push: pb.Push) -> None:
-        await self._settle()  # gradients of one worker reach a bucket in the order of their clocks
+        await self.settle()  # gradients of one worker reach a bucket in the order of their clocks
         service = self.service
         worker = await service.views.admit(push.worker)
         group = await service.group(push.group, push.map_version)
@@ -157,7 +161,7 @@ class Session:
             push.worker.job,
             push.clock,
             checked_weight(push.weight),
-            wire_from_proto(push.wire_dtype, blocks=True),
+            wire_of(group, push.wire_dtype),
             read_options(group, push.options),
             spans_from_proto(push.samples),
             beside(push.slices, push.bases),
@@ -191,7 +195,7 @@ class Session:
 
     async def _open(self, record: pb.Record) -> None:
         """Opens a request that is neither push nor pull."""
-        made = REQUESTS[str(record.WhichOneof("body"))](self.service, self, record)
+        made = ALL_REQUESTS[str(record.WhichOneof("body"))](self.service, self, record)
         self._inbound[record.request] = made
         await made.begin()
         if made.whole:
@@ -245,7 +249,7 @@ class Session:
         return refused
 
     async def _commit(self, request: int, commit: pb.Commit) -> None:
-        await self._settle()
+        await self.settle()
         push = self._inbound.get(request)
         if not isinstance(push, Incoming) or not push.deferred:
             raise InvalidRequestError("commit: no deferred push has this request number")
@@ -324,7 +328,7 @@ class Session:
     # Pulls
 
     async def _pull(self, request: int, pull: pb.Pull) -> None:
-        await self._settle()  # read-my-writes: what this stream sent before is applied first
+        await self.settle()  # read-my-writes: what this stream sent before is applied first
         self._start_pull(request, pull, None, None)
 
     def _start_pull(
@@ -337,6 +341,7 @@ class Session:
         task = asyncio.create_task(self._guard(request, answer))
         self._pulls[request] = task
         task.add_done_callback(lambda _: self._end_pull(request))
+        task.add_done_callback(lambda _: answer.close())  # cancelled before it began
 
     def _end_pull(self, request: int) -> None:
         self._pulls.pop(request, None)

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from paramserver.core.clock import Close, Drop, may_read
 from paramserver.core.ledger import Ledger, Receipt
-from paramserver.core.placement import GroupSpec, SliceMap
-from paramserver.core.slices import Slice, cut, pack, travels_as
+from paramserver.core.placement import GroupSpec, SliceMap, slices_of
+from paramserver.core.slices import Slice, pack, travels_as
 from paramserver.errors import InternalError, InvalidRequestError, MovedError
 from paramserver.ps.gate import Gate
 from paramserver.ps.rules import Bucket
+from paramserver.ps.tables.bucket import RowBucket, row_bucket
 from paramserver.ps.workshop import Workshop
 from paramserver.types import Adaptive, AllReduce, ScaleLr, Span, Stale, Sync, WorkerId
 
@@ -34,18 +35,21 @@ class Staged:
     weight: float
     options: Sequence[Mapping[str, Any]]
     samples: Sequence[Span]
-    gradients: dict[int, Tensor] = field(default_factory=dict)
+    gradients: dict[int, Any] = field(default_factory=dict)  # tensors, or rows of a table
 
 
 class Cell:
-    """A bucket with its lock, and how many clocks have closed on it."""
+    """A bucket, or a sub-table, with its lock, and how many clocks have closed on it."""
 
-    __slots__ = ("bucket", "closed", "lock", "size", "slices")
+    __slots__ = ("bucket", "closed", "lock", "rows", "size", "slices")
 
     def __init__(self, slices: Sequence[Slice], spec: GroupSpec) -> None:
         self.slices = {s.index: s for s in slices}
         self.size = sum(s.bytes for s in slices)
-        self.bucket = Bucket(slices, spec.tensors, spec.optimizer, spec.param_groups)
+        self.rows = row_bucket(slices[0].index, spec) if spec.table is not None else None
+        self.bucket: Bucket | RowBucket = self.rows or Bucket(
+            slices, spec.tensors, spec.optimizer, spec.param_groups
+        )
         self.lock = threading.Lock()
         self.closed = Gate()
 
@@ -70,19 +74,18 @@ class GroupState:
         self._workshop = workshop
         mine = [
             s
-            for s, owner in zip(
-                cut(spec.tensors, slice_map.slice_elements), slice_map.owners, strict=True
-            )
+            for s, owner in zip(slices_of(spec, slice_map), slice_map.owners, strict=True)
             if slice_map.servers[owner] == server
         ]
         self.slices: dict[int, Slice] = {s.index: s for s in mine}
-        self.cells = [Cell(piece, spec) for piece in pack(mine)]
+        packed = pack(mine) if spec.table is None else [[s] for s in mine]
+        self.cells = [Cell(piece, spec) for piece in packed]
         self.cell_of = {i: cell for cell in self.cells for i in cell.slices}
         self.ledger = Ledger()
         self.frontier = Gate()
         self.follow_bounds({})
         self.version = 0
-        self._unset = {i for i, s in self.slices.items()}
+        self._unset = set(self.slices) if spec.table is None else set()
         self.staged: dict[tuple[WorkerId, int], Staged] = {}
         self._decisions: asyncio.Queue[Close | Drop] = asyncio.Queue()
         self._applier: asyncio.Task[None] | None = None
@@ -109,6 +112,16 @@ class GroupState:
     def stored(self) -> bool:
         """Whether every slice has its first value."""
         return not self._unset
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values; of a table with its optimizer state and index."""
+        return sum(cell.rows.nbytes if cell.rows else cell.size for cell in self.cells)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a table."""
+        return sum(len(cell.rows.table) for cell in self.cells if cell.rows)
 
     @property
     def staged_bytes(self) -> int:
@@ -148,6 +161,8 @@ class GroupState:
     async def store(self, index: int, value: Tensor) -> None:
         """Takes a first value; one that is there stays."""
         cell = self.cell_of[index]
+        if isinstance(cell.bucket, RowBucket):
+            raise InvalidRequestError("a table takes no first values: rows begin by themselves")
         await self._workshop.run(cell.lock, value.nbytes, cell.bucket.store, index, value)
         self._unset.discard(index)
 
@@ -220,8 +235,8 @@ class GroupState:
         self.frontier.advance(clock + 1)
         self.settled.advance(clock + 1)
 
-    def _by_cell(self, gradients: Mapping[int, Tensor]) -> dict[Cell, dict[int, Tensor]]:
-        parts: dict[Cell, dict[int, Tensor]] = {}
+    def _by_cell(self, gradients: Mapping[int, Any]) -> dict[Cell, dict[int, Any]]:
+        parts: dict[Cell, dict[int, Any]] = {}
         for index, gradient in gradients.items():
             parts.setdefault(self.cell_of[index], {})[index] = gradient
         return parts
@@ -230,10 +245,13 @@ class GroupState:
         self,
         cell: Cell,
         clock: int,
-        contributions: Sequence[tuple[float, Mapping[int, Tensor]]],
+        contributions: Sequence[tuple[float, Mapping[int, Any]]],
         options: Sequence[Mapping[str, Any]],
     ) -> None:
-        await self._workshop.run(cell.lock, cell.size, cell.bucket.close, contributions, options)
+        size = cell.size
+        if cell.rows is not None:  # known only by what came
+            size = sum(rows.nbytes for _, part in contributions for rows in part.values())
+        await self._workshop.run(cell.lock, size, cell.bucket.close, contributions, options)
         cell.closed.advance(clock + 1)
 
     def _drop(self, worker: WorkerId, clock: int) -> None:

@@ -13,6 +13,7 @@ from paramserver.errors import InvalidRequestError, WaitTimeoutError
 from paramserver.ps.group import Cell, GroupState
 from paramserver.ps.outbox import Outbox
 from paramserver.ps.push import Incoming, beside
+from paramserver.ps.rules import Bucket
 from paramserver.ps.workshop import INLINE_BYTES
 from paramserver.types import WorkerId
 from paramserver.v1 import server_pb2 as pb
@@ -47,6 +48,8 @@ async def answer_pull(
     if push is None and not pull.latest:
         await service.views.admit(pull.worker)
     group = push.group if push else await service.group(pull.group, pull.map_version)
+    if group.spec.table is not None:
+        raise InvalidRequestError(f"group {pull.group!r} is a table: look its rows up by key")
     group.check_slices(pull.slices)
     if not group.stored:
         raise InvalidRequestError(f"group {pull.group!r} has no first values yet")
@@ -61,7 +64,7 @@ async def answer_pull(
         if push is not None:
             await push.through(cell)
         if not pull.latest:
-            await _until_readable(service, outbox, request, group, cell, pull.clock, deadline)
+            await until_readable(service, outbox, request, group, cell, pull.clock, deadline)
         await outbox.room()
         await _send_cell(service, outbox, request, group, cell, wanted, have, wire)
     if push is not None:
@@ -86,7 +89,7 @@ def _done(group: GroupState, pull: pb.Pull, receipt: Receipt | None) -> pb.Done:
     return done
 
 
-async def _until_readable(
+async def until_readable(
     service: ServerService,
     outbox: Outbox,
     request: int,
@@ -95,6 +98,11 @@ async def _until_readable(
     clock: int,
     deadline: float,
 ) -> None:
+    """Returns when a worker may read a bucket at a clock; tells it now and then why it waits.
+
+    Raises:
+        WaitTimeoutError: the deadline passed; says whom the clock waits for.
+    """
     while True:
         left = deadline - time.monotonic()
         if await group.readable(cell, clock, max(0.0, min(left, REASON_EVERY))):
@@ -138,6 +146,7 @@ def _collect(
 ) -> tuple[pb.Data, list[Piece]]:
     """Changed slices with their bytes; unchanged ones with none, if their version grew."""
     bucket = cell.bucket
+    assert isinstance(bucket, Bucket)
     pieces: list[Piece] = []
     slices, sizes, sums, versions = [], [], [], []
     for index in wanted:

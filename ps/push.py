@@ -14,15 +14,18 @@ from paramserver.core.slices import Slice
 from paramserver.errors import InvalidRequestError, NonFiniteError
 from paramserver.ps.group import Cell, GroupState
 from paramserver.ps.optimizers import check_push_options
+from paramserver.ps.tables.rules import complete
+from paramserver.ps.tables.store import Rows
 from paramserver.types import Span, WorkerId
 from paramserver.v1 import common_pb2
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.blocks import LEVELS, unpack, wire_bytes
-from paramserver.wire.convert import options_from_proto
+from paramserver.wire.convert import options_from_proto, wire_from_proto
 from paramserver.wire.frames import Piece
+from paramserver.wire.rows import KEY_BYTES, decode_keys, decode_rows, ids_of, row_bytes
 from paramserver.wire.tensors import DTYPES, checksum, from_bytes, is_finite
 
-PUSHABLE = frozenset({"step", "add", "delta", "maximum", "first"})
+PUSHABLE = frozenset({"step", "add", "delta", "maximum", "first", "rows"})
 
 
 @dataclass(eq=False, slots=True)
@@ -101,9 +104,23 @@ def read_options(
         ConfigurationError: a value that the group's optimizer cannot work with.
     """
     read = [options_from_proto(o) for o in options]
+    if read and group.spec.table is not None:
+        return [complete(group.spec.optimizer, options) for options in read]
     if read:
         check_push_options(group.spec.optimizer, group.spec.param_groups, read)
     return read
+
+
+def wire_of(group: GroupState, dtype: int) -> str:
+    """The name of the data type in which a push or lookup travels; "" when none is asked for.
+
+    Raises:
+        InvalidRequestError: nothing of this group can travel in this type.
+    """
+    name = wire_from_proto(dtype, blocks=True)
+    if group.spec.table is not None and name == "int4":
+        raise InvalidRequestError("wire_dtype int4: rows travel as bfloat16, float16 or int8")
+    return name
 
 
 def check_payload(records: Sequence[pb.Record], payload: memoryview) -> None:
@@ -162,6 +179,9 @@ def check_sizes(
         InvalidRequestError: a slice has another number of bytes than its type and range say.
     """
     dtypes = []
+    if group.spec.table is not None:
+        check_rows(group, slices, pieces, wire)
+        return [wire or group.spec.tensors[0].dtype] * len(pieces)
     for index, piece in zip(slices, pieces, strict=True):
         part = group.slices[index]
         dtype = group.wire_dtype(part, wire)
@@ -173,6 +193,20 @@ def check_sizes(
             )
         dtypes.append(dtype)
     return dtypes
+
+
+def check_rows(
+    group: GroupState, slices: Sequence[int], pieces: Sequence[Piece], wire: str
+) -> None:
+    """Raises InvalidRequestError unless each piece is a whole number of keys with their rows."""
+    assert group.spec.table is not None
+    size = KEY_BYTES + row_bytes(group.spec.table.dim, wire or group.spec.tensors[0].dtype)
+    for index, piece in zip(slices, pieces, strict=True):
+        if len(piece) % size:
+            raise InvalidRequestError(
+                f"sub-table {index} of {group.spec.name!r}: {len(piece)} bytes, must be a multiple "
+                f"of {size}: a key of 8 and a row of {size - KEY_BYTES}"
+            )
 
 
 class Parcel(NamedTuple):
@@ -213,12 +247,14 @@ class Parcel(NamedTuple):
 EMPTY = Parcel((), (), (), ())
 
 
-def open_gradients(push: Incoming, parcel: Parcel) -> tuple[dict[int, Tensor], list[int]]:
+def open_gradients(push: Incoming, parcel: Parcel) -> tuple[dict[int, Any], list[int]]:
     """As ``parcel.open``, blocks unpacked.
 
     Raises:
         NonFiniteError: names worker, tensor and clock.
     """
+    if push.group.spec.table is not None:
+        return _open_rows(push, push.group.spec.table.dim, parcel)
     good, bad = parcel.open()
     for index, gradient in good.items():
         piece: Slice = push.group.slices[index]
@@ -231,6 +267,27 @@ def open_gradients(push: Incoming, parcel: Parcel) -> tuple[dict[int, Tensor], l
                 f"{push.group.spec.tensors[piece.tensor].name!r}, elements {piece.start} to "
                 f"{piece.stop}; nothing of this slice was applied"
             )
+    return good, bad
+
+
+def _open_rows(push: Incoming, dim: int, parcel: Parcel) -> tuple[dict[int, Any], list[int]]:
+    """As ``open_gradients``, for a table."""
+    good: dict[int, Any] = {}
+    bad: list[int] = []
+    for index, piece, mark, wire in zip(*parcel, strict=True):
+        if checksum(piece) != mark:
+            bad.append(index)
+            continue
+        at = len(piece) // (KEY_BYTES + row_bytes(dim, wire)) * KEY_BYTES
+        keys = decode_keys(piece[:at], index)
+        rows = decode_rows(piece[at:], dim, wire, DTYPES[push.group.spec.tensors[0].dtype])
+        if not is_finite(rows):
+            worst = ids_of(keys)[int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])]
+            raise NonFiniteError(
+                f"NaN or infinity from rank {push.worker.rank} at clock {push.clock} in row "
+                f"{worst} of table {push.group.spec.name!r}; nothing of this sub-table was applied"
+            )
+        good[index] = Rows(keys, rows)
     return good, bad
 
 

@@ -308,7 +308,8 @@ class ServerService:
         status = pb.GroupStatus(
             group=group.spec.name,
             slices=len(group.slices),
-            bytes=sum(s.bytes for s in group.slices.values()),
+            bytes=group.nbytes,
+            rows=group.rows,
             version=group.version,
             min_clock=group.frontier.value,
         )

@@ -100,6 +100,17 @@ def test_the_chiefs_values_win() -> None:
         assert c.workers(work) == [(1.0, 1.0)] * 3
 
 
+def test_values_are_read_in_inference_mode_too() -> None:
+    def work(client: ps.Client) -> None:
+        group = client.register("g", {"w": torch.ones(3)})
+        with torch.inference_mode():
+            assert torch.equal(group.pull()["w"], torch.ones(3))
+            assert torch.equal(client.state_dict("g")["w"], torch.ones(3))
+
+    with cluster(1, 1) as c:
+        c.workers(work)
+
+
 def test_state_dict_is_plain_pytorch() -> None:
     with cluster(servers=2) as c, c.connect() as client:
         model = network()

@@ -108,3 +108,25 @@ def test_a_tensor_on_a_gpu_is_reduced() -> None:
         for total in c.workers(work):
             assert total.device.type == "cuda"
             assert torch.equal(total.cpu(), torch.full((3,), 3.0))
+
+
+def test_rows_of_a_table_on_a_gpu() -> None:
+    """Ids from the GPU bring rows to it, and gradients leave it."""
+    ids = torch.tensor([[1, 2, 2], [0, 5, 1]])
+
+    def work(client: ps.Client) -> torch.Tensor:
+        table = client.table("e", 4, optimizer=torch.optim.SGD, lr=1.0)
+        model = ps.EmbeddingBag(table, mode="sum", padding_idx=0)
+        optimizer = client.optimizer(model, torch.optim.SGD)
+        first = table.pull(ids)
+        found = model(ids.cuda())
+        assert found.device.type == "cuda"
+        first[1, 0] = 0
+        torch.testing.assert_close(found.cpu(), first.sum(1))
+        found.sum().backward()
+        optimizer.step()
+        return (first - table.pull(ids.cuda()).cpu())[:, 1:, 0]
+
+    with cluster(2, 1) as c:
+        (moved,) = c.workers(work)
+    torch.testing.assert_close(moved, torch.tensor([[2.0, 2.0], [1.0, 2.0]]))

@@ -124,3 +124,32 @@ def test_char_lm(tmp_path: Path) -> None:
     assert len(bits) == 1, said
     # Uniform bytes cost 8 bits; letters by their frequency alone about 4.
     assert float(bits[0]) < 3
+
+
+def test_words() -> None:
+    said = cluster(2, 2, "words")
+    near = dict(re.findall(r"(\w+): ([\w ]+)\n", said))
+    assert {"stdin", "stderr"} & set(near["stdout"].split()), said
+
+
+def area(text: str) -> float:
+    """The one area under the ROC curve that the chief printed."""
+    found = re.findall(r"test AUC ([\d.]+)", text)
+    assert len(found) == 1, text
+    return float(found[0])
+
+
+@pytest.mark.parametrize("tables", [(), ("--tables", "async", "--tau", "4")], ids=["sync", "async"])
+def test_wide_and_deep(tables: tuple[str, ...]) -> None:
+    said = cluster(2, 2, "wide_and_deep", "--synthetic", "--epochs", "2", *tables)
+    assert "synthetic clicks" in said
+    # The model that drew the clicks has an area of 0.92; by chance it is 0.5.
+    assert area(said) > 0.84
+
+
+def test_wide_and_deep_of_a_csv(tmp_path: Path) -> None:
+    data = tmp_path / "answers.csv"
+    answers = ["yes" if n % 7 > 4 or n % 4 == 1 else "no" for n in range(2_000)]
+    lines = [f"{n % 7},{'abcd'[n % 4]},{answer}" for n, answer in enumerate(answers)]
+    data.write_text("\n".join(["number,letter,answer", *lines]))
+    assert area(output_of("examples/wide_and_deep.py", "--data", str(data))) > 0.97

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paramserver.initial import InitialValues, Normal
 from paramserver.schemes import Scheme
 from paramserver.types import Consistency, Sync
 from paramserver.wire.transport import Transport
@@ -17,6 +18,7 @@ from paramserver.worker.client_data import DataMethods
 from paramserver.worker.epochs import Schedule
 from paramserver.worker.group import Group
 from paramserver.worker.job_optimizer import JobOptimizer
+from paramserver.worker.optimizer import wire_name
 from paramserver.worker.parameters import Buffers, Model, plain_spec
 from paramserver.worker.party import PartySums, check_scheme, own_name
 from paramserver.worker.registry import Registry
@@ -26,8 +28,12 @@ from paramserver.worker.schemes import open_optimizer
 from paramserver.worker.schemes.chosen import scheme_of
 from paramserver.worker.session import Session
 from paramserver.worker.sources import Sources
+from paramserver.worker.table import Table
+from paramserver.worker.table_optimizer import with_tables
+from paramserver.worker.table_spec import RowOptimizer, table_spec
 
 SYNC = Sync()
+NORMAL = Normal(0.01)
 
 
 class Client(DataMethods):
@@ -116,6 +122,7 @@ class Client(DataMethods):
         buffers: Buffers = "mean",
         wire_dtype: str | None = None,
         overlap: bool = False,
+        tau: int | None = None,
         **hyperparameters: Any,
     ) -> JobOptimizer:
         """Registers a model; the optimizer whose step happens on the servers.
@@ -135,7 +142,12 @@ class Client(DataMethods):
             wire_dtype: "bf16" or "fp16" casts gradients and pulled values on the way; "int8" or
                 "int4" packs gradients into blocks of small integers, values travel uncast.
             overlap: send gradients while the backward pass still runs.
+            tau: most batches of tables with ``Async()`` between the lookup of their rows and the
+                word that their push is applied; None: no bound. 1: no prefetch, nothing overlaps.
             hyperparameters: as for the class.
+
+        A module with ``ps.Embedding`` or ``ps.EmbeddingBag`` in it brings their tables along: each
+        step pushes to every one of them, by the consistency and the optimizer of the table.
 
         Raises:
             ConfigurationError, UnsupportedError: what cannot work, and why.
@@ -145,17 +157,21 @@ class Client(DataMethods):
         self._session.refuse_reader("client.optimizer")
         consistency = scheme_of(self._session.config.scheme, consistency)
         check_scheme(self._session, consistency)
-        made = open_optimizer(
-            self._registry,
-            model,
-            optimizer_class,
-            hyperparameters,
-            consistency=consistency,
-            group=own_name(self._session, group),
-            buffers=buffers,
-            wire_dtype=wire_dtype,
-            overlap=overlap,
-        )
+
+        def dense() -> JobOptimizer:
+            return open_optimizer(
+                self._registry,
+                model,
+                optimizer_class,
+                hyperparameters,
+                consistency=consistency,
+                group=own_name(self._session, group),
+                buffers=buffers,
+                wire_dtype=wire_dtype,
+                overlap=overlap,
+            )
+
+        made = with_tables(model, dense, tau)
         self._optimizers[group] = made
         return made
 
@@ -189,6 +205,49 @@ class Client(DataMethods):
         opened = self._registry.open(spec, tensors, "")
         self._registry.add(opened, opened.activate)
         return opened
+
+    def table(
+        self,
+        name: str,
+        dim: int,
+        *,
+        rows: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        init: InitialValues = NORMAL,
+        seed: int = 0,
+        optimizer: RowOptimizer = torch.optim.Adagrad,
+        consistency: Consistency = SYNC,
+        wire_dtype: str | None = None,
+        **hyperparameters: Any,
+    ) -> Table:
+        """Registers a table: rows by 64-bit id, born by the first push that touches them.
+
+        Args:
+            name: of the table; groups and tables share their names.
+            dim: floats of a row.
+            rows: ids are 0 to rows - 1; None: any int64, negative ones too.
+            dtype: of the rows.
+            init: what an unseen row reads as: ``Normal()``, ``Uniform()`` or ``Zeros()``.
+            seed: of the first values; they depend on seed and id alone.
+            optimizer: ``torch.optim.SGD``, ``Adagrad``, ``RMSprop`` or ``SparseAdam``; or
+                "RowAdagrad" (one accumulator a row), "RowAdam" (a step count of each row's own),
+                "Momentum", "Ftrl"; None adds what is pushed. It acts on touched rows only.
+            consistency: ``Sync()``, ``Stale(bound)`` or ``Async()``.
+            wire_dtype: "bf16", "fp16" or "int8" (a scale per row) casts rows on the way.
+            hyperparameters: of the optimizer.
+
+        Raises:
+            ConfigurationError, UnsupportedError: what cannot work, and why.
+            MismatchError: other workers registered the table otherwise; names the difference.
+        """
+        self._session.check()
+        self._session.refuse_reader("client.table")
+        spec = table_spec(
+            name, dim, rows, dtype, init, seed, optimizer, hyperparameters, consistency
+        )
+        group = self._registry.open(spec, {}, wire_name(wire_dtype))
+        self._registry.add(group, group.activate)
+        return Table(group, self._transport)
 
     def state_dict(self, group: str = "model") -> dict[str, Any]:
         """The newest values as a plain ``state_dict``, on the CPU, without waiting.

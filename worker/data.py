@@ -141,6 +141,7 @@ class LeaseLoader(DataLoader[Any]):
                 source.settle()
                 shard = None if source.drained else source.next_shard(wait=True)
         finally:
+            source.session.lookahead.show(None, None)
             if number == source.passes and not source.drained:
                 source.break_off()
 
@@ -148,9 +149,10 @@ class LeaseLoader(DataLoader[Any]):
         """What is free now, batch by batch."""
         session = self._source.session
         batches = session.batches
-        for data in inner:
+        for data, following in session.lookahead.pairs(inner):
             batch = batches.hand_out(self._source.name)
             self._source.begin_lease(batch.span.lease)
+            session.lookahead.show(data, following)
             session.speed.begin(batch.samples)
             yield data
             _refuse_old(self._source, number)

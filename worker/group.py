@@ -17,12 +17,14 @@ from paramserver.types import StepResult, Sync
 from paramserver.v1 import common_pb2
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.convert import options_to_proto, spans_to_proto, wire_to_proto
+from paramserver.wire.frames import Piece
 from paramserver.wire.transport import Transport
 from paramserver.worker.batches import Ticket
 from paramserver.worker.link import Links
 from paramserver.worker.operation import Operation, Outcome, ServerAnswers
-from paramserver.worker.parts import PushParts, StoreParts, pull_record
+from paramserver.worker.parts import StoreParts, pull_record
 from paramserver.worker.plan import Plan, empty_like
+from paramserver.worker.pushes import Dense, Payload, Started
 from paramserver.worker.session import Session
 from paramserver.worker.uplink import Uplink
 from paramserver.worker.values import Held, Landing
@@ -108,14 +110,17 @@ class Group(VectorMethods):
             NonFiniteError: NaN or infinity; nothing was sent, the clock stays.
             InvalidRequestError: an unknown name or a wrong shape; nothing was sent.
         """
-        return self._finish_push(*self._start_push(tensors, weight, options, None))
+        return self.finish_push(*self._start_push(tensors, weight, options, None))
 
     def push_async(
         self, tensors: Mapping[str, Tensor], weight: float | None = None
     ) -> Future[StepResult]:
         """As ``push``, without waiting; a 65th one that is not applied waits for room."""
         copies = {name: t.detach().clone() for name, t in tensors.items()}
-        operation, clock, began = self._start_push(copies, weight, None, None)
+        return self.future(*self._start_push(copies, weight, None, None))
+
+    def future(self, operation: Operation, clock: int, began: float) -> Future[StepResult]:
+        """The result of a push under way, once every server has accepted it."""
         result: Future[StepResult] = Future()
 
         def answered() -> None:
@@ -202,7 +207,7 @@ class Group(VectorMethods):
             answers = ServerAnswers(operation, shard.index, landing.take)
             record = pull_record(self, slices, held, latest=latest)
             operation.submit(self.links.to(shard.address), answers, record.part)
-        self._wait(operation, operation.done, f"pull at clock {self.clock} of group {self.name!r}")
+        self.wait(operation, operation.done, f"pull at clock {self.clock} of group {self.name!r}")
         landing.finish()
         return operation.received_bytes
 
@@ -223,7 +228,7 @@ class Group(VectorMethods):
             parts = StoreParts(self, shard, values)
             answers = ServerAnswers(operation, shard.index, None, parts.some)
             operation.submit(self.links.to(shard.address), answers, parts.all)
-        self._wait(operation, operation.done, f"storing first values of group {self.name!r}")
+        self.wait(operation, operation.done, f"storing first values of group {self.name!r}")
 
     @property
     def fresh(self) -> bool:
@@ -265,29 +270,46 @@ class Group(VectorMethods):
         weight: float | None,
         options: Sequence[Mapping[str, Any]] | None,
         landing: Landing | None,
-    ) -> tuple[Operation, int, float]:
+    ) -> Started:
+        take = landing.take if landing else None
+        return self.start_push(lambda: Dense(self, tensors, landing), weight, options, take)
+
+    def start_push(
+        self,
+        make: Callable[[], Payload],
+        weight: float | None,
+        options: Sequence[Mapping[str, Any]] | None,
+        take: Callable[[pb.Data, Sequence[Piece]], None] | None = None,
+    ) -> Started:
+        """Sends a push on its way, and ticks.
+
+        Args:
+            make: checks what is to be pushed.
+            take: receives values, for a push that pulls.
+
+        Returns:
+            The operation, its clock, and when it began: what ``finish_push`` and ``future`` take.
+        """
         began = time.monotonic()
         self.session.check()
         self.session.refuse_reader("push")
         self._go_on_at(self._dropped_to)
         clock = self.clock
-        leaving = self.uplink.leave(tensors, clock)
+        payload = make()
         weight, ticket = self.begin(weight)
         try:
             push = self.push_record(clock, weight, ticket, options)
             operation = Operation(len(self.plan.shards))
             self.window.track(operation, ticket)
-            operation.done.then(lambda: leaving.end(self._counted(operation, weight)))
+            operation.done.then(lambda: payload.end(self._counted(operation, weight)))
             for shard in self.plan.shards:
-                wanted = landing.wants(shard.slices) if landing else ()
-                parts = PushParts(self, shard, push, leaving.flat, pulls=wanted)
-                take = landing.take if landing else None
+                parts = payload.share(shard, push)
                 answers = ServerAnswers(operation, shard.index, take, parts.some)
                 operation.submit(self.links.to(shard.address), answers, parts.all)
                 operation.sent_bytes += parts.size
         except BaseException:
             self.session.abort_push(ticket)
-            leaving.end(False)
+            payload.end(False)
             raise
         self.ticked()
         return operation, clock, began
@@ -335,19 +357,21 @@ class Group(VectorMethods):
             activated=self._activated,
         )
 
-    def _finish_push(self, operation: Operation, clock: int, began: float) -> StepResult:
+    def finish_push(self, operation: Operation, clock: int, began: float) -> StepResult:
+        """Waits until every server has accepted a push."""
         self._wait_push(operation, operation.accepted, clock)
         self._go_on_at(operation.next_clock)
         self.last = self._result(operation, clock, began)
         return self.last
 
-    def _wait(self, operation: Operation, outcome: Outcome, what: str) -> None:
+    def wait(self, operation: Operation, outcome: Outcome, what: str) -> None:
+        """Waits for the servers, at most ``wait_timeout``."""
         with self.session.speed.waiting():
             operation.wait(outcome, self.session.config.wait_timeout, self.session.check, what)
 
     def _wait_push(self, operation: Operation, outcome: Outcome, clock: int) -> None:
         try:
-            self._wait(operation, outcome, f"step {clock} of group {self.name!r}")
+            self.wait(operation, outcome, f"step {clock} of group {self.name!r}")
         except RefusedError:
             self.clock = clock  # a refused push does not tick
             self._activated = True

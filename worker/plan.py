@@ -9,8 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from paramserver.core.placement import GroupSpec, SliceMap
-from paramserver.core.slices import BLOCK_WIRES, Slice, cut, pack, travels_as
+from paramserver.core.placement import GroupSpec, SliceMap, slices_of
+from paramserver.core.slices import BLOCK_WIRES, Slice, pack, travels_as
 from paramserver.errors import InvalidRequestError, NonFiniteError
 from paramserver.wire.frames import Piece
 from paramserver.wire.tensors import DTYPES, as_bytes, flat_host, is_finite
@@ -32,7 +32,7 @@ class Plan:
     def __init__(self, spec: GroupSpec, slice_map: SliceMap) -> None:
         self.spec = spec
         self.map = slice_map
-        self.slices = cut(spec.tensors, slice_map.slice_elements)
+        self.slices = slices_of(spec, slice_map)
         self.number = {t.name: i for i, t in enumerate(spec.tensors)}
         self.of_tensor: list[list[Slice]] = [[] for _ in spec.tensors]
         for piece in self.slices:
@@ -123,7 +123,8 @@ def pieces_of(bucket: Sequence[Slice], flat: Mapping[int, Flat]) -> list[tuple[S
 def empty_like(spec: GroupSpec, names: Iterable[str], plan: Plan) -> dict[str, Tensor]:
     """New tensors of the group's shapes and types."""
     found: dict[str, Tensor] = {}
-    for name in names:
-        tensor = spec.tensors[plan.number[name]]
-        found[name] = torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype])
+    with torch.inference_mode(False):  # threads that are in no such mode write to them
+        for name in names:
+            tensor = spec.tensors[plan.number[name]]
+            found[name] = torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype])
     return found

@@ -28,6 +28,7 @@ from paramserver.wire.transport import Channel
 from paramserver.worker.batches import Batches, Ticket
 from paramserver.worker.figures import Figures
 from paramserver.worker.identity import check_version, farewell, forked_error, write_identity
+from paramserver.worker.lookahead import Lookahead
 from paramserver.worker.run_file import RunFile
 from paramserver.worker.speed import Speed
 from paramserver.worker.substitutes import Substitutes
@@ -52,6 +53,7 @@ class Session:
         speed: how fast this worker computes.
         substitutes: what acts for this worker while it waits for others.
         run_file: what is written down of the run.
+        lookahead: the batch that comes next.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Session:
         self.incarnation = self.job = self.workers = self.party = self.replica = 0
         self.batches = Batches()
         self.substitutes = Substitutes()
+        self.lookahead = Lookahead()
         self.launched = launched
         self.identity_file = identity_file
         self._now = now

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from paramserver import errors
 from paramserver.errors import ParameterServerError
+from paramserver.initial import Normal, Uniform, Zeros
 from paramserver.schemes import Downpour, Local
 from paramserver.types import Adaptive, AllReduce, Async, DataShard, Stale, StepResult, Sync
 
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from paramserver._minimize import minimize
     from paramserver.local import LocalCluster, local_cluster
     from paramserver.worker.client import Client
+    from paramserver.worker.embedding import Embedding, EmbeddingBag
     from paramserver.worker.group import Group
     from paramserver.worker.schemes.lbfgs import MinimizeResult
     from paramserver.worker.schemes.vertical import VerticalLinear
+    from paramserver.worker.table import Table
 
 __version__ = "0.1.0"
 
@@ -31,15 +34,21 @@ __all__ = [
     "Client",
     "DataShard",
     "Downpour",
+    "Embedding",
+    "EmbeddingBag",
     "Group",
     "Local",
     "LocalCluster",
     "MinimizeResult",
+    "Normal",
     "ParameterServerError",
     "Stale",
     "StepResult",
     "Sync",
+    "Table",
+    "Uniform",
     "VerticalLinear",
+    "Zeros",
     "__version__",
     "connect",
     "errors",
@@ -49,10 +58,13 @@ __all__ = [
 
 _WHERE = {
     "Client": "paramserver.worker.client",
+    "Embedding": "paramserver.worker.embedding",
+    "EmbeddingBag": "paramserver.worker.embedding",
     "Group": "paramserver.worker.group",
     "VerticalLinear": "paramserver.worker.schemes.vertical",
     "LocalCluster": "paramserver.local",
     "MinimizeResult": "paramserver.worker.schemes.lbfgs",
+    "Table": "paramserver.worker.table",
     "connect": "paramserver._connect",
     "local_cluster": "paramserver.local",
     "minimize": "paramserver._minimize",

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from paramserver.config import Limits
-from paramserver.core.slices import TensorSpec, cut, deal, slice_elements
+from paramserver.core.slices import Slice, TensorSpec, cut, deal, slice_elements
+from paramserver.core.tables import TableSpec, check_table, sub_table_owners, sub_tables
 from paramserver.errors import InvalidRequestError, MismatchError, NotFoundError, ResourceError
 from paramserver.types import FLOATING, ITEM_SIZES, Consistency, canonical
 
-RULES = ("step", "add", "delta", "maximum", "first", "frozen")
+RULES = ("step", "add", "delta", "maximum", "first", "frozen", "rows")
 MAX_DIMENSIONS = 64
 MAX_SLICES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9_.\-/]+")
@@ -33,6 +34,7 @@ class GroupSpec:
         param_groups: hyper-parameters of each param group, as data.
         consistency: who waits for whom.
         scheme: what workers do between two pushes, in words; empty: nothing.
+        table: set: the group is a table, and has one tensor of rule "rows".
     """
 
     name: str
@@ -41,6 +43,7 @@ class GroupSpec:
     param_groups: tuple[Mapping[str, Option], ...]
     consistency: Consistency
     scheme: str = ""
+    table: TableSpec | None = None
 
     @property
     def elements(self) -> int:
@@ -125,8 +128,21 @@ def check_spec(spec: GroupSpec, limits: Limits) -> None:
             raise InvalidRequestError(f"tensor {tensor.name!r} is named twice: names are unique")
         seen.add(tensor.name)
         _check_tensor(tensor, spec, limits)
+    if spec.table is not None or any(t.rule == "rows" for t in spec.tensors):
+        _check_table(spec)
     if spec.bytes >= _INT64:
         raise InvalidRequestError(f"group {spec.name!r} of {spec.bytes} bytes: too large")
+
+
+def _check_table(spec: GroupSpec) -> None:
+    only = spec.tensors[0]
+    if spec.table is None or len(spec.tensors) > 1 or only.rule != "rows":
+        raise InvalidRequestError(
+            f"group {spec.name!r}: a table has exactly one tensor, of rule 'rows'"
+        )
+    if only.dtype not in FLOATING:
+        raise InvalidRequestError(f"table {spec.name!r}: dtype {only.dtype}: must be floating")
+    check_table(spec.table)
 
 
 def _check_options(number: int, options: Mapping[str, Option]) -> None:
@@ -191,6 +207,8 @@ def difference(old: GroupSpec, new: GroupSpec) -> str | None:
         return f"consistency is {old.consistency}, not {new.consistency}"
     if old.scheme != new.scheme:
         return f"scheme is {old.scheme or 'none'}, not {new.scheme or 'none'}"
+    if old.table != new.table:
+        return f"table is {old.table}, not {new.table}"
     if old.optimizer != new.optimizer:
         return f"optimizer is {old.optimizer or 'none'}, not {new.optimizer or 'none'}"
     for left, right in zip(old.tensors, new.tensors, strict=False):
@@ -232,6 +250,8 @@ def place(spec: GroupSpec, servers: Sequence[tuple[str, str]], version: int) -> 
     Raises:
         ResourceError: more slices than a map may have.
     """
+    if spec.table is not None:
+        return _place_table(spec, servers, version)
     elements = slice_elements(spec.tensors, len(servers))
     count = sum(-(-max(t.elements, 1) // elements) for t in spec.tensors)
     if count > MAX_SLICES:
@@ -247,6 +267,19 @@ def place(spec: GroupSpec, servers: Sequence[tuple[str, str]], version: int) -> 
     names, addresses = zip(*servers, strict=True)
     made = SliceMap(version, names, addresses, elements, tuple(owners), owners[0])
     return Group(spec, made, tuple(loads))
+
+
+def _place_table(spec: GroupSpec, servers: Sequence[tuple[str, str]], version: int) -> Group:
+    names, addresses = zip(*servers, strict=True)
+    made = SliceMap(version, names, addresses, 1, tuple(sub_table_owners(len(servers))), 0)
+    return Group(spec, made, (0,) * len(servers), stored=True)
+
+
+def slices_of(spec: GroupSpec, slice_map: SliceMap) -> list[Slice]:
+    """All slices of a group, by number."""
+    if spec.table is not None:
+        return sub_tables(ITEM_SIZES[spec.tensors[0].dtype])
+    return cut(spec.tensors, slice_map.slice_elements)
 
 
 class Groups:

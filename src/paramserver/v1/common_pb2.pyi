@@ -32,6 +32,7 @@ class Rule(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RULE_MAXIMUM: _ClassVar[Rule]
     RULE_FIRST: _ClassVar[Rule]
     RULE_FROZEN: _ClassVar[Rule]
+    RULE_ROWS: _ClassVar[Rule]
 DTYPE_UNSPECIFIED: DType
 DTYPE_FLOAT32: DType
 DTYPE_FLOAT64: DType
@@ -52,6 +53,7 @@ RULE_DELTA: Rule
 RULE_MAXIMUM: Rule
 RULE_FIRST: Rule
 RULE_FROZEN: Rule
+RULE_ROWS: Rule
 
 class TensorSpec(_message.Message):
     __slots__ = ("name", "shape", "dtype", "rule", "param_group")
@@ -119,20 +121,38 @@ class Consistency(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., backup: _Optional[int] = ..., deterministic: bool = ..., bound: _Optional[int] = ..., scale_lr: _Optional[str] = ..., backend: _Optional[str] = ...) -> None: ...
 
 class GroupSpec(_message.Message):
-    __slots__ = ("name", "tensors", "optimizer", "param_groups", "consistency", "scheme")
+    __slots__ = ("name", "tensors", "optimizer", "param_groups", "consistency", "scheme", "table")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     PARAM_GROUPS_FIELD_NUMBER: _ClassVar[int]
     CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
     SCHEME_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
     name: str
     tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     optimizer: str
     param_groups: _containers.RepeatedCompositeFieldContainer[Options]
     consistency: Consistency
     scheme: str
-    def __init__(self, name: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., optimizer: _Optional[str] = ..., param_groups: _Optional[_Iterable[_Union[Options, _Mapping]]] = ..., consistency: _Optional[_Union[Consistency, _Mapping]] = ..., scheme: _Optional[str] = ...) -> None: ...
+    table: TableSpec
+    def __init__(self, name: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., optimizer: _Optional[str] = ..., param_groups: _Optional[_Iterable[_Union[Options, _Mapping]]] = ..., consistency: _Optional[_Union[Consistency, _Mapping]] = ..., scheme: _Optional[str] = ..., table: _Optional[_Union[TableSpec, _Mapping]] = ...) -> None: ...
+
+class TableSpec(_message.Message):
+    __slots__ = ("dim", "rows", "initial", "low", "high", "seed")
+    DIM_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    dim: int
+    rows: int
+    initial: str
+    low: float
+    high: float
+    seed: int
+    def __init__(self, dim: _Optional[int] = ..., rows: _Optional[int] = ..., initial: _Optional[str] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class SliceMap(_message.Message):
     __slots__ = ("version", "servers", "addresses", "slice_elements", "owners", "lead")

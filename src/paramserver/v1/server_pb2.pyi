@@ -24,7 +24,7 @@ class Header(_message.Message):
     def __init__(self, records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("request", "push", "data", "commit", "pull", "store", "contribute", "collect", "cancel", "accepted", "done", "failure", "waiting", "add_vector", "pull_vector", "reduce")
+    __slots__ = ("request", "push", "data", "commit", "pull", "store", "contribute", "collect", "cancel", "accepted", "done", "failure", "waiting", "add_vector", "pull_vector", "reduce", "lookup")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     PUSH_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +41,7 @@ class Record(_message.Message):
     ADD_VECTOR_FIELD_NUMBER: _ClassVar[int]
     PULL_VECTOR_FIELD_NUMBER: _ClassVar[int]
     REDUCE_FIELD_NUMBER: _ClassVar[int]
+    LOOKUP_FIELD_NUMBER: _ClassVar[int]
     request: int
     push: Push
     data: Data
@@ -57,7 +58,8 @@ class Record(_message.Message):
     add_vector: AddVector
     pull_vector: PullVector
     reduce: Reduce
-    def __init__(self, request: _Optional[int] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., data: _Optional[_Union[Data, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ..., store: _Optional[_Union[Store, _Mapping]] = ..., contribute: _Optional[_Union[Contribute, _Mapping]] = ..., collect: _Optional[_Union[Collect, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., failure: _Optional[_Union[_common_pb2.Failure, _Mapping]] = ..., waiting: _Optional[_Union[Waiting, _Mapping]] = ..., add_vector: _Optional[_Union[AddVector, _Mapping]] = ..., pull_vector: _Optional[_Union[PullVector, _Mapping]] = ..., reduce: _Optional[_Union[Reduce, _Mapping]] = ...) -> None: ...
+    lookup: Lookup
+    def __init__(self, request: _Optional[int] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., data: _Optional[_Union[Data, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ..., store: _Optional[_Union[Store, _Mapping]] = ..., contribute: _Optional[_Union[Contribute, _Mapping]] = ..., collect: _Optional[_Union[Collect, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., failure: _Optional[_Union[_common_pb2.Failure, _Mapping]] = ..., waiting: _Optional[_Union[Waiting, _Mapping]] = ..., add_vector: _Optional[_Union[AddVector, _Mapping]] = ..., pull_vector: _Optional[_Union[PullVector, _Mapping]] = ..., reduce: _Optional[_Union[Reduce, _Mapping]] = ..., lookup: _Optional[_Union[Lookup, _Mapping]] = ...) -> None: ...
 
 class Data(_message.Message):
     __slots__ = ("slices", "sizes", "checksums", "versions")
@@ -114,6 +116,28 @@ class Commit(_message.Message):
     def __init__(self, weight: _Optional[float] = ..., samples: _Optional[_Iterable[_Union[_common_pb2.Span, _Mapping]]] = ..., options: _Optional[_Iterable[_Union[_common_pb2.Options, _Mapping]]] = ..., slices: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Pull(_message.Message):
+    __slots__ = ("worker", "group", "map_version", "clock", "slices", "have", "wire_dtype", "timeout", "latest")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    HAVE_FIELD_NUMBER: _ClassVar[int]
+    WIRE_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    LATEST_FIELD_NUMBER: _ClassVar[int]
+    worker: _common_pb2.Identity
+    group: str
+    map_version: int
+    clock: int
+    slices: _containers.RepeatedScalarFieldContainer[int]
+    have: _containers.RepeatedScalarFieldContainer[int]
+    wire_dtype: _common_pb2.DType
+    timeout: float
+    latest: bool
+    def __init__(self, worker: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., group: _Optional[str] = ..., map_version: _Optional[int] = ..., clock: _Optional[int] = ..., slices: _Optional[_Iterable[int]] = ..., have: _Optional[_Iterable[int]] = ..., wire_dtype: _Optional[_Union[_common_pb2.DType, str]] = ..., timeout: _Optional[float] = ..., latest: bool = ...) -> None: ...
+
+class Lookup(_message.Message):
     __slots__ = ("worker", "group", "map_version", "clock", "slices", "have", "wire_dtype", "timeout", "latest")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
@@ -390,7 +414,7 @@ class DescribeReply(_message.Message):
     def __init__(self, groups: _Optional[_Iterable[_Union[GroupStatus, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., staged_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., duplicates: _Optional[int] = ..., refusals: _Optional[int] = ...) -> None: ...
 
 class GroupStatus(_message.Message):
-    __slots__ = ("group", "slices", "bytes", "version", "min_clock", "lead", "waiting", "workers")
+    __slots__ = ("group", "slices", "bytes", "version", "min_clock", "lead", "waiting", "workers", "rows")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     SLICES_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -399,6 +423,7 @@ class GroupStatus(_message.Message):
     LEAD_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     group: str
     slices: int
     bytes: int
@@ -407,7 +432,8 @@ class GroupStatus(_message.Message):
     lead: bool
     waiting: str
     workers: _containers.RepeatedCompositeFieldContainer[WorkerClock]
-    def __init__(self, group: _Optional[str] = ..., slices: _Optional[int] = ..., bytes: _Optional[int] = ..., version: _Optional[int] = ..., min_clock: _Optional[int] = ..., lead: bool = ..., waiting: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[WorkerClock, _Mapping]]] = ...) -> None: ...
+    rows: int
+    def __init__(self, group: _Optional[str] = ..., slices: _Optional[int] = ..., bytes: _Optional[int] = ..., version: _Optional[int] = ..., min_clock: _Optional[int] = ..., lead: bool = ..., waiting: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[WorkerClock, _Mapping]]] = ..., rows: _Optional[int] = ...) -> None: ...
 
 class WorkerClock(_message.Message):
     __slots__ = ("rank", "incarnation", "clock", "active")

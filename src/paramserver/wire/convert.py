@@ -7,6 +7,7 @@ from typing import cast
 
 from paramserver.core.placement import RULES, GroupSpec, Option, SliceMap
 from paramserver.core.slices import BLOCK_WIRES, TensorSpec
+from paramserver.core.tables import Initial, TableSpec
 from paramserver.errors import ConfigurationError, InvalidRequestError
 from paramserver.types import (
     ITEM_SIZES,
@@ -200,7 +201,25 @@ def group_to_proto(spec: GroupSpec) -> pb.GroupSpec:
         param_groups=[options_to_proto(o) for o in spec.param_groups],
         consistency=consistency_to_proto(spec.consistency),
         scheme=spec.scheme,
+        table=None if spec.table is None else table_to_proto(spec.table),
     )
+
+
+def table_to_proto(table: TableSpec) -> pb.TableSpec:
+    first = table.initial
+    return pb.TableSpec(
+        dim=table.dim,
+        rows=table.rows or 0,
+        initial=first.kind,
+        low=first.low,
+        high=first.high,
+        seed=first.seed,
+    )
+
+
+def table_from_proto(message: pb.TableSpec) -> TableSpec:
+    first = Initial(message.initial, message.low, message.high, message.seed)
+    return TableSpec(message.dim, message.rows or None, first)
 
 
 def group_from_proto(message: pb.GroupSpec) -> GroupSpec:
@@ -216,6 +235,7 @@ def group_from_proto(message: pb.GroupSpec) -> GroupSpec:
         tuple(options_from_proto(o) for o in message.param_groups),
         consistency_from_proto(message.consistency),
         message.scheme,
+        table_from_proto(message.table) if message.HasField("table") else None,
     )
 
 

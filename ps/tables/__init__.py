@@ -1,0 +1,1 @@
+"""Tables: rows by 64-bit keys, born by the first push that touches them."""

@@ -1,0 +1,117 @@
+"""A sub-table as a group holds it: what ``rules.Bucket`` is for slices of dense tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from paramserver.core.placement import GroupSpec
+from paramserver.core.tables import SUB_TABLE_BITS
+from paramserver.ps.tables.rules import complete, row_rule
+from paramserver.ps.tables.store import Layout, Rows, SubTable
+from paramserver.types import ScaleLr, lr_factor
+
+Gradients = Mapping[int, Rows]
+Options = Sequence[Mapping[str, Any]]
+FIRST = 1  # the version before any push
+
+
+class RowBucket:
+    """One sub-table with its version. Called with its lock held; never blocks.
+
+    Args:
+        index: number of the slice.
+        skip: leading bits that all its keys share.
+
+    Attributes:
+        versions: by slice: plus one per push or clock, whether it touched rows here or not.
+        table: the rows.
+    """
+
+    stored = True
+
+    def __init__(self, index: int, layout: Layout, skip: int) -> None:
+        self.indices = (index,)
+        self.versions = {index: FIRST}
+        self.table = SubTable(layout, skip)
+        self._index = index
+
+    @property
+    def nbytes(self) -> int:
+        return self.table.nbytes
+
+    def close(
+        self, contributions: Sequence[tuple[float, Gradients]], options: Options = ()
+    ) -> None:
+        """Applies one Sync clock: one step on the weighted mean; as ``Bucket.close``."""
+        self.tick(self.indices)
+        additive = self.table.layout.rule is None
+        given = [
+            (1.0 if additive else weight, gradients[self._index])
+            for weight, gradients in contributions
+            if (weight > 0 or additive) and self._index in gradients
+        ]
+        weights = [1.0] if additive else [w for w, _ in contributions if w > 0]
+        if given:
+            self._step(_combine(given, weights, mean=not additive), options, 1.0)
+
+    def arrive(
+        self, gradients: Gradients, options: Options, bases: Mapping[int, int], scale: ScaleLr
+    ) -> float:
+        """Applies one push at once (Stale, Async); its staleness. As ``Bucket.arrive``."""
+        late = max(0, self.versions[self._index] - bases.get(self._index, FIRST))
+        self.tick(self.indices)
+        self._step(gradients[self._index], options, lr_factor(scale, late))
+        return float(late)
+
+    def tick(self, slices: Sequence[int]) -> None:
+        """One version further."""
+        self.versions[self._index] += 1
+
+    def _step(self, rows: Rows, options: Options, factor: float) -> None:
+        now = dict(self.table.layout.options)
+        if options:
+            now.update(options[0])
+        if "lr" in now:
+            now["lr"] *= factor
+        version = self.versions[self._index]
+        self.table.push(rows, now, version - FIRST, version)
+
+
+def row_bucket(index: int, spec: GroupSpec) -> RowBucket:
+    """An empty sub-table of a group that is a table.
+
+    Raises:
+        UnsupportedError, ConfigurationError: a rule or option that rows cannot have.
+    """
+    assert spec.table is not None
+    rule = row_rule(spec.optimizer) if spec.optimizer else None
+    options = complete(spec.optimizer, spec.param_groups[0]) if rule else {}
+    layout = Layout(spec.table.dim, rule, options, spec.table.initial)
+    return RowBucket(index, layout, SUB_TABLE_BITS)
+
+
+def _combine(given: Sequence[tuple[float, Rows]], weights: Sequence[float], *, mean: bool) -> Rows:
+    """(g_0 + Σ (n_i/n_0) g_i) / Σ n_i/n_0 by row; a row that a push lacks counts as zero.
+
+    Args:
+        given: the pushes with rows here, in rank order.
+        weights: of all pushes, those without rows here included.
+    """
+    first = weights[0]
+    total = sum(w / first for w in weights) if mean else 1.0
+    if len(given) == 1:
+        weight, rows = given[0]
+        share = weight / first / total if mean else 1.0
+        return rows if share == 1.0 else Rows(rows.keys, rows.grads * (weight / first) / total)
+    keys, where = np.unique(np.concatenate([r.keys for _, r in given]), return_inverse=True)
+    result = torch.zeros((len(keys), given[0][1].grads.shape[1]))
+    at = 0
+    for weight, rows in given:
+        places = torch.from_numpy(where[at : at + len(rows.keys)])
+        result.index_add_(0, places, rows.grads, alpha=weight / first)
+        at += len(rows.keys)
+    return Rows(keys, result.div_(total) if total != 1.0 else result)
