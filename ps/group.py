@@ -53,6 +53,13 @@ class Cell:
         self.lock = threading.Lock()
         self.closed = Gate()
 
+    @property
+    def dense(self) -> Bucket:
+        """The bucket; raises InvalidRequestError for a sub-table."""
+        if isinstance(self.bucket, RowBucket):
+            raise InvalidRequestError("a table has rows, not values: look them up by key")
+        return self.bucket
+
 
 class GroupState:
     """What a server holds of one group. Used on the event loop; tensor work goes to the workshop.

@@ -13,7 +13,6 @@ from paramserver.errors import InvalidRequestError, WaitTimeoutError
 from paramserver.ps.group import Cell, GroupState
 from paramserver.ps.outbox import Outbox
 from paramserver.ps.push import Incoming, beside
-from paramserver.ps.rules import Bucket
 from paramserver.ps.workshop import INLINE_BYTES
 from paramserver.types import WorkerId
 from paramserver.v1 import server_pb2 as pb
@@ -145,8 +144,7 @@ def _collect(
     cell: Cell, wanted: Sequence[int], have: Mapping[int, int], dtypes: Mapping[int, str]
 ) -> tuple[pb.Data, list[Piece]]:
     """Changed slices with their bytes; unchanged ones with none, if their version grew."""
-    bucket = cell.bucket
-    assert isinstance(bucket, Bucket)
+    bucket = cell.dense
     pieces: list[Piece] = []
     slices, sizes, sums, versions = [], [], [], []
     for index in wanted:

@@ -182,7 +182,7 @@ class VectorSpace:
             with cell.lock:
                 for index in cell.slices:
                     if index in made:
-                        cell.bucket.replace(index, made[index])
+                        cell.dense.replace(index, made[index])
 
     def _sum(self, index: int, terms: Sequence[pb.Term]) -> Tensor:
         """The sum of the terms on one slice: in float64, rounded once."""
@@ -202,7 +202,7 @@ class VectorSpace:
             return self.vectors[name].values[index]
         cell: Cell = self.group.cell_of[index]
         with cell.lock:
-            return cell.bucket.values[index].clone()
+            return cell.dense.values[index].clone()
 
     # Additions and pulls
 

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,12 +15,11 @@ from paramserver.errors import RefusedError, UsageError
 from paramserver.types import Async
 from paramserver.worker.lookup import Lookup, Sparse
 from paramserver.worker.parameters import hyper_parameters
+from paramserver.worker.pushes import Started
 from paramserver.worker.rows import Routed
 
 if TYPE_CHECKING:
     from paramserver.worker.table import Table
-
-Pushed: TypeAlias = tuple[Any, ...]  # what ``Group.start_push`` returns
 
 
 @dataclass(slots=True)
@@ -84,8 +83,8 @@ class Feed:
         self.stats = TableStats()
         self._sources: dict[int, _Source] = {}
         self._early: list[_Early] = []
-        self._flying: deque[Pushed] = deque()
-        self._pushed: Pushed | None = None
+        self._flying: deque[Started] = deque()
+        self._pushed: Started | None = None
         self._param_group: Mapping[str, Any] | None = None
 
     # Forward
@@ -274,11 +273,10 @@ class Feed:
 
     def _land(self) -> None:
         """Waits for the oldest push."""
-        *what, _ = self._flying.popleft()
-        # Counted from now: what passed before was not spent waiting.
-        pushed: Pushed = (*what, time.monotonic())
+        operation, clock, _ = self._flying.popleft()
         try:
-            self._group.finish_push(*pushed)
+            # Counted from now: what passed before was not spent waiting.
+            self._group.finish_push(operation, clock, time.monotonic())
         except RefusedError:
             self._flying.clear()  # those behind it are refused for the gap
             raise

@@ -353,10 +353,7 @@ class Session:
         self.view()
 
     def pace(self) -> float:
-        """This worker's measured speed as a share of the fastest workers', in (0, 1].
-
-        1.0 until both are known; moves with the heartbeats.
-        """
+        """This worker's measured speed as a share of the fastest's, in (0, 1]; 1.0 at first."""
         own = self.speed.per_second
         return min(1.0, own / self._fastest) if own and self._fastest else 1.0
 

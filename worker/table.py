@@ -19,6 +19,7 @@ from paramserver.wire.transport import Transport
 from paramserver.worker.feed import Feed, TableStats
 from paramserver.worker.group import Group
 from paramserver.worker.lookup import Lookup, Sparse
+from paramserver.worker.pushes import Started
 from paramserver.worker.rows import PIECE_BYTES, Routed, check_gradients, check_ids
 
 
