@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import multiprocessing
 import threading
@@ -28,6 +29,9 @@ from tests.cluster import cluster, in_threads
 DIM = 3
 ROWS = 10
 ADAGRAD: dict[str, Any] = {"optimizer": torch.optim.Adagrad, "lr": 0.1}
+
+
+PLAIN = functools.partial(torch.optim.SGD, lr=0.5)
 
 
 def alone(work: Callable[[ps.Client], None]) -> None:
@@ -342,6 +346,11 @@ def test_sync_training_equals_one_process(servers: int, workers: int) -> None:
         (ps.Stale(2), ps.Stale(1)),
         (ps.Sync(backup=1), ps.Stale(2)),
         (ps.Adaptive(2), ps.Async()),
+        (ps.Local(2), ps.Async()),
+        (ps.Local(2, base=ps.Async("polynomial"), outer=PLAIN), ps.Sync()),
+        (ps.Downpour(2, 2), ps.Async()),
+        (ps.AllReduce(), ps.Async()),
+        (ps.AllReduce(), ps.Sync()),
     ],
     ids=str,
 )
