@@ -19,6 +19,7 @@ from paramserver.errors import InternalError, InvalidRequestError, MovedError
 from paramserver.ps.gate import Gate
 from paramserver.ps.rules import Bucket
 from paramserver.ps.tables.bucket import RowBucket, row_bucket
+from paramserver.ps.tables.store import SubTable
 from paramserver.ps.workshop import Workshop
 from paramserver.types import AllReduce, ScaleLr, Span, Stale, Sync, WorkerId
 
@@ -106,9 +107,14 @@ class GroupState:
         return sum(cell.rows.nbytes if cell.rows else cell.size for cell in self.cells)
 
     @property
+    def tables(self) -> list[SubTable]:
+        """The sub-tables of a table; none of another group."""
+        return [cell.rows.table for cell in self.cells if cell.rows]
+
+    @property
     def rows(self) -> int:
         """Rows of a table."""
-        return sum(len(cell.rows.table) for cell in self.cells if cell.rows)
+        return sum(map(len, self.tables))
 
     @property
     def staged_bytes(self) -> int:

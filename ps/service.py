@@ -21,6 +21,7 @@ from paramserver.ps.exchange import Session
 from paramserver.ps.group import GroupState, Staged
 from paramserver.ps.lead import Following, Leadership
 from paramserver.ps.push import Incoming, Parcel
+from paramserver.ps.tables.shrink import shrink
 from paramserver.ps.views import Views
 from paramserver.ps.workshop import Workshop
 from paramserver.types import WorkerId
@@ -278,6 +279,15 @@ class ServerService:
             groups.append(pb.GroupSpans(group=group.spec.name, spans=spans))
         return pb.AppliedSpansReply(groups=groups)
 
+    async def Shrink(self, request: pb.ShrinkRequest) -> pb.ShrinkReply:
+        """Rows of a table whose time has come are forgotten."""
+        await self.views.admit(request.worker)
+        group = await self.group(request.group, request.map_version)
+        evicted = await shrink(group, self.workshop, request.clock, request.park_seconds)
+        if evicted is None:
+            return pb.ShrinkReply(pending=await self.explain(group))
+        return pb.ShrinkReply(evicted=evicted)
+
     async def Describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
         """What status shows of this server."""
         groups = [t.result() for t in self._groups.values() if t.done() and not t.exception()]
@@ -297,6 +307,8 @@ class ServerService:
             slices=len(group.slices),
             bytes=group.nbytes,
             rows=group.rows,
+            evicted=sum(t.evicted for t in group.tables),
+            not_admitted=sum(t.not_admitted for t in group.tables),
             version=group.version,
             min_clock=group.frontier.value,
         )

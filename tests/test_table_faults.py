@@ -39,9 +39,7 @@ def summed(workers: int) -> Tensor:
 @pytest.mark.parametrize("consistency", [ps.Async("none"), ps.Sync(), ps.Stale(2)], ids=str)
 def test_pushes_over_breaking_connections_are_applied_once(consistency: Any) -> None:
     def work(client: ps.Client) -> tuple[Tensor, int]:
-        table = client.table(
-            "t", DIM, optimizer=None, init=ps.Zeros(), consistency=consistency
-        )
+        table = client.table("t", DIM, optimizer=None, init=ps.Zeros(), consistency=consistency)
         for step in range(STEPS):
             ids, grads = batch(client.rank, step)
             table.pull(ids)
@@ -63,9 +61,7 @@ def test_pushes_over_breaking_connections_are_applied_once(consistency: Any) -> 
 
 def test_pushes_in_flight_survive_a_cut() -> None:
     def work(client: ps.Client) -> Tensor:
-        table = client.table(
-            "t", 3, optimizer=None, init=ps.Zeros(), consistency=ps.Async("none")
-        )
+        table = client.table("t", 3, optimizer=None, init=ps.Zeros(), consistency=ps.Async("none"))
         ids = torch.arange(20)
         pending = [table.push_async(ids, torch.ones(20, 3)) for _ in range(200)]
         for future in pending:
@@ -131,6 +127,6 @@ def test_a_worker_lost_between_pull_and_push_leaves_no_torn_step(
     assert lost == 1
     assert longest < 2 * LEASE + 3
     assert count == ROWS
-    assert ((30 <= rows) & (rows <= 60)).all()
+    assert ((rows >= 30) & (rows <= 60)).all()
     if isinstance(consistency, ps.Sync):  # a clock is applied whole or not at all, on all servers
         assert torch.equal(rows, torch.full_like(rows, float(rows[0, 0])))
