@@ -19,9 +19,9 @@ from paramserver.errors import InternalError, InvalidRequestError, MovedError
 from paramserver.ps.gate import Gate
 from paramserver.ps.rules import Bucket
 from paramserver.ps.tables.bucket import RowBucket, row_bucket
-from paramserver.ps.tables.store import SubTable
 from paramserver.ps.workshop import Workshop
 from paramserver.types import AllReduce, ScaleLr, Span, Stale, Sync, WorkerId
+from paramserver.v1 import server_pb2 as pb
 
 log = logging.getLogger("paramserver")
 
@@ -106,15 +106,16 @@ class GroupState:
         """Bytes of values; of a table with its optimizer state and index."""
         return sum(cell.rows.nbytes if cell.rows else cell.size for cell in self.cells)
 
-    @property
-    def tables(self) -> list[SubTable]:
-        """The sub-tables of a table; none of another group."""
-        return [cell.rows.table for cell in self.cells if cell.rows]
-
-    @property
-    def rows(self) -> int:
-        """Rows of a table."""
-        return sum(map(len, self.tables))
+    def table_status(self) -> pb.TableStatus | None:
+        """Rows of a table and what became of them; None for another group."""
+        tables = [cell.rows.table for cell in self.cells if cell.rows]
+        if self.spec.table is None:
+            return None
+        return pb.TableStatus(
+            rows=sum(map(len, tables)),
+            evicted=sum(t.evicted for t in tables),
+            not_admitted=sum(t.not_admitted for t in tables),
+        )
 
     @property
     def staged_bytes(self) -> int:

@@ -306,9 +306,7 @@ class ServerService:
             group=group.spec.name,
             slices=len(group.slices),
             bytes=group.nbytes,
-            rows=group.rows,
-            evicted=sum(t.evicted for t in group.tables),
-            not_admitted=sum(t.not_admitted for t in group.tables),
+            table=group.table_status(),
             version=group.version,
             min_clock=group.frontier.value,
         )

@@ -84,10 +84,10 @@ class Table:
             reply = self._transport.server(shard.address).call("Describe", pb.DescribeRequest())
             found += [g for g in reply.groups if g.group == self.name]
         return TableCounts(
-            sum(g.rows for g in found),
+            sum(g.table.rows for g in found),
             sum(g.bytes for g in found),
-            sum(g.evicted for g in found),
-            sum(g.not_admitted for g in found),
+            sum(g.table.evicted for g in found),
+            sum(g.table.not_admitted for g in found),
         )
 
     def shrink(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -101,8 +102,8 @@ class Oldest:
         self.rule = rule
         self._now = now
         self._swept = 0
-        self._marks: deque[tuple[float, int]] = deque()  # (time, version that was there by then)
-        self._touched = self._begun = now()
+        self._marks: deque[tuple[float, int]] = deque()  # (time, newest version by then)
+        self._touched, self._begun = -math.inf, now()
         if isinstance(rule, LRU):
             whole = rule.max_rows
             self._share = whole * (index + 1) // SUB_TABLES - whole * index // SUB_TABLES
@@ -110,9 +111,10 @@ class Oldest:
     def pushed(self, version: int) -> None:
         """Rows are about to be touched at this version."""
         if isinstance(self.rule, TTL) and self.rule.seconds:
-            self._touched = self._now()
-            if not self._marks or self._touched - self._marks[-1][0] >= self.rule.seconds / SWEEPS:
+            since = self._touched - (self._marks[-1][0] if self._marks else -math.inf)
+            if since >= self.rule.seconds / SWEEPS:
                 self._marks.append((self._touched, version - 1))
+            self._touched = self._now()
 
     def due(self, rows: int, version: int) -> bool:
         """Whether it is worth looking through the rows."""

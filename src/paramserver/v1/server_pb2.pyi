@@ -402,7 +402,7 @@ class DescribeReply(_message.Message):
     def __init__(self, groups: _Optional[_Iterable[_Union[GroupStatus, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., staged_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., duplicates: _Optional[int] = ..., refusals: _Optional[int] = ...) -> None: ...
 
 class GroupStatus(_message.Message):
-    __slots__ = ("group", "slices", "bytes", "version", "min_clock", "lead", "waiting", "workers", "rows", "evicted", "not_admitted")
+    __slots__ = ("group", "slices", "bytes", "version", "min_clock", "lead", "waiting", "workers", "table")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     SLICES_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -411,9 +411,7 @@ class GroupStatus(_message.Message):
     LEAD_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
-    ROWS_FIELD_NUMBER: _ClassVar[int]
-    EVICTED_FIELD_NUMBER: _ClassVar[int]
-    NOT_ADMITTED_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
     group: str
     slices: int
     bytes: int
@@ -422,10 +420,18 @@ class GroupStatus(_message.Message):
     lead: bool
     waiting: str
     workers: _containers.RepeatedCompositeFieldContainer[WorkerClock]
+    table: TableStatus
+    def __init__(self, group: _Optional[str] = ..., slices: _Optional[int] = ..., bytes: _Optional[int] = ..., version: _Optional[int] = ..., min_clock: _Optional[int] = ..., lead: bool = ..., waiting: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[WorkerClock, _Mapping]]] = ..., table: _Optional[_Union[TableStatus, _Mapping]] = ...) -> None: ...
+
+class TableStatus(_message.Message):
+    __slots__ = ("rows", "evicted", "not_admitted")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_FIELD_NUMBER: _ClassVar[int]
+    NOT_ADMITTED_FIELD_NUMBER: _ClassVar[int]
     rows: int
     evicted: int
     not_admitted: int
-    def __init__(self, group: _Optional[str] = ..., slices: _Optional[int] = ..., bytes: _Optional[int] = ..., version: _Optional[int] = ..., min_clock: _Optional[int] = ..., lead: bool = ..., waiting: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[WorkerClock, _Mapping]]] = ..., rows: _Optional[int] = ..., evicted: _Optional[int] = ..., not_admitted: _Optional[int] = ...) -> None: ...
+    def __init__(self, rows: _Optional[int] = ..., evicted: _Optional[int] = ..., not_admitted: _Optional[int] = ...) -> None: ...
 
 class WorkerClock(_message.Message):
     __slots__ = ("rank", "incarnation", "clock", "active")
