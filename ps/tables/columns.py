@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from paramserver.ps.tables.index import Places
 
 FIRST_BYTES = mmap.PAGESIZE
+HUGE_FROM = 4 << 20
 _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
@@ -32,26 +34,42 @@ class Column:
         self._map = mmap.mmap(-1, _pages(self.row_bytes), flags=_FLAGS)
         self._view()
 
+    def _advise(self) -> None:
+        """Large columns lie in huge pages where the system has them: rows are read at random."""
+        if len(self._map) >= HUGE_FROM and hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+
     def _view(self) -> None:
         rows = len(self._map) // self.row_bytes
         flat: npt.NDArray[Any] = np.frombuffer(self._map, self._dtype, rows * (self._width or 1))
         self.array = flat if self._width is None else flat.reshape(rows, self._width)
+        self._whole = flat.view(f"V{self.row_bytes}")  # whole rows are copied twice as fast
 
     def __len__(self) -> int:
         return len(self.array)
+
+    def take(self, places: Places) -> npt.NDArray[Any]:
+        """Copies of rows, [n, width]."""
+        return self._whole.take(places).view(self._dtype).reshape(len(places), -1)
+
+    def put(self, places: Places, rows: npt.NDArray[Any]) -> None:
+        """Writes rows, [n, width], contiguous."""
+        self._whole[places] = rows.view(self._whole.dtype).reshape(-1)
 
     def reserve(self, rows: int) -> None:
         """Makes room for at least so many places."""
         if rows <= len(self):
             return
         size = _pages(max(rows * self.row_bytes, 2 * len(self._map)))
-        del self.array
+        del self.array, self._whole
         try:
             self._map.resize(size)
         except (BufferError, SystemError, ValueError):  # no mremap here, or somebody looks at it
             larger = mmap.mmap(-1, size, flags=_FLAGS)
             larger[: len(self._map)] = self._map[:]
             self._map = larger
+        self._advise()
         self._view()
 
 

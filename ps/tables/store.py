@@ -124,15 +124,20 @@ class SubTable:
             chosen = np.where(places >= 0, changed, since <= self._evicted_at)
             keys, places = keys[chosen], places[chosen]
         there = places >= 0
-        values = torch.from_numpy(self._slab.array)[:, : self.layout.dim]
+        dim = self.layout.dim
         if there.all():
-            return values.index_select(0, _index(places)), chosen
-        found = torch.from_numpy(initial_values(self.layout.initial, keys, self.layout.dim))
+            return self._values(places), chosen
+        found = torch.from_numpy(initial_values(self.layout.initial, keys, dim))
         if there.any():
-            found[torch.from_numpy(np.flatnonzero(there))] = values.index_select(
-                0, _index(places[there])
-            )
+            found[torch.from_numpy(there)] = self._values(places[there])
         return found, chosen
+
+    def _values(self, places: Places) -> Tensor:
+        """Values without their state, as copies."""
+        if self.layout.width == self.layout.dim:
+            return torch.from_numpy(self._slab.take(places))
+        slab = torch.from_numpy(self._slab.array)
+        return slab[:, : self.layout.dim].index_select(0, _index(places))
 
     def push(self, rows: Rows, options: Mapping[str, Any], clock: int, version: int) -> None:
         """One step on these rows; those that are new are born with it, if they are admitted.
@@ -148,21 +153,20 @@ class SubTable:
         if self._oldest is not None:
             self._oldest.pushed(version)
         rows, places = self._born(rows, version)
-        self._step(rows.grads, _index(places), options, clock)
+        self._step(rows.grads, places, options, clock)
         if self._scores is not None:
             self._score(rows, places, version)
         self._changed.array[places] = version
         if self._oldest is not None and self._oldest.due(len(self), version):
             self.evict(version)
 
-    def _step(self, grads: Tensor, places: Tensor, options: Mapping[str, Any], clock: int) -> None:
-        slab, layout = torch.from_numpy(self._slab.array), self.layout
-        rows = slab.index_select(0, places)
+    def _step(self, grads: Tensor, places: Places, options: Mapping[str, Any], clock: int) -> None:
+        rows, layout = self._slab.take(places), self.layout
         if layout.rule is None:
-            rows.add_(grads)
+            torch.from_numpy(rows).add_(grads)
         else:
-            layout.rule.step(rows, grads, layout.dim, options, clock)
-        slab.index_copy_(0, places, rows)
+            layout.rule.step(torch.from_numpy(rows), grads, layout.dim, options, clock)
+        self._slab.put(places, rows)
 
     def _score(self, rows: Rows, places: Places, version: int) -> None:
         assert self._scores is not None
@@ -197,7 +201,7 @@ class SubTable:
         rows[:, : layout.dim] = initial_values(layout.initial, keys, layout.dim)
         if layout.rule is not None and (first := layout.rule.first(layout.options)):
             rows[:, layout.dim :] = first
-        torch.from_numpy(self._slab.array).index_copy_(0, _index(places), torch.from_numpy(rows))
+        self._slab.put(places, rows)
         self._changed.array[places] = version
         if self._scores is not None:
             self._scores.array[places] = 0
