@@ -29,10 +29,10 @@ def main() -> None:
     parser.add_argument("--cap-gib", type=int, default=16, help="address space of the server")
     options = parser.parse_args()
     with ps.local_cluster(1, workers=2) as cluster:
-        server = cluster.processes["ps-0"]
-        resource.prlimit(server, resource.RLIMIT_AS, (options.cap_gib * GIB,) * 2)
         agents = [Agent(Filler, (cluster.address, options.dim, "growth"))] * 2
         with start_workers(agents) as fleet:
+            server = cluster.processes["ps-0"]
+            resource.prlimit(server, resource.RLIMIT_AS, (options.cap_gib * GIB,) * 2)
             before, began = rss(server), time.perf_counter()
             took: list[float] = []
             done = threading.Event()

@@ -82,9 +82,9 @@ class SubTable:
 
     def __init__(self, layout: Layout, skip: int = 0, number: int = 0) -> None:
         self.layout = layout
-        self.index = Index(skip)
+        self.index = Index(skip, number)
         self.evicted = self.not_admitted = 0
-        self._skip = skip
+        self._skip, self._number = skip, number
         self._admission = admission_of(layout.admit, layout.initial.seed, skip)
         self._oldest = Oldest(layout.evict, number) if layout.evict else None
         self._evicted_at = 0  # the version of the newest eviction
@@ -239,7 +239,7 @@ class SubTable:
             return
         keys, places = self.index.entries()
         old = [c.array[places] for c in self._columns]
-        self.index = Index(self._skip)
+        self.index = Index(self._skip, self._number)
         self._allocate()
         new = self._places.take(len(keys))
         self.index.add(keys, new)

@@ -146,8 +146,8 @@ def allowed_bytes(rows: int, dim: int, state: int) -> float:
 
 def _memory(section: Section, rows: int) -> None:
     with ps.local_cluster(1, workers=1) as cluster:
-        server = cluster.processes["ps-0"]
         with start_workers([Agent(Filler, (cluster.address, MEMORY_DIM, "memory"))]) as fleet:
+            server = cluster.processes["ps-0"]
             before = rss(server)
             fleet.ask(0, "fill", 0, rows, timeout=900.0)
             after, peak = rss(server), peak_rss(server)
