@@ -51,7 +51,7 @@ class Column:
 
     def take(self, places: Places) -> npt.NDArray[Any]:
         """Copies of rows, [n, width]."""
-        return self._whole.take(places).view(self._dtype).reshape(len(places), -1)
+        return self._whole.take(places).view(self._dtype).reshape(len(places), self._width or 1)
 
     def put(self, places: Places, rows: npt.NDArray[Any]) -> None:
         """Writes rows, [n, width], contiguous."""

@@ -145,12 +145,14 @@ def allowed_bytes(rows: int, dim: int, state: int) -> float:
 
 
 def _memory(section: Section, rows: int) -> None:
-    with ps.local_cluster(1, workers=1) as cluster:
-        with start_workers([Agent(Filler, (cluster.address, MEMORY_DIM, "memory"))]) as fleet:
-            server = cluster.processes["ps-0"]
-            before = rss(server)
-            fleet.ask(0, "fill", 0, rows, timeout=900.0)
-            after, peak = rss(server), peak_rss(server)
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(ps.local_cluster(1, workers=1))
+        agent = Agent(Filler, (cluster.address, MEMORY_DIM, "memory"))
+        fleet = stack.enter_context(start_workers([agent]))
+        server = cluster.processes["ps-0"]
+        before = rss(server)
+        fleet.ask(0, "fill", 0, rows, timeout=900.0)
+        after, peak = rss(server), peak_rss(server)
     allowed = allowed_bytes(rows, MEMORY_DIM, MEMORY_DIM)
     metrics = {
         "MiB": Stat(((after - before) / MIB,)),
