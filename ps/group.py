@@ -22,6 +22,7 @@ from paramserver.ps.rules import Bucket
 from paramserver.ps.tables.bucket import RowBucket, row_bucket
 from paramserver.ps.workshop import Workshop
 from paramserver.types import Adaptive, AllReduce, ScaleLr, Span, Stale, Sync, WorkerId
+from paramserver.v1 import server_pb2 as pb
 
 log = logging.getLogger("paramserver")
 
@@ -125,10 +126,16 @@ class GroupState:
         """Bytes of values; of a table with its optimizer state and index."""
         return sum(cell.rows.nbytes if cell.rows else cell.size for cell in self.cells)
 
-    @property
-    def rows(self) -> int:
-        """Rows of a table."""
-        return sum(len(cell.rows.table) for cell in self.cells if cell.rows)
+    def table_status(self) -> pb.TableStatus | None:
+        """Rows of a table and what became of them; None for another group."""
+        tables = [cell.rows.table for cell in self.cells if cell.rows]
+        if self.spec.table is None:
+            return None
+        return pb.TableStatus(
+            rows=sum(map(len, tables)),
+            evicted=sum(t.evicted for t in tables),
+            not_admitted=sum(t.not_admitted for t in tables),
+        )
 
     @property
     def staged_bytes(self) -> int:

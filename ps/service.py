@@ -22,6 +22,7 @@ from paramserver.ps.group import GroupState, Staged
 from paramserver.ps.lead import Following, Leadership
 from paramserver.ps.push import Incoming, Parcel
 from paramserver.ps.reduces import Reduces
+from paramserver.ps.tables.shrink import shrink
 from paramserver.ps.vectors import Vectors
 from paramserver.ps.views import Views
 from paramserver.ps.workshop import Workshop
@@ -291,6 +292,15 @@ class ServerService:
             groups.append(pb.GroupSpans(group=group.spec.name, spans=spans))
         return pb.AppliedSpansReply(groups=groups)
 
+    async def Shrink(self, request: pb.ShrinkRequest) -> pb.ShrinkReply:
+        """Rows of a table whose time has come are forgotten."""
+        await self.views.admit(request.worker)
+        group = await self.group(request.group, request.map_version)
+        evicted = await shrink(group, self.workshop, request.clock, request.park_seconds)
+        if evicted is None:
+            return pb.ShrinkReply(pending=await self.explain(group))
+        return pb.ShrinkReply(evicted=evicted)
+
     async def Describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
         """What status shows of this server."""
         groups = [t.result() for t in self._groups.values() if t.done() and not t.exception()]
@@ -309,7 +319,7 @@ class ServerService:
             group=group.spec.name,
             slices=len(group.slices),
             bytes=group.nbytes,
-            rows=group.rows,
+            table=group.table_status(),
             version=group.version,
             min_clock=group.frontier.value,
         )

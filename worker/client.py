@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from paramserver.initial import InitialValues, Normal
+from paramserver.life_cycle import Admission, Eviction
 from paramserver.schemes import Scheme
 from paramserver.types import Consistency, Sync
 from paramserver.wire.transport import Transport
@@ -218,6 +219,8 @@ class Client(DataMethods):
         optimizer: RowOptimizer = torch.optim.Adagrad,
         consistency: Consistency = SYNC,
         wire_dtype: str | None = None,
+        admit: Admission | None = None,
+        evict: Eviction | None = None,
         **hyperparameters: Any,
     ) -> Table:
         """Registers a table: rows by 64-bit id, born by the first push that touches them.
@@ -234,6 +237,10 @@ class Client(DataMethods):
                 "Momentum", "Ftrl"; None adds what is pushed. It acts on touched rows only.
             consistency: ``Sync()``, ``Stale(bound)`` or ``Async()``.
             wire_dtype: "bf16", "fp16" or "int8" (a scale per row) casts rows on the way.
+            admit: ``CountFilter(n)`` or ``Probability(p)``: rows that are not admitted take no
+                memory of their own and read as first values; None: the first push gives birth.
+            evict: ``TTL(clocks=...)``, ``TTL(seconds=...)``, ``LRU(max_rows)`` or ``Decay(rate,
+                threshold)``: rows that are forgotten, and begin again; None: none.
             hyperparameters: of the optimizer.
 
         Raises:
@@ -243,7 +250,17 @@ class Client(DataMethods):
         self._session.check()
         self._session.refuse_reader("client.table")
         spec = table_spec(
-            name, dim, rows, dtype, init, seed, optimizer, hyperparameters, consistency
+            name,
+            dim,
+            rows,
+            dtype,
+            init,
+            seed,
+            optimizer,
+            hyperparameters,
+            consistency,
+            admit,
+            evict,
         )
         group = self._registry.open(spec, {}, wire_name(wire_dtype))
         self._registry.add(group, group.activate)

@@ -72,8 +72,13 @@ class Routed:
         Args:
             grads: [n, dim], beside the ids.
         """
-        total = torch.zeros((len(self.keys), grads.shape[1]), dtype=grads.dtype)
-        return total.index_add_(0, self.inverse, grads)
+        inverse = self.inverse.numpy()
+        order = np.arange(len(inverse))
+        first = np.empty(len(self.keys), np.int64)
+        first[inverse[::-1]] = order[::-1]  # of several, the last written stays
+        again = torch.from_numpy(np.flatnonzero(first[inverse] != order))
+        total = grads.index_select(0, torch.from_numpy(first))
+        return total.index_add_(0, self.inverse[again], grads[again]) if len(again) else total
 
     def ids(self) -> Sequence[int]:
         """The distinct ids, in the order of their keys."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -19,8 +21,27 @@ from paramserver.wire.transport import Transport
 from paramserver.worker.feed import Feed, TableStats
 from paramserver.worker.group import Group
 from paramserver.worker.lookup import Lookup, Sparse
+from paramserver.worker.plan import Shard
 from paramserver.worker.pushes import Started
 from paramserver.worker.rows import PIECE_BYTES, Routed, check_gradients, check_ids
+from paramserver.worker.waiting import long_poll
+
+
+@dataclass(frozen=True, slots=True)
+class TableCounts:
+    """What servers say of a table.
+
+    Attributes:
+        rows: that exist.
+        bytes: memory of rows, optimizer state, index and counts.
+        evicted: rows forgotten so far.
+        not_admitted: gradients that met a row that was not born.
+    """
+
+    rows: int
+    bytes: int
+    evicted: int
+    not_admitted: int
 
 
 class Table:
@@ -44,12 +65,64 @@ class Table:
         self._transport = transport
 
     def __len__(self) -> int:
-        """Rows that exist: those that a push has touched."""
-        count = 0
+        """Rows that exist: those that a push has given birth to."""
+        return self.counts().rows
+
+    def counts(self) -> TableCounts:
+        """Rows, bytes and what became of rows, over all servers."""
+        found = []
         for shard in self.group.plan.shards:
             reply = self._transport.server(shard.address).call("Describe", pb.DescribeRequest())
-            count += sum(g.rows for g in reply.groups if g.group == self.name)
-        return count
+            found += [g for g in reply.groups if g.group == self.name]
+        return TableCounts(
+            sum(g.table.rows for g in found),
+            sum(g.bytes for g in found),
+            sum(g.table.evicted for g in found),
+            sum(g.table.not_admitted for g in found),
+        )
+
+    def shrink(self) -> int:
+        """Forgets the rows whose time has come, now, on all servers, and gives memory back.
+
+        Servers do so by themselves while pushes come in, a little late; this is exact. Under Sync
+        it acts between two clocks: let one worker call it, and a barrier follow.
+
+        Returns:
+            Rows forgotten.
+
+        Raises:
+            UnsupportedError: the table has no ``evict``.
+            WaitTimeoutError: names whom it waited for.
+        """
+        if self._table.evict is None:
+            raise UnsupportedError(
+                f"table {self.name!r} never forgets rows: make it with evict=TTL, LRU or Decay"
+            )
+        self.group.session.check()
+        return sum(self._shrink(shard) for shard in self.group.plan.shards)
+
+    def _shrink(self, shard: Shard) -> int:
+        channel = self._transport.server(shard.address)
+        request = pb.ShrinkRequest(
+            worker=self.group.identity(),
+            group=self.name,
+            map_version=self.group.plan.map.version,
+            clock=self.clock,
+        )
+
+        def ask(park: float) -> pb.ShrinkReply:
+            request.park_seconds = park
+            reply: pb.ShrinkReply = channel.call("Shrink", request, timeout=park + 30)
+            return reply
+
+        reply = long_poll(
+            ask,
+            lambda reply: not reply.pending,
+            f"shrink of table {self.name!r} at clock {self.clock}",
+            self.group.session.config.wait_timeout,
+            time.monotonic,
+        )
+        return int(reply.evicted)
 
     @cached_property
     def feed(self) -> Feed:

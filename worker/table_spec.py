@@ -12,6 +12,7 @@ from paramserver.core.slices import TensorSpec
 from paramserver.core.tables import Initial, TableSpec
 from paramserver.errors import ConfigurationError, UnsupportedError
 from paramserver.initial import InitialValues, Normal, Uniform, Zeros
+from paramserver.life_cycle import Admission, Eviction, checked
 from paramserver.types import Consistency, canonical
 from paramserver.wire.tensors import NAMES
 
@@ -43,6 +44,8 @@ def table_spec(
     optimizer: RowOptimizer,
     hyperparameters: Mapping[str, Any],
     consistency: Consistency,
+    admit: Admission | None = None,
+    evict: Eviction | None = None,
 ) -> GroupSpec:
     """The specification of a table.
 
@@ -55,7 +58,7 @@ def table_spec(
         raise ConfigurationError(f"seed={seed}: must be 0 to 2^64 - 1")
     rule, options = row_optimizer(optimizer, hyperparameters)
     tensor = TensorSpec("rows", (rows or 0, dim), NAMES[dtype], "rows")
-    table = TableSpec(dim, rows, initial(init, seed))
+    table = TableSpec(dim, rows, initial(init, seed), *checked(admit, evict))
     groups = (options,) if rule else ()
     return GroupSpec(name, (tensor,), rule, groups, canonical(consistency), table=table)
 

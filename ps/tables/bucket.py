@@ -36,7 +36,7 @@ class RowBucket:
     def __init__(self, index: int, layout: Layout, skip: int) -> None:
         self.indices = (index,)
         self.versions = {index: FIRST}
-        self.table = SubTable(layout, skip)
+        self.table = SubTable(layout, skip, index)
         self._index = index
 
     @property
@@ -71,6 +71,12 @@ class RowBucket:
         """One version further."""
         self.versions[self._index] += 1
 
+    def shrink(self) -> int:
+        """Forgets the rows whose time has come, and gives memory back; how many."""
+        evicted = self.table.evict(self.versions[self._index])
+        self.table.compact()
+        return evicted
+
     def _step(self, rows: Rows, options: Options, factor: float) -> None:
         now = dict(self.table.layout.options)
         if options:
@@ -90,7 +96,8 @@ def row_bucket(index: int, spec: GroupSpec) -> RowBucket:
     assert spec.table is not None
     rule = row_rule(spec.optimizer) if spec.optimizer else None
     options = complete(spec.optimizer, spec.param_groups[0]) if rule else {}
-    layout = Layout(spec.table.dim, rule, options, spec.table.initial)
+    table = spec.table
+    layout = Layout(table.dim, rule, options, table.initial, table.admit, table.evict)
     return RowBucket(index, layout, SUB_TABLE_BITS)
 
 
@@ -107,11 +114,13 @@ def _combine(given: Sequence[tuple[float, Rows]], weights: Sequence[float], *, m
         weight, rows = given[0]
         share = weight / first / total if mean else 1.0
         return rows if share == 1.0 else Rows(rows.keys, rows.grads * (weight / first) / total)
-    keys, where = np.unique(np.concatenate([r.keys for _, r in given]), return_inverse=True)
+    keys, where, times = np.unique(
+        np.concatenate([r.keys for _, r in given]), return_inverse=True, return_counts=True
+    )
     result = torch.zeros((len(keys), given[0][1].grads.shape[1]))
     at = 0
     for weight, rows in given:
         places = torch.from_numpy(where[at : at + len(rows.keys)])
         result.index_add_(0, places, rows.grads, alpha=weight / first)
         at += len(rows.keys)
-    return Rows(keys, result.div_(total) if total != 1.0 else result)
+    return Rows(keys, result.div_(total) if total != 1.0 else result, times)

@@ -14,7 +14,8 @@ Places: TypeAlias = npt.NDArray[np.int32]
 EMPTY = -1
 DELETED = -2
 MISSING = -1
-FULLEST = 0.6
+FULLEST, SPREAD = 0.45, 0.2
+GOLDEN = 0.6180339887498949
 SMALLEST = 16
 
 
@@ -26,13 +27,15 @@ class Index:
 
     Args:
         skip: leading bits that say nothing here.
+        number: of the sub-table: neighbours grow at unlike sizes, so that not all stop at once.
 
     Attributes:
         count: keys in it.
     """
 
-    def __init__(self, skip: int = 0) -> None:
+    def __init__(self, skip: int = 0, number: int = 0) -> None:
         self._skip = np.uint64(skip)
+        self._fullest = FULLEST + SPREAD * (number * GOLDEN % 1)
         self.count = 0
         self._allocate(SMALLEST)
 
@@ -73,7 +76,7 @@ class Index:
         if not keys.size:
             return
         entries = len(self._keys)
-        if (self.count + self._deleted + keys.size) > FULLEST * entries:
+        if (self.count + self._deleted + keys.size) > self._fullest * entries:
             self._rebuild(keys.size)
         self._insert(keys, places)
         self.count += keys.size
@@ -93,7 +96,7 @@ class Index:
     def _rebuild(self, more: int) -> None:
         keys, places = self.entries()
         entries = SMALLEST
-        while self.count + more > FULLEST * entries:
+        while self.count + more > self._fullest * entries:
             entries *= 2
         self._allocate(entries)
         self._insert(keys, places)

@@ -28,6 +28,12 @@ def initial_values(first: Initial, keys: Keys, dim: int) -> Floats:
     return (first.low + first.high * both[:, :dim]).astype(np.float32)
 
 
+def unit_numbers(keys: Keys, seed: int, step: int) -> npt.NDArray[np.float64]:
+    """For every key a number in [0, 1) that depends on key, seed and step alone."""
+    mixed = _mix(keys + np.uint64(seed * 0xD1342543DE82EF95 % (1 << 64)))
+    return _unit(_mix(mixed + np.uint64(~step * _STEP % (1 << 64))))
+
+
 def _counters(keys: Keys, columns: int, seed: int) -> Keys:
     """One number per element: no two of a table are the same."""
     start = _mix(keys + np.uint64(seed * 0xD1342543DE82EF95 % (1 << 64)))

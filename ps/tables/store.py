@@ -12,20 +12,30 @@ import torch
 from torch import Tensor
 
 from paramserver.core.tables import Initial
+from paramserver.life_cycle import Admission, Decay, Eviction
+from paramserver.ps.tables.columns import Allocator, Column
 from paramserver.ps.tables.index import Index, Places
 from paramserver.ps.tables.initial import initial_values
+from paramserver.ps.tables.life import NEVER, Counts, Oldest, admission_of
 from paramserver.ps.tables.rules import RowRule
 from paramserver.wire.rows import Keys
 
-GROWTH = 1.25  # a slab is copied when it grows, so it grows by little
-SMALLEST = 16
-
 
 class Rows(NamedTuple):
-    """Distinct keys, and a gradient for each: float32 [n, dim]."""
+    """Distinct keys, and a gradient for each: float32 [n, dim].
+
+    Attributes:
+        times: pushes that each is the sum of; None: one.
+    """
 
     keys: Keys
     grads: Tensor
+    times: Counts | None = None
+
+    @property
+    def pushes(self) -> Counts:
+        """As ``times``, for every row."""
+        return np.ones(len(self.keys), np.int64) if self.times is None else self.times
 
     @property
     def nbytes(self) -> int:
@@ -41,12 +51,15 @@ class Layout:
         rule: the optimizer; None adds what is pushed.
         options: its hyper-parameters as registered, with defaults.
         initial: what an unseen row reads as.
+        admit, evict: which rows are born, and which are forgotten.
     """
 
     dim: int
     rule: RowRule | None
     options: Mapping[str, Any]
     initial: Initial
+    admit: Admission | None = None
+    evict: Eviction | None = None
 
     @property
     def width(self) -> int:
@@ -59,29 +72,39 @@ class SubTable:
 
     Args:
         skip: how many bits they share.
+        number: of the sub-table: it has that share of what the rules allow.
 
     Attributes:
         index: from keys to places in the slab.
+        evicted: rows forgotten so far.
+        not_admitted: gradients that met a row that was not born.
     """
 
-    def __init__(self, layout: Layout, skip: int = 0) -> None:
+    def __init__(self, layout: Layout, skip: int = 0, number: int = 0) -> None:
         self.layout = layout
-        self.index = Index(skip)
-        self._free: list[Places] = []
-        self._allocate(SMALLEST)
+        self.index = Index(skip, number)
+        self.evicted = self.not_admitted = 0
+        self._skip, self._number = skip, number
+        self._admission = admission_of(layout.admit, layout.initial.seed, skip)
+        self._oldest = Oldest(layout.evict, number) if layout.evict else None
+        self._evicted_at = 0  # the version of the newest eviction
+        self._allocate()
 
-    def _allocate(self, rows: int) -> None:
-        self._slab = torch.empty((rows, self.layout.width))
-        self._changed: npt.NDArray[np.int64] = np.zeros(rows, np.int64)
-        self._used = 0
+    def _allocate(self) -> None:
+        self._places = Allocator()
+        self._slab = Column(np.float32, self.layout.width)
+        self._changed = Column(np.int64)
+        self._scores = Column(np.float32) if isinstance(self.layout.evict, Decay) else None
+        self._columns = [c for c in (self._slab, self._changed, self._scores) if c is not None]
 
     def __len__(self) -> int:
         return self.index.count
 
     @property
     def nbytes(self) -> int:
-        """Memory of rows, state and index."""
-        return self._slab.nbytes + self._changed.nbytes + self.index.nbytes
+        """Memory of rows, state, index and counts."""
+        rows = self._places.used * sum(c.row_bytes for c in self._columns)
+        return rows + self.index.nbytes + (self._admission.nbytes if self._admission else 0)
 
     def read(self, keys: Keys, since: int = 0) -> tuple[Tensor, npt.NDArray[np.bool_]]:
         """Values of rows; unseen ones as they would begin. Changes nothing.
@@ -96,21 +119,28 @@ class SubTable:
         places = self.index.find(keys)
         chosen = np.ones(len(keys), np.bool_)
         if since:
-            chosen = (places >= 0) & (self._changed.take(np.maximum(places, 0)) > since)
+            changed = self._changed.array.take(np.maximum(places, 0)) > since
+            # A row that is missing may have been there when the reader looked.
+            chosen = np.where(places >= 0, changed, since <= self._evicted_at)
             keys, places = keys[chosen], places[chosen]
         there = places >= 0
-        values = self._slab[:, : self.layout.dim]
+        dim = self.layout.dim
         if there.all():
-            return values.index_select(0, _index(places)), chosen
-        found = torch.from_numpy(initial_values(self.layout.initial, keys, self.layout.dim))
+            return self._values(places), chosen
+        found = torch.from_numpy(initial_values(self.layout.initial, keys, dim))
         if there.any():
-            found[torch.from_numpy(np.flatnonzero(there))] = values.index_select(
-                0, _index(places[there])
-            )
+            found[torch.from_numpy(there)] = self._values(places[there])
         return found, chosen
 
+    def _values(self, places: Places) -> Tensor:
+        """Values without their state, as copies."""
+        if self.layout.width == self.layout.dim:
+            return torch.from_numpy(self._slab.take(places))
+        slab = torch.from_numpy(self._slab.array)
+        return slab[:, : self.layout.dim].index_select(0, _index(places))
+
     def push(self, rows: Rows, options: Mapping[str, Any], clock: int, version: int) -> None:
-        """One step on these rows; those that are new are born with it.
+        """One step on these rows; those that are new are born with it, if they are admitted.
 
         Args:
             rows: distinct keys and their gradients.
@@ -118,73 +148,112 @@ class SubTable:
             clock: steps of the whole table, this one included.
             version: of the sub-table from now on; larger than before.
         """
-        keys, grads = rows
-        if not len(keys):
+        if not len(rows.keys):
             return
-        places = _index(self._places_of(keys))
-        layout = self.layout
-        old = self._slab.index_select(0, places)
+        if self._oldest is not None:
+            self._oldest.pushed(version)
+        rows, places = self._born(rows, version)
+        self._step(rows.grads, places, options, clock)
+        if self._scores is not None:
+            self._score(rows, places, version)
+        self._changed.array[places] = version
+        if self._oldest is not None and self._oldest.due(len(self), version):
+            self.evict(version)
+
+    def _step(self, grads: Tensor, places: Places, options: Mapping[str, Any], clock: int) -> None:
+        rows, layout = self._slab.take(places), self.layout
         if layout.rule is None:
-            old.add_(grads)
+            torch.from_numpy(rows).add_(grads)
         else:
-            layout.rule.step(old, grads, layout.dim, options, clock)
-        self._slab.index_copy_(0, places, old)
-        self._changed[places.numpy()] = version
+            layout.rule.step(torch.from_numpy(rows), grads, layout.dim, options, clock)
+        self._slab.put(places, rows)
 
-    def _places_of(self, keys: Keys) -> Places:
-        places = self.index.find(keys)
+    def _score(self, rows: Rows, places: Places, version: int) -> None:
+        assert self._scores is not None
+        assert isinstance(self.layout.evict, Decay)
+        ages = version - self._changed.array[places]
+        faded = self._scores.array[places] * self.layout.evict.rate**ages
+        self._scores.array[places] = faded + rows.pushes
+
+    def _born(self, rows: Rows, version: int) -> tuple[Rows, Places]:
+        """The rows that exist from now on, and their places."""
+        places = self.index.find(rows.keys)
         new = np.flatnonzero(places < 0)
+        if new.size and self._admission is not None:
+            born = self._admission.admit(rows.keys[new], rows.pushes[new], version)
+            self.not_admitted += int((~born).sum())
+            new = new[born]
         if new.size:
-            places[new] = self._create(keys[new])
-        return places
+            places[new] = self._create(rows.keys[new], version)
+        kept = places >= 0
+        if kept.all():
+            return rows, places
+        grads = rows.grads[torch.from_numpy(kept)]
+        return Rows(rows.keys[kept], grads, rows.pushes[kept]), places[kept]
 
-    def _create(self, keys: Keys) -> Places:
-        places = self._take(len(keys))
+    def _create(self, keys: Keys, version: int) -> Places:
+        places = self._places.take(len(keys))
+        for column in self._columns:
+            column.reserve(self._places.used)
         self.index.add(keys, places)
-        layout, at = self.layout, _index(places)
-        rows = torch.zeros((len(keys), layout.width))
-        rows[:, : layout.dim] = torch.from_numpy(initial_values(layout.initial, keys, layout.dim))
+        layout = self.layout
+        rows = np.zeros((len(keys), layout.width), np.float32)
+        rows[:, : layout.dim] = initial_values(layout.initial, keys, layout.dim)
         if layout.rule is not None and (first := layout.rule.first(layout.options)):
             rows[:, layout.dim :] = first
-        self._slab.index_copy_(0, at, rows)
+        self._slab.put(places, rows)
+        self._changed.array[places] = version
+        if self._scores is not None:
+            self._scores.array[places] = 0
         return places
-
-    def _take(self, count: int) -> Places:
-        """Free places: those of removed rows first."""
-        taken: list[Places] = []
-        while self._free and count:
-            part = self._free.pop()
-            if len(part) > count:
-                self._free.append(part[count:])
-                part = part[:count]
-            taken.append(part)
-            count -= len(part)
-        if count:
-            if self._used + count > len(self._slab):
-                self._grow(self._used + count)
-            taken.append(np.arange(self._used, self._used + count, dtype=np.int32))
-            self._used += count
-        return np.concatenate(taken)
-
-    def _grow(self, rows: int) -> None:
-        old, changed, used = self._slab, self._changed, self._used
-        self._allocate(max(rows, int(len(old) * GROWTH)))
-        self._slab[:used] = old[:used]
-        self._changed[:used] = changed[:used]
-        self._used = used
 
     def remove(self, keys: Keys) -> None:
         """Forgets rows that are there; they read as initial values from now on."""
         if len(keys):
-            self._free.append(self.index.remove(keys))
+            places = self.index.remove(keys)
+            self._changed.array[places] = NEVER
+            self._places.give_back(places)
+
+    def evict(self, version: int) -> int:
+        """Forgets the rows whose time has come; how many."""
+        if self._oldest is None:
+            return 0
+        used = self._places.used
+        scores = None if self._scores is None else self._scores.array[:used]
+        gone = self._oldest.gone(self._changed.array[:used], scores, version)
+        self._oldest.swept(version)
+        if self._admission is not None:
+            self._admission.forget(self._oldest, version)
+        if not gone.any():
+            return 0
+        keys, places = self.index.entries()
+        keys = keys[gone[places]]
+        self.remove(keys)
+        self.evicted += len(keys)
+        self._evicted_at = version
+        return len(keys)
+
+    def compact(self) -> None:
+        """Gives memory back where most places are free."""
+        if 2 * len(self) >= self._places.used:
+            return
+        keys, places = self.index.entries()
+        old = [c.array[places] for c in self._columns]
+        self.index = Index(self._skip, self._number)
+        self._allocate()
+        new = self._places.take(len(keys))
+        self.index.add(keys, new)
+        for column, values in zip(self._columns, old, strict=True):
+            column.reserve(len(keys))
+            column.array[new] = values
 
     def check_invariants(self) -> None:
         """Raises AssertionError where the state cannot be."""
         self.index.check_invariants()
         _, places = self.index.entries()
-        free = np.concatenate(self._free) if self._free else np.empty(0, np.int32)
-        every = np.sort(np.concatenate([places, free]))
-        assert (every == np.arange(self._used)).all(), "a place is lost, or used twice"
+        every = np.sort(np.concatenate([places, self._places.free]))
+        assert (every == np.arange(self._places.used)).all(), "a place is lost, or used twice"
+        assert (self._changed.array[self._places.free] == NEVER).all()
 
 
 def _index(places: Places) -> Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from paramserver import errors
 from paramserver.errors import ParameterServerError
 from paramserver.initial import Normal, Uniform, Zeros
+from paramserver.life_cycle import LRU, TTL, CountFilter, Decay, Probability
 from paramserver.schemes import Downpour, Local
 from paramserver.types import Adaptive, AllReduce, Async, DataShard, Stale, StepResult, Sync
 
@@ -28,11 +29,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "LRU",
+    "TTL",
     "Adaptive",
     "AllReduce",
     "Async",
     "Client",
+    "CountFilter",
     "DataShard",
+    "Decay",
     "Downpour",
     "Embedding",
     "EmbeddingBag",
@@ -42,6 +47,7 @@ __all__ = [
     "MinimizeResult",
     "Normal",
     "ParameterServerError",
+    "Probability",
     "Stale",
     "StepResult",
     "Sync",

@@ -25,6 +25,8 @@ class Settings:
         train_batches: batches of one worker in one sample of the training benchmark.
         growth_steps: steps over which memory must not grow.
         memory_mib: size of the model whose server memory is measured.
+        table_rows: rows of the table of the throughput benchmark.
+        memory_rows: rows of the table whose server memory is measured.
         peers: measure the peers beside us.
         ours: measure ourselves.
         say: called with a line of progress.
@@ -37,6 +39,8 @@ class Settings:
     train_batches: int = 4
     growth_steps: int = 2000
     memory_mib: int = 256
+    table_rows: int = 1_000_000
+    memory_rows: int = 10_000_000
     peers: bool = True
     ours: bool = True
     say: Callable[[str], None] = _quiet
@@ -52,6 +56,8 @@ def quick(settings: Settings) -> Settings:
         train_batches=1,
         growth_steps=200,
         memory_mib=32,
+        table_rows=200_000,
+        memory_rows=500_000,
         peers=settings.peers,
         ours=settings.ours,
         say=settings.say,

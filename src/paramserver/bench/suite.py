@@ -11,7 +11,7 @@ from paramserver.bench.processes import environment
 from paramserver.bench.results import Results
 from paramserver.bench.settings import Settings
 
-SECTIONS = ("goodput", "calls", "train", "memory", "imports")
+SECTIONS = ("goodput", "calls", "train", "memory", "imports", "rows")
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",

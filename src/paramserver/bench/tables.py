@@ -19,6 +19,7 @@ TITLES = {
     "train": "Training: MLP of 25.1 M parameters, batch 64, two workers, one server",
     "memory": "Memory",
     "imports": "Start-up",
+    "rows": "Tables: rows of 64 floats with Adagrad, one server",
 }
 RATIO_METRIC = "GB/s"
 NOTHING = "-"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-SECTIONS = ("goodput", "calls", "train", "memory", "imports")
+SECTIONS = ("goodput", "calls", "train", "memory", "imports", "rows")
 
 
 @click.command("bench")
@@ -41,7 +41,7 @@ def bench(
     peers_only: bool,
     ours_only: bool,
 ) -> None:
-    """Measure goodput, small calls, training, memory and start-up on this machine.
+    """Measure goodput, small calls, training, memory, start-up and tables on this machine.
 
     Everything runs on loopback in processes of its own; the peers (a plain socket copy,
     torch.distributed.rpc, DDP over gloo) are measured in the same run, in turn with paramserver.

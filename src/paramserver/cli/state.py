@@ -54,7 +54,8 @@ class Source:
         expected_workers, expected_servers), ``members`` (name, role, rank, incarnation, state,
         reason, host, pid, address, heard_s, groups, clocks, lag, stats), ``groups`` (name,
         optimizer, consistency, parameters, bytes, slices, server_bytes, balance, lead, stored,
-        version, min_clock, waiting), ``servers`` (name, address, bytes, slices and counters, or
+        version, min_clock, waiting, table: None or rows, bytes, bytes_per_row, evicted,
+        not_admitted), ``servers`` (name, address, bytes, slices and counters, or
         ``error``), ``datasets``, ``waits`` (who, why), ``scalars``, ``events``.
 
         Args:
@@ -176,6 +177,7 @@ def _group(group: scheduler_pb2.GroupPlacement, bound: int | None) -> State:
         "version": None,
         "min_clock": None,
         "waiting": "",
+        "table": None,
     }
 
 
@@ -220,11 +222,24 @@ def add_server(state: State, member: State, reply: Any) -> None:
     entry["refusals"] = reply.refusals
     groups = {group["name"]: group for group in state["groups"]}
     for status in reply.groups:
+        if status.group in groups and status.HasField("table"):
+            _add_table(groups[status.group], status)
         if status.lead and status.group in groups:
             groups[status.group]["version"] = status.version
             groups[status.group]["min_clock"] = status.min_clock
             groups[status.group]["waiting"] = status.waiting
             _set_clocks(state, status)
+
+
+def _add_table(group: State, status: server_pb2.GroupStatus) -> None:
+    """Adds a server's part of a table: rows, bytes, what became of rows."""
+    counts = ("rows", "evicted", "not_admitted")
+    table = group["table"] or dict.fromkeys(("bytes", *counts), 0)
+    table["bytes"] += status.bytes
+    for name in counts:
+        table[name] += getattr(status.table, name)
+    table["bytes_per_row"] = round(table["bytes"] / table["rows"], 1) if table["rows"] else None
+    group["table"] = table
 
 
 def _set_clocks(state: State, status: server_pb2.GroupStatus) -> None:

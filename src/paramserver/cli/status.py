@@ -127,7 +127,7 @@ def quit_pressed(seconds: float) -> bool:
 def render(state: State) -> RenderableType:
     """All of a state, as tables."""
     parts: list[RenderableType] = [_headline(state)]
-    for draw in (_members, _groups, _servers, _datasets):
+    for draw in (_members, _groups, _tables, _servers, _datasets):
         table = draw(state)
         if table.row_count:
             parts += [Text(), table]
@@ -193,6 +193,15 @@ def _groups(state: State) -> Table:
             "" if g["min_clock"] is None else str(g["min_clock"]),
             "" if g["version"] is None else str(g["version"]),
         )
+    return table
+
+
+def _tables(state: State) -> Table:
+    table = _table("tables", "Table", "rows", "memory", "bytes/row", "evicted", "not admitted")
+    for name, t in [(g["name"], g["table"]) for g in state["groups"] if g["table"]]:
+        each = "" if t["bytes_per_row"] is None else f"{t['bytes_per_row']:.0f}"
+        counts = [f"{t[key]:,}" for key in ("evicted", "not_admitted")]
+        table.add_row(name, f"{t['rows']:,}", size(t["bytes"]), each, *counts)
     return table
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from paramserver.core.slices import Slice
 from paramserver.errors import InvalidRequestError
+from paramserver.life_cycle import Admission, Eviction
 
 SUB_TABLE_BITS = 6
 SUB_TABLES = 1 << SUB_TABLE_BITS
@@ -37,11 +38,15 @@ class TableSpec:
         dim: floats of a row.
         rows: ids are 0 to rows - 1; None: any 64-bit number.
         initial: what an unseen row reads as.
+        admit: which rows are born; None: all that are pushed.
+        evict: which rows are forgotten; None: none.
     """
 
     dim: int
     rows: int | None
     initial: Initial
+    admit: Admission | None = None
+    evict: Eviction | None = None
 
 
 def check_table(spec: TableSpec) -> None:

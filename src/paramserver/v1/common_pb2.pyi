@@ -139,20 +139,28 @@ class GroupSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., optimizer: _Optional[str] = ..., param_groups: _Optional[_Iterable[_Union[Options, _Mapping]]] = ..., consistency: _Optional[_Union[Consistency, _Mapping]] = ..., scheme: _Optional[str] = ..., table: _Optional[_Union[TableSpec, _Mapping]] = ...) -> None: ...
 
 class TableSpec(_message.Message):
-    __slots__ = ("dim", "rows", "initial", "low", "high", "seed")
+    __slots__ = ("dim", "rows", "initial", "low", "high", "seed", "admit", "admit_numbers", "evict", "evict_numbers")
     DIM_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     INITIAL_FIELD_NUMBER: _ClassVar[int]
     LOW_FIELD_NUMBER: _ClassVar[int]
     HIGH_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    ADMIT_FIELD_NUMBER: _ClassVar[int]
+    ADMIT_NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    EVICT_FIELD_NUMBER: _ClassVar[int]
+    EVICT_NUMBERS_FIELD_NUMBER: _ClassVar[int]
     dim: int
     rows: int
     initial: str
     low: float
     high: float
     seed: int
-    def __init__(self, dim: _Optional[int] = ..., rows: _Optional[int] = ..., initial: _Optional[str] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+    admit: str
+    admit_numbers: _containers.RepeatedScalarFieldContainer[float]
+    evict: str
+    evict_numbers: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, dim: _Optional[int] = ..., rows: _Optional[int] = ..., initial: _Optional[str] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., seed: _Optional[int] = ..., admit: _Optional[str] = ..., admit_numbers: _Optional[_Iterable[float]] = ..., evict: _Optional[str] = ..., evict_numbers: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class SliceMap(_message.Message):
     __slots__ = ("version", "servers", "addresses", "slice_elements", "owners", "lead")

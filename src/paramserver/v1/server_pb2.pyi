@@ -391,6 +391,28 @@ class GroupSpans(_message.Message):
     spans: _containers.RepeatedCompositeFieldContainer[_common_pb2.Span]
     def __init__(self, group: _Optional[str] = ..., spans: _Optional[_Iterable[_Union[_common_pb2.Span, _Mapping]]] = ...) -> None: ...
 
+class ShrinkRequest(_message.Message):
+    __slots__ = ("worker", "group", "map_version", "clock", "park_seconds")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    PARK_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    worker: _common_pb2.Identity
+    group: str
+    map_version: int
+    clock: int
+    park_seconds: float
+    def __init__(self, worker: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., group: _Optional[str] = ..., map_version: _Optional[int] = ..., clock: _Optional[int] = ..., park_seconds: _Optional[float] = ...) -> None: ...
+
+class ShrinkReply(_message.Message):
+    __slots__ = ("evicted", "pending")
+    EVICTED_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    evicted: int
+    pending: str
+    def __init__(self, evicted: _Optional[int] = ..., pending: _Optional[str] = ...) -> None: ...
+
 class DescribeRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -414,7 +436,7 @@ class DescribeReply(_message.Message):
     def __init__(self, groups: _Optional[_Iterable[_Union[GroupStatus, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., staged_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., duplicates: _Optional[int] = ..., refusals: _Optional[int] = ...) -> None: ...
 
 class GroupStatus(_message.Message):
-    __slots__ = ("group", "slices", "bytes", "version", "min_clock", "lead", "waiting", "workers", "rows")
+    __slots__ = ("group", "slices", "bytes", "version", "min_clock", "lead", "waiting", "workers", "table")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     SLICES_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -423,7 +445,7 @@ class GroupStatus(_message.Message):
     LEAD_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
-    ROWS_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
     group: str
     slices: int
     bytes: int
@@ -432,8 +454,18 @@ class GroupStatus(_message.Message):
     lead: bool
     waiting: str
     workers: _containers.RepeatedCompositeFieldContainer[WorkerClock]
+    table: TableStatus
+    def __init__(self, group: _Optional[str] = ..., slices: _Optional[int] = ..., bytes: _Optional[int] = ..., version: _Optional[int] = ..., min_clock: _Optional[int] = ..., lead: bool = ..., waiting: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[WorkerClock, _Mapping]]] = ..., table: _Optional[_Union[TableStatus, _Mapping]] = ...) -> None: ...
+
+class TableStatus(_message.Message):
+    __slots__ = ("rows", "evicted", "not_admitted")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_FIELD_NUMBER: _ClassVar[int]
+    NOT_ADMITTED_FIELD_NUMBER: _ClassVar[int]
     rows: int
-    def __init__(self, group: _Optional[str] = ..., slices: _Optional[int] = ..., bytes: _Optional[int] = ..., version: _Optional[int] = ..., min_clock: _Optional[int] = ..., lead: bool = ..., waiting: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[WorkerClock, _Mapping]]] = ..., rows: _Optional[int] = ...) -> None: ...
+    evicted: int
+    not_admitted: int
+    def __init__(self, rows: _Optional[int] = ..., evicted: _Optional[int] = ..., not_admitted: _Optional[int] = ...) -> None: ...
 
 class WorkerClock(_message.Message):
     __slots__ = ("rank", "incarnation", "clock", "active")

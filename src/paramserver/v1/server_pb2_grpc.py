@@ -66,6 +66,11 @@ class ServerStub(object):
                 request_serializer=paramserver_dot_v1_dot_server__pb2.AppliedSpansRequest.SerializeToString,
                 response_deserializer=paramserver_dot_v1_dot_server__pb2.AppliedSpansReply.FromString,
                 _registered_method=True)
+        self.Shrink = channel.unary_unary(
+                '/paramserver.v1.Server/Shrink',
+                request_serializer=paramserver_dot_v1_dot_server__pb2.ShrinkRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_server__pb2.ShrinkReply.FromString,
+                _registered_method=True)
         self.Describe = channel.unary_unary(
                 '/paramserver.v1.Server/Describe',
                 request_serializer=paramserver_dot_v1_dot_server__pb2.DescribeRequest.SerializeToString,
@@ -134,6 +139,15 @@ class ServerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Shrink(self, request, context):
+        """Forgets the rows of a table whose time has come, once the worker may read at its clock. Parked
+        for at most park_seconds; a reply with ``pending`` set has done nothing: ask again. Idempotent:
+        what is forgotten is not forgotten again, and a second call answers 0.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Describe(self, request, context):
         """Groups, clocks, bytes and versions, for status. Reads only.
         """
@@ -173,6 +187,11 @@ def add_ServerServicer_to_server(servicer, server):
                     servicer.AppliedSpans,
                     request_deserializer=paramserver_dot_v1_dot_server__pb2.AppliedSpansRequest.FromString,
                     response_serializer=paramserver_dot_v1_dot_server__pb2.AppliedSpansReply.SerializeToString,
+            ),
+            'Shrink': grpc.unary_unary_rpc_method_handler(
+                    servicer.Shrink,
+                    request_deserializer=paramserver_dot_v1_dot_server__pb2.ShrinkRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_server__pb2.ShrinkReply.SerializeToString,
             ),
             'Describe': grpc.unary_unary_rpc_method_handler(
                     servicer.Describe,
@@ -344,6 +363,33 @@ class Server(object):
             '/paramserver.v1.Server/AppliedSpans',
             paramserver_dot_v1_dot_server__pb2.AppliedSpansRequest.SerializeToString,
             paramserver_dot_v1_dot_server__pb2.AppliedSpansReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Shrink(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Server/Shrink',
+            paramserver_dot_v1_dot_server__pb2.ShrinkRequest.SerializeToString,
+            paramserver_dot_v1_dot_server__pb2.ShrinkReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,6 +9,7 @@ from paramserver.core.placement import RULES, GroupSpec, Option, SliceMap
 from paramserver.core.slices import BLOCK_WIRES, TensorSpec
 from paramserver.core.tables import Initial, TableSpec
 from paramserver.errors import ConfigurationError, InvalidRequestError
+from paramserver.life_cycle import checked, from_numbers, to_numbers
 from paramserver.types import (
     ITEM_SIZES,
     Adaptive,
@@ -207,6 +208,8 @@ def group_to_proto(spec: GroupSpec) -> pb.GroupSpec:
 
 def table_to_proto(table: TableSpec) -> pb.TableSpec:
     first = table.initial
+    admit, admit_numbers = to_numbers(table.admit)
+    evict, evict_numbers = to_numbers(table.evict)
     return pb.TableSpec(
         dim=table.dim,
         rows=table.rows or 0,
@@ -214,12 +217,20 @@ def table_to_proto(table: TableSpec) -> pb.TableSpec:
         low=first.low,
         high=first.high,
         seed=first.seed,
+        admit=admit,
+        admit_numbers=admit_numbers,
+        evict=evict,
+        evict_numbers=evict_numbers,
     )
 
 
 def table_from_proto(message: pb.TableSpec) -> TableSpec:
     first = Initial(message.initial, message.low, message.high, message.seed)
-    return TableSpec(message.dim, message.rows or None, first)
+    admit, evict = checked(
+        from_numbers(message.admit, message.admit_numbers),
+        from_numbers(message.evict, message.evict_numbers),
+    )
+    return TableSpec(message.dim, message.rows or None, first, admit, evict)
 
 
 def group_from_proto(message: pb.GroupSpec) -> GroupSpec:
