@@ -97,6 +97,8 @@ examples: $(INSTALLED)
 	$(BIN)/paramserver run -s 2 -w 3 examples/lbfgs.py
 	$(BIN)/paramserver run -s 1 -w 4 examples/straggler.py
 	$(BIN)/paramserver run -s 1 -w 2 --scheme stale:2 examples/compare.py --epochs 8
+	$(BIN)/paramserver run -s 2 -w 2 examples/words.py
+	$(BIN)/paramserver run -s 2 -w 2 examples/wide_and_deep.py --synthetic
 
 clean:
 	rm -rf $(VENV) $(PROTOC_VENV) build dist *.egg-info src/*.egg-info \
