@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,6 +104,18 @@ def test_half_an_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("PARAMSERVER_NAME", "worker-0")
     with pytest.raises(ConfigurationError, match="PARAMSERVER_NAME set, but no scheduler"):
         ps.connect()
+
+
+def test_settings_of_a_run_go_with_an_embedded_cluster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("PARAMSERVER_SCHEDULER", raising=False)
+    for name, value in (("EMULATE", "sample=0.001"), ("SCHEME", "stale:4"), ("SEED", "1")):
+        monkeypatch.setenv(f"PARAMSERVER_{name}", value)
+    monkeypatch.setenv("PARAMSERVER_RUN_DIR", str(tmp_path))
+    with ps.connect():
+        pass
+    assert '"scheme": "stale:4"' in (tmp_path / "worker-0.jsonl").read_text()
 
 
 def test_nothing_named_is_an_embedded_cluster(
