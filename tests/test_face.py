@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+<<<<<<< HEAD
 from pathlib import Path
+=======
+import threading
+from concurrent.futures import ThreadPoolExecutor
+>>>>>>> wp/breaker
 from typing import Any
 
 import pytest
 
 import paramserver as ps
-from paramserver.errors import ConfigurationError
+from paramserver.embedded import _Loop
+from paramserver.errors import ConfigurationError, ConnectionLostError
 
 FACE = [
     "Adaptive",
@@ -127,3 +134,20 @@ def test_nothing_named_is_an_embedded_cluster(
     assert capsys.readouterr().out == (
         "paramserver: no scheduler named, running an embedded cluster in this process\n"
     )
+
+
+def test_a_call_under_way_when_the_embedded_cluster_closes_is_no_internal_error() -> None:
+    """As when ``minimize`` raises while its coordinator waits in a thread of its own."""
+    loop = _Loop()
+    begun = threading.Event()
+
+    async def wait() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(lambda: loop.run(wait()))
+        assert begun.wait(30)
+        loop.close()
+        with pytest.raises(ConnectionLostError, match="embedded cluster was closed"):
+            call.result(30)
