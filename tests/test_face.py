@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-<<<<<<< HEAD
-from pathlib import Path
-=======
 import threading
 from concurrent.futures import ThreadPoolExecutor
->>>>>>> wp/breaker
+from pathlib import Path
 from typing import Any
 
 import pytest
