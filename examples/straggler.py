@@ -1,8 +1,10 @@
 """Digits on workers of which one may be much slower: batches by speed, or a bound that adapts.
 
 paramserver run -s 2 -w 4 examples/straggler.py
-export PARAMSERVER_EMULATE=sample=0.002,slow=3:5      # play four machines, one 5 x slower
-export PARAMSERVER_EMULATE=sample=0.002,jitter=0.1:5  # or slow steps, and try --adapt
+PARAMSERVER_EMULATE=sample=0.002,slow=3:5 paramserver run -s 2 -w 4 examples/straggler.py
+
+The second plays four machines, one of them 5 x slower. For slow steps instead, take jitter=0.1:5 in
+place of slow=3:5, and --adapt behind the script.
 """
 
 import argparse

@@ -311,8 +311,9 @@ class Datasets:
         return any(queue.outstanding(worker_id(member)) for queue in self._queues.values())
 
     def epoch(self) -> int:
-        """The open epoch of the first data set: the one that is trained on."""
-        return next((max(queue.epoch, 0) for queue in self._queues.values()), 0)
+        """The open epoch of the first data set that is trained on; those of L-BFGS have backups."""
+        trained = (queue for queue in self._queues.values() if not queue.spec.backups)
+        return next((max(queue.epoch, 0) for queue in trained), 0)
 
     def check_invariants(self) -> None:
         """Raises AssertionError when the parts disagree."""

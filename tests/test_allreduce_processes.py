@@ -104,3 +104,30 @@ def test_a_kill_in_mid_epoch(tmp_path: Path, victim: str, restarts: int) -> None
     assert len(good) == WORKERS - 1 + restarts
     for outcome in good:
         assert torch.equal(outcome.value["count"], torch.full((SIZE,), float(EPOCHS)))
+
+
+def test_a_replica_that_stands_still(tmp_path: Path) -> None:
+    """The store at which replicas meet answers nobody, and breaks no connection: others go on.
+
+    As when a machine loses its power. Whoever waits for that store keeps its own heartbeat.
+    """
+    with ps.local_cluster(assign="dynamic", lease=10.0) as cluster:
+        job = cluster.start(trained, workers=WORKERS, args=(str(tmp_path),))
+        until(lambda: any(at >= (1, 2) for at in places(tmp_path, "worker-0")), 90)
+        process = cluster.processes["worker-0"]
+        os.kill(process, signal.SIGSTOP)
+        try:
+            others = [f"worker-{rank}" for rank in range(1, WORKERS)]
+            until(
+                lambda: all(
+                    max(places(tmp_path, o), default=(0, 0)) >= (EPOCHS - 1, 2) for o in others
+                ),
+                90,
+            )
+        finally:
+            os.kill(process, signal.SIGKILL)
+        outcomes = job.outcomes(120)
+    good = [outcome for outcome in outcomes.values() if outcome.code == 0]
+    assert len(good) == WORKERS - 1
+    for outcome in good:
+        assert torch.equal(outcome.value["count"], torch.full((SIZE,), float(EPOCHS)))

@@ -468,3 +468,18 @@ def test_what_cannot_work_is_refused(client: ps.Client) -> None:
     for wrong in ((0, 1, 0), (1, 0, 0), (1, 1, -1)):
         with pytest.raises(ConfigurationError, match="must be >= "):
             ps.Downpour(*wrong)
+
+
+def test_a_warm_start_ends_before_the_chief_waits_for_other_replicas() -> None:
+    """The others would wait for its steps, and it for them."""
+
+    def work(client: ps.Client) -> int:
+        body, head = network(), network()
+        scheme = ps.Downpour(2, warm_start=100)
+        client.optimizer(body, torch.optim.SGD, lr=0.1, consistency=scheme, group="body")
+        all_reduce = ps.AllReduce()
+        client.optimizer(head, torch.optim.SGD, lr=0.1, consistency=all_reduce, group="head")
+        return client.rank
+
+    with cluster(1, 2) as c:
+        assert c.workers(work) == [0, 1]

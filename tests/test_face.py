@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import paramserver as ps
-from paramserver.errors import ConfigurationError
+from paramserver.embedded import _Loop
+from paramserver.errors import ConfigurationError, ConnectionLostError
 
 FACE = [
     "LRU",
@@ -116,6 +121,18 @@ def test_half_an_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
         ps.connect()
 
 
+def test_settings_of_a_run_go_with_an_embedded_cluster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("PARAMSERVER_SCHEDULER", raising=False)
+    for name, value in (("EMULATE", "sample=0.001"), ("SCHEME", "stale:4"), ("SEED", "1")):
+        monkeypatch.setenv(f"PARAMSERVER_{name}", value)
+    monkeypatch.setenv("PARAMSERVER_RUN_DIR", str(tmp_path))
+    with ps.connect():
+        pass
+    assert '"scheme": "stale:4"' in (tmp_path / "worker-0.jsonl").read_text()
+
+
 def test_nothing_named_is_an_embedded_cluster(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,3 +142,20 @@ def test_nothing_named_is_an_embedded_cluster(
     assert capsys.readouterr().out == (
         "paramserver: no scheduler named, running an embedded cluster in this process\n"
     )
+
+
+def test_a_call_under_way_when_the_embedded_cluster_closes_is_no_internal_error() -> None:
+    """As when ``minimize`` raises while its coordinator waits in a thread of its own."""
+    loop = _Loop()
+    begun = threading.Event()
+
+    async def wait() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(lambda: loop.run(wait()))
+        assert begun.wait(30)
+        loop.close()
+        with pytest.raises(ConnectionLostError, match="embedded cluster was closed"):
+            call.result(30)

@@ -819,3 +819,27 @@ def test_optimizers_that_cannot_work(
 ) -> None:
     with cluster() as c, c.connect() as client, pytest.raises(error, match=message):
         client.optimizer(network(), SGD, consistency=scheme, **{"lr": 0.1, **options})
+
+
+@pytest.mark.parametrize("base", [ps.Sync(), ps.Async()])
+def test_the_samples_of_a_round_with_nan_in_it_are_learnt_in_another(base: Any) -> None:
+    """A loop that goes on after the error comes to the end of its pass."""
+
+    def work(client: ps.Client) -> int:
+        model = nn.Linear(1, 1)
+        scheme = ps.Local(2, base=base)
+        optimizer = client.optimizer(model, torch.optim.SGD, lr=0.1, consistency=scheme)
+        steps = failed = 0
+        for (x,) in client.loader(TensorDataset(torch.ones(16, 1)), 4):
+            optimizer.zero_grad()
+            (model(x).mean() * (float("nan") if steps == 2 else 1.0)).backward()
+            steps += 1
+            try:
+                optimizer.step()
+            except NonFiniteError:
+                failed += 1
+        assert failed == 1
+        return steps
+
+    with cluster(1, 1) as c:
+        assert c.workers(work) == [6]  # four batches, of which two twice

@@ -279,6 +279,37 @@ def test_another_group_of_the_same_model_does_not_get_in_between() -> None:
         assert result.losses[:10] == pytest.approx(found[0].losses[:10], rel=0, abs=1e-12)
 
 
+def test_replicas_stand_by_meanwhile() -> None:
+    """The coordinator's thread waits beside the loop, which may be working: only one stands in."""
+    data = breast_cancer()
+
+    def work(client: ps.Client) -> float:
+        other, model = linear(30, 1), linear(30, 1)
+        client.optimizer(other, torch.optim.SGD, lr=1.0, consistency=ps.AllReduce())
+        dataset = TensorDataset(*data)
+        return ps.minimize(logistic(model), dataset, model=model, client=client, l2=L2).loss
+
+    with cluster(1, 3) as c:
+        assert len(set(c.workers(work))) == 1
+
+
+def test_training_afterwards_begins_with_its_first_epoch() -> None:
+    """Evaluations are passes over the data as well, but no epochs of the job."""
+    x, y = breast_cancer()
+
+    def work(client: ps.Client) -> int:
+        model, samples = linear(30, 1), 0
+        dataset = TensorDataset(x, y)
+        ps.minimize(logistic(model), dataset, model=model, client=client, l2=L2, max_iter=3)
+        loader = client.loader(dataset, batch_size=50)
+        for _ in client.epochs(2):
+            samples += sum(len(inputs) for inputs, _ in loader)
+        return samples
+
+    with cluster(1, 2) as c:
+        assert sum(c.workers(work)) == 2 * len(x)
+
+
 def test_a_worker_may_come_later() -> None:
     """It takes part from the evaluation that is under way."""
     begun, came = threading.Event(), threading.Event()

@@ -167,6 +167,31 @@ def test_a_replica_comes_back_when_one_of_its_parties_was_killed(
     assert float(loss) < 0.5
 
 
+@pytest.mark.parametrize(
+    ("epochs", "then", "said"),
+    [
+        ("80", "worker-1 lost", "worker-1 was not heard for its lease, exit code 1: restart 1 of"),
+        ("6", "job 1 is done", "worker-1 was not heard for its lease; the job is done without it"),
+    ],
+)
+def test_a_worker_that_stood_still_fails_nothing(
+    start: Start, epochs: str, then: str, said: str
+) -> None:
+    script = (SCRIPT, "--epochs", epochs, "--pause", "0.02")
+    run = start("run", "-s", "1", "-w", "2", "--lease", "4", *script)
+    until(lambda: "rank 1 at step 3" in run.said(), "the third step", run)
+    [worker] = [
+        p
+        for p in run.tree()
+        if SCRIPT in p.cmdline() and p.environ().get("PARAMSERVER_NAME") == "worker-1"
+    ]
+    worker.suspend()
+    until(lambda: then in run.said(), then, run)
+    worker.resume()
+    assert run.wait() == 0, run.said()
+    assert said in "".join(run.err)
+
+
 def test_a_killed_server_is_the_root_cause(start: Start) -> None:
     run = start("run", "-s", "2", "-w", "2", SCRIPT, "--epochs", "1000", "--pause", "0.01")
     until(lambda: "at step 3" in run.said(), "the third step", run)

@@ -73,7 +73,6 @@ class Group(VectorMethods):
         self._activated = True  # the next push is the first since an activation
         self._dropped_to = 0  # the clock that a dropped push in flight was told to go on with
         self.window = Window(session, self.name)
-        session.add_group(self.name, lambda: self.clock, self.settle)
 
     # What users call
 

@@ -71,6 +71,7 @@ class Registry:
             UnsupportedError: it would wait for others beside a group that waits at another pace.
         """
         group = self._make(spec, map_from_proto(self.register(spec).map), wire_dtype)
+        self.session.add_group(group.name, lambda: group.clock, group.settle)
         while not self._await_first_values(spec.name):
             group.store(values)
             stored = scheduler_pb2.GroupStoredRequest(

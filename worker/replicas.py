@@ -29,8 +29,9 @@ from paramserver.worker import headers, roster
 from paramserver.worker.batches import Ticket
 from paramserver.worker.headers import Contributed, Header
 from paramserver.worker.replica import Replica
-from paramserver.worker.ring import BrokenRingError, Meeting, Ring
+from paramserver.worker.ring import Meeting, Ring
 from paramserver.worker.session import Session
+from paramserver.worker.signals import BrokenRingError
 from paramserver.worker.waiting import Waiting
 
 logger = logging.getLogger("paramserver")
@@ -202,7 +203,7 @@ class Replicas:
 
     def _exchange(self, ring: Ring, header: Header) -> list[Header]:
         if header.active:
-            ring.wake(self._idle, self.clock)
+            ring.signals.wake(self._idle, self.clock)
         rows = headers.table(ring.size, ring.index, header)
         self._wait(ring, header.active, ring.sum(rows))
         rest = headers.more(ring.size, ring.index, header, rows)
@@ -244,11 +245,11 @@ class Replicas:
             if self._lost():
                 raise BrokenRingError("a replica was lost")
             if waking:
-                ring.wake(range(ring.size), self.clock)
-            ring.mark(self.clock)
+                ring.signals.wake(range(ring.size), self.clock)
+            ring.signals.mark(self.clock)
             late = time.monotonic() >= deadline
             if late or waiting.due():
-                whom = self._words(ring.absent(self.clock))
+                whom = self._words(ring.signals.absent(self.clock))
                 waiting.say(whom)
                 if late:
                     seconds = self._session.config.wait_timeout
@@ -282,7 +283,7 @@ class Replicas:
         """With each heartbeat: a replica that waits for a word finds out who joined or left."""
         ring = self._ring
         if ring is not None and self._moved():
-            ring.interrupt()
+            ring.signals.interrupt()
 
     # Answering while the loop waits
 
@@ -305,7 +306,7 @@ class Replicas:
         self._back.set()
         ring = self._ring
         if ring is not None:
-            ring.interrupt()
+            ring.signals.interrupt()
         # A step that was begun is completed first: it changes the parameters.
         thread.join(seconds)
 
@@ -322,7 +323,7 @@ class Replicas:
         ring = self._ring
         if ring is None:
             raise BrokenRingError("this formation was left")
-        begun = ring.await_word(self.clock)
+        begun = ring.signals.await_word(self.clock)
         if self._back.is_set():
             return
         if self._moved():
@@ -389,6 +390,6 @@ class Replicas:
         if ring is None:
             return
         self._unconfirmed = [(None, ticket) for _, ticket in self._unconfirmed]
-        ring.wake(range(ring.size), self.clock)  # who waits for a word finds a broken ring
+        ring.signals.wake(range(ring.size), self.clock)  # who waits for a word finds a broken ring
         ring.close()
         self._replica.renew()

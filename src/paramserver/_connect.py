@@ -16,6 +16,7 @@ from paramserver.worker.client import Client
 from paramserver.worker.session import Session
 
 PREFIX = "PARAMSERVER_"
+ANYWHERE = {f"{PREFIX}{name}" for name in ("EMULATE", "RUN_DIR", "SCHEME", "SEED")}
 
 
 def connect(
@@ -30,7 +31,7 @@ def connect(
 
     Returns when the expected workers have registered. What is not given comes from the environment:
     ``PARAMSERVER_SCHEDULER`` and ``PARAMSERVER_NAME``, which ``paramserver run`` and
-    ``paramserver worker`` set. Embedded only if neither names anything. ``PARAMSERVER_EMULATE``
+    ``paramserver worker`` set. Embedded only if neither is set. ``PARAMSERVER_EMULATE``
     makes this worker play a slower machine (``paramserver.emulation``), ``PARAMSERVER_SCHEME``
     replaces the scheme that the script asks for, and ``PARAMSERVER_RUN_DIR`` names a folder where
     each worker writes its steps and scalars to NAME.jsonl.
@@ -86,7 +87,7 @@ def connect(
 
 
 def _refuse_half_an_environment() -> None:
-    found = sorted(key for key in os.environ if key.startswith(PREFIX))
+    found = sorted(key for key in os.environ if key.startswith(PREFIX) and key not in ANYWHERE)
     if found:
         raise ConfigurationError(
             f"{', '.join(found)} set, but no scheduler: set PARAMSERVER_SCHEDULER=HOST:PORT, give "

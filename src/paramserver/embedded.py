@@ -6,6 +6,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as NotYet
 from typing import Any, TypeVar
 
@@ -35,6 +36,11 @@ class _Loop:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """The result of work on the loop.
+
+        Raises:
+            ConnectionLostError: none within ``timeout`` seconds, or the loop was closed meanwhile.
+        """
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
             return future.result(timeout)
@@ -45,8 +51,11 @@ class _Loop:
             raise ConnectionLostError(
                 f"the embedded cluster did not answer in {timeout} s"
             ) from None
+        except CancelledError:
+            raise ConnectionLostError("the embedded cluster was closed") from None
 
     def close(self) -> None:
+        """Ends all work under way."""
         self.run(_cancel_all(), 5.0)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(5.0)
@@ -132,6 +141,8 @@ class _EmbeddedChannel:
     def call(self, method: str, request: Message, *, timeout: float = 30.0) -> Any:
         try:
             return self._loop.run(getattr(self._servicer, method)(request), timeout)
+        except ConnectionLostError:
+            raise
         except Exception as error:
             raise as_refusal(error) from error
 

@@ -172,6 +172,7 @@ def open_allreduce_optimizer(
         consistency=consistency,
     )
     registry.register(spec)
+    registry.session.settle()  # the first time all come: who waits for pushes of this one as well
     replicas = Replicas(registry.session, spec, made.replica)
     made.bind(replicas)
     registry.adopt(replicas, replicas.refresh, replicas.close)

@@ -88,7 +88,11 @@ class Coordinator:
         while True:
             try:
                 reply = self._session.poll(
-                    "AwaitEpoch", request, lambda r: r.drained or self._stop.is_set(), what
+                    "AwaitEpoch",
+                    request,
+                    lambda r: r.drained or self._stop.is_set(),
+                    what,
+                    substitute=False,  # it is a thread that waits here, the loop may be working
                 )
                 return bool(reply.drained)
             except WaitTimeoutError:

@@ -182,6 +182,8 @@ class LocalOptimizer(JobOptimizer):
         for fragment in self._fragments:
             fragment.steps, fragment.samples = 0, 0.0
         self._steps = 0
+        session = self.group.session
+        session.settle_push(session.begin_push(self.group.name), dropped=True)  # samples go back
 
     def _difference(self, name: str) -> Tensor:
         """As the tensor's rule takes it: against the gradient for parameters, along for buffers."""

@@ -218,11 +218,13 @@ def compare(
     summaries: list[Summary] = []
     for number, scheme in enumerate(schemes, 1):
         summary, code = comparison.run(scheme, f"{scheme} ({number}/{len(schemes)})")
-        if code > 128:
-            ctx.exit(code)
+        if code > 128:  # what was done is not thrown away
+            break
         summaries.append(summary)
-    report(comparison, summaries, curve, json_file)
-    ctx.exit(1 if any(summary.error for summary in summaries) else 0)
+    if summaries:
+        report(comparison, summaries, curve, json_file)
+    failed = 1 if any(summary.error for summary in summaries) else 0
+    ctx.exit(code if code > 128 else failed)
 
 
 def emulation(

@@ -70,7 +70,8 @@ class Comparison:
         if watch.late and not error:
             error = f"not done after {self.limit_s:g} s (--limit)"
         summary = summarise(scheme, read_run(folder, self.budget), self.target, error)
-        _warn_of_rest(summary, self.budget)
+        if code <= 128:  # not ended by a signal
+            _warn_of_rest(summary, self.budget)
         return summary, code
 
 

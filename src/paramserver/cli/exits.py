@@ -7,14 +7,16 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paramserver.launch import Child, describe_exit, is_consequence
+from paramserver.launch import RESTARTABLE, Child, describe_exit, is_consequence
 
 DONE = 0
 FAILED = 1
 USAGE = 2
 KILLED = 137
 RULE = 78
-_REPLICA_LOST = re.compile(r"^(?:[\w.]+\.)?FencedError: .*\bparty \d+\b.* was lost\b", re.MULTILINE)
+_FENCED = r"^(?:[\w.]+\.)?FencedError: .*"
+_REPLICA_LOST = re.compile(_FENCED + r"\bparty \d+\b.* was lost\b", re.MULTILINE)
+_UNHEARD = re.compile(_FENCED + r"\bnot heard\b", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +59,20 @@ def failure_of(child: Child, restarts: int = 0) -> Failure:
     )
 
 
-def restart_code(child: Child) -> int:
-    """The exit code that decides whether a worker starts again.
+def restart_reason(child: Child) -> str:
+    """Why a worker that ended is to start again; empty: it is not.
 
     A script that ended because its replica lost another party counts as killed: it could not go on
-    alone, and is needed as soon as that party is back.
+    alone, and is needed as soon as that party is back. So does one that stood still for longer than
+    its lease: others have its work, and nothing is wrong with the script.
     """
     assert child.code is not None
-    lost = child.code == FAILED and _REPLICA_LOST.search(last_words(list(child.tail)))
-    return KILLED if lost else child.code
+    if child.code in RESTARTABLE:
+        return "was killed"
+    words = last_words(list(child.tail)) if child.code == FAILED else ""
+    if _REPLICA_LOST.search(words):
+        return "lost a party of its replica"
+    return "was not heard for its lease" if _UNHEARD.search(words) else ""
 
 
 def last_words(tail: Sequence[str], limit: int = 20) -> str:

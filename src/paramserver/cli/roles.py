@@ -19,11 +19,10 @@ from typing import Any
 import click
 
 from paramserver.cli import options
-from paramserver.cli.exits import restart_code
+from paramserver.cli.exits import KILLED, restart_reason
 from paramserver.config import SchedulerConfig, ServerConfig
 from paramserver.launch import (
     GRACE_S,
-    RESTARTABLE,
     Child,
     RestartRule,
     describe_exit,
@@ -199,10 +198,10 @@ class WorkerLauncher:
         while True:
             child = self._once()
             name, code = self._name or "worker", child.code or 0
-            if self._asked or not self._rule.restarts(name, restart_code(child)):
+            why = restart_reason(child)
+            if self._asked or not (why and self._rule.restarts(name, KILLED)):
                 report_exit(self._scheduler, self._identity, name, code)
                 return code
-            why = "was killed" if code in RESTARTABLE else "lost a party of its replica"
             click.echo(f"{name} {why}, {describe_exit(code)}; starting it again", err=True)
 
     def _once(self) -> Child:

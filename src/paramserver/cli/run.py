@@ -19,10 +19,11 @@ from paramserver.cli import options
 from paramserver.cli.exits import (
     DONE,
     FAILED,
+    KILLED,
     Failure,
     block,
     failure_of,
-    restart_code,
+    restart_reason,
     root_cause,
 )
 from paramserver.cli.output import Output
@@ -30,7 +31,6 @@ from paramserver.cli.progress import Progress
 from paramserver.cli.state import Source, State
 from paramserver.errors import JobFailedError, ParameterServerError
 from paramserver.launch import (
-    RESTARTABLE,
     Child,
     RestartRule,
     describe_exit,
@@ -269,13 +269,21 @@ class Supervisor:
         elif code == DONE:
             self._todo.discard(child.name)
             report_exit(self._address, self._identity(child.name), child.name, code)
-        elif self._rule.restarts(child.name, restart_code(child)):
+        elif (why := restart_reason(child)) and self._done():
+            self._todo.discard(child.name)
+            self._output.say(f"{child.name} {why}; the job is done without it")
+        elif why and self._rule.restarts(child.name, KILLED):
             count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
-            why = "was killed" if code in RESTARTABLE else "lost a party of its replica"
             self._output.say(f"{child.name} {why}, {describe_exit(code)}: {count}")
             self._start_worker(child.name)
         else:
             self._fail(child)
+
+    def _done(self) -> bool:
+        """Whether the others have finished the job: one that came now would begin the next."""
+        self._last_look()
+        state = self._progress.state
+        return state is not None and state["job"]["state"] == "done"
 
     def _fail(self, child: Child) -> None:
         self._failures.append(failure_of(child, self._rule.used.get(child.name, 0)))

@@ -71,7 +71,7 @@ class Source:
             for member in state["members"]:
                 if member["role"] == "ps" and member["state"] not in GONE:
                     add_server(state, member, self._describe(member["address"], timeout))
-        add_lags(state["members"])
+        add_lags(state)
         state["waits"] = waits(state)
         return state
 
@@ -95,8 +95,7 @@ def from_status(address: str, reply: scheduler_pb2.StatusReply) -> State:
     """The state as the scheduler alone knows it; keys as in ``Source.gather``."""
     workers = {worker.name: worker for worker in reply.workers}
     members = [_member(member, workers.get(member.name)) for member in reply.view.members]
-    add_lags(members)
-    return {
+    state = {
         "scheduler": address,
         "job": {
             "number": reply.view.job,
@@ -116,6 +115,8 @@ def from_status(address: str, reply: scheduler_pb2.StatusReply) -> State:
         "scalars": dict(sorted(reply.scalars.items())),
         "events": list(reply.events),
     }
+    add_lags(state)
+    return state
 
 
 def _member(member: scheduler_pb2.Member, worker: scheduler_pb2.WorkerStatus | None) -> State:
@@ -137,15 +138,21 @@ def _member(member: scheduler_pb2.Member, worker: scheduler_pb2.WorkerStatus | N
     }
 
 
-def add_lags(members: list[State]) -> None:
-    """Sets how many clocks each live worker is behind the fastest of each group."""
-    live = [member for member in members if member["state"] not in GONE]
+def add_lags(state: State) -> None:
+    """Sets how many clocks each live worker is behind the fastest of each group.
+
+    Replicas are at the same step: their clocks differ by when they were heard alone.
+    """
+    live = [member for member in state["members"] if member["state"] not in GONE]
+    replicated = {g["name"] for g in state["groups"] if g["consistency"].startswith("Allreduce")}
     fastest: dict[str, int] = {}
     for member in live:
         for group, clock in member["clocks"].items():
             fastest[group] = max(clock, fastest.get(group, 0))
     for member in live:
-        member["lag"] = {g: fastest[g] - clock for g, clock in member["clocks"].items()}
+        member["lag"] = {
+            g: fastest[g] - clock for g, clock in member["clocks"].items() if g not in replicated
+        }
 
 
 def consistency_text(consistency: common_pb2.Consistency, bound: int | None = None) -> str:
