@@ -230,6 +230,9 @@ def test_what_cannot_be_is_refused_at_once() -> None:
             client.register("g", {"w": torch.zeros(1)}, consistency=ps.Sync(backup=1))
         with pytest.raises(UnsupportedError, match="AllReduce with 2 parties"):
             client.register("g", {"w": torch.zeros(1)}, consistency=ps.AllReduce())
+        alone = ps.Downpour(warm_start=5)
+        with pytest.raises(UnsupportedError, match="use warm_start=0"):
+            client.optimizer(torch.nn.Linear(1, 1), torch.optim.SGD, lr=0.1, consistency=alone)
 
     with cluster(1, 2, parties=2) as c:
         c.workers(work)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from paramserver.errors import ConfigurationError, UnsupportedError
-from paramserver.schemes import Scheme
+from paramserver.schemes import Downpour, Scheme
 from paramserver.types import AllReduce, Sync
 from paramserver.v1 import server_pb2 as pb
 from paramserver.worker.collective import Pieces
@@ -35,6 +35,11 @@ def check_scheme(session: Session, scheme: Scheme) -> None:
         raise UnsupportedError(
             f"backup={base.backup} with {session.parties} parties: each party would leave out "
             "another batch; use backup=0"
+        )
+    if isinstance(scheme, Downpour) and scheme.warm_start:
+        raise UnsupportedError(
+            f"warm_start={scheme.warm_start} with {session.parties} parties: no party can train "
+            "alone; use warm_start=0"
         )
     if isinstance(scheme, AllReduce):
         raise UnsupportedError(
