@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,12 @@ from paramserver.worker.registry import Registry
 from paramserver.worker.schemes.allreduce import open_allreduce_optimizer
 from paramserver.worker.schemes.downpour import open_downpour_optimizer
 from paramserver.worker.schemes.local import open_local_optimizer
+
+OPENERS: dict[type, Callable[..., JobOptimizer]] = {
+    AllReduce: open_allreduce_optimizer,
+    Downpour: open_downpour_optimizer,
+    Local: open_local_optimizer,
+}
 
 
 def open_optimizer(
@@ -31,43 +37,8 @@ def open_optimizer(
     overlap: bool,
 ) -> JobOptimizer:
     """Registers a model as a group; see ``Client.optimizer``."""
-    if isinstance(consistency, Local):
-        return open_local_optimizer(
-            registry,
-            model,
-            optimizer_class,
-            hyperparameters,
-            scheme=consistency,
-            group=group,
-            buffers=buffers,
-            wire_dtype=wire_dtype,
-            overlap=overlap,
-        )
-    if isinstance(consistency, AllReduce):
-        return open_allreduce_optimizer(
-            registry,
-            model,
-            optimizer_class,
-            hyperparameters,
-            consistency=consistency,
-            group=group,
-            buffers=buffers,
-            wire_dtype=wire_dtype,
-            overlap=overlap,
-        )
-    if isinstance(consistency, Downpour):
-        return open_downpour_optimizer(
-            registry,
-            model,
-            optimizer_class,
-            hyperparameters,
-            consistency=consistency,
-            group=group,
-            buffers=buffers,
-            wire_dtype=wire_dtype,
-            overlap=overlap,
-        )
-    return open_server_optimizer(
+    opens: Callable[..., JobOptimizer] = OPENERS.get(type(consistency), open_server_optimizer)
+    return opens(
         registry,
         model,
         optimizer_class,

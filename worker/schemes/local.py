@@ -356,13 +356,14 @@ def open_local_optimizer(
     optimizer_class: type[torch.optim.Optimizer],
     hyperparameters: Mapping[str, Any],
     *,
-    scheme: Local,
+    consistency: Local,
     group: str,
     buffers: str,
     wire_dtype: str | None,
     overlap: bool,
 ) -> LocalOptimizer:
     """Registers a model as a group that meets in rounds; see ``Client.optimizer``."""
+    scheme = consistency
     wire = _wire(scheme, wire_dtype, overlap)
     found = members(model, buffers)
     rule, options = outer_rule(scheme)
