@@ -222,6 +222,6 @@ def test_a_quick_run_measures_everything(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     results = from_json(file.read_text())
     names = [section.name for section in results.sections]
-    assert names == ["goodput", "calls", "train", "memory", "imports"]
+    assert names == ["goodput", "calls", "train", "memory", "imports", "rows"]
     assert all(section.rows and not section.notes for section in results.sections)
     assert "Wanted and seen" in done.stdout

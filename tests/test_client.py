@@ -412,3 +412,20 @@ def test_log_takes_tensors_that_need_gradients() -> None:
     with cluster() as c, c.connect() as client, warnings.catch_warnings():
         warnings.simplefilter("error")
         client.log(loss=torch.ones(1, requires_grad=True) * 2, rate=0.5)
+
+
+def test_no_thread_of_grpc_outlives_a_client() -> None:
+    """An interpreter that ends under one of them aborts."""
+
+    def theirs() -> set[threading.Thread]:
+        return {t for t in threading.enumerate() if t.daemon and t.name.endswith("(_run)")}
+
+    with cluster(2) as c:
+        before = theirs()
+        client = c.connect()
+        group = client.register("g", {"w": torch.zeros(100_000)}, consistency=ps.Async())
+        for _ in range(5):
+            group.push_async({"w": torch.ones(100_000)})
+        assert theirs() - before, "gRPC names its threads otherwise now: see GrpcChannel.exchange"
+        client.finish()
+        assert not theirs() - before

@@ -103,7 +103,8 @@ def test_straggler(how: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert accuracy(said) >= 88
     samples = [int(n) for n in re.findall(r"(\d+) samples in", said)]
     assert sum(samples) == 12 * 1347
-    assert min(samples) < max(samples) / 2, "the slow machine has less to do"
+    if not how:  # under a bound all end up at one pace
+        assert min(samples) < max(samples) / 2, "the slow machine has less to do"
 
 
 def test_compare_under_another_scheme(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from paramserver.wire.options import CLIENT_OPTIONS, tune_allocator
 from paramserver.wire.status import from_rpc_error
 from paramserver.wire.transport import Channel, FrameStream
 
+LINGER_S = 2.0  # that closing waits for gRPC's threads
+
 
 class _GrpcStream:
     def __init__(self, call: Any, peer: str) -> None:
@@ -48,6 +50,7 @@ class GrpcChannel:
             if not m.client_streams and not m.server_streams
         }
         self._exchange = self._channel.stream_stream(METHODS["Exchange"].path)
+        self._threads: list[threading.Thread] = []  # those that gRPC started for our streams
 
     def call(self, method: str, request: Message, *, timeout: float = 30.0) -> Any:
         """The reply of a unary rpc; tried again until ``timeout`` while the peer is away."""
@@ -66,11 +69,25 @@ class GrpcChannel:
 
     def exchange(self, outgoing: Iterator[bytes]) -> FrameStream:
         """Opens ``Exchange``; fails at once when the peer is not there."""
-        return _GrpcStream(self._exchange(outgoing), self._peer)
+        before = set(threading.enumerate())
+        stream = _GrpcStream(self._exchange(outgoing), self._peer)
+        self._threads = [t for t in self._threads if t.is_alive()]
+        self._threads += [t for t in threading.enumerate() if t not in before and _is_grpc(t)]
+        return stream
 
     def close(self) -> None:
-        """Closes the connection; calls under way end with ConnectionLostError."""
+        """Closes the connection; calls under way end with ConnectionLostError.
+
+        Returns when gRPC's threads have ended: an interpreter that ends under them aborts.
+        """
         self._channel.close()
+        deadline = time.monotonic() + LINGER_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _is_grpc(thread: threading.Thread) -> bool:
+    return thread.daemon and thread.name.endswith("(_run)")
 
 
 def scheduler_channel(address: str) -> Channel:
