@@ -78,10 +78,10 @@ bench: $(INSTALLED)
 	$(BIN)/paramserver bench all --json build/bench.json
 	$(BIN)/python benchmarks/report.py build/bench.json
 
-SCHEMES := sync/round-robin,sync:backup=1,sync/dynamic/balance,stale:4,adaptive:8,async/dynamic,local:10,downpour:n_push=4,n_fetch=4,allreduce
+SCHEMES := sync/round-robin,sync:backup=1,sync/dynamic/balance,stale:4,adaptive:8,async/dynamic,local:10
 
 compare: $(INSTALLED)
-	$(BIN)/paramserver compare -s 2 -w 4 --schemes $(SCHEMES) --budget-samples 20000 \
+	$(BIN)/paramserver compare -s 2 -w 4 --schemes $(SCHEMES) --budget-samples 12000 \
 		--target accuracy=0.95 --sample-time 0.002 --straggler 5 \
 		--json build/compare/results.json examples/compare.py
 	$(BIN)/python benchmarks/schemes.py build/compare/results.json
