@@ -79,6 +79,7 @@ class Replicas:
         self._idle: list[int] = []  # who did not contribute to the last step
         self._whole = False
         self._sequence = 0
+        self._begun = -1  # the newest clock that this worker took part in
         self._contributed = Contributed()
         self._unconfirmed: list[tuple[Any, Ticket | None]] = []
         self._back = threading.Event()
@@ -172,6 +173,7 @@ class Replicas:
         ring, replica = self._ring, self._replica
         if ring is None:
             raise BrokenRingError("this formation was left")
+        self._begun = self.clock
         weight = push.weight if push else 0.0
         replica.pack(push.gradients if push else {}, weight)
         wait = partial(self._wait, ring, False)
@@ -246,7 +248,8 @@ class Replicas:
                 raise BrokenRingError("a replica was lost")
             if waking:
                 ring.signals.wake(range(ring.size), self.clock)
-            ring.signals.mark(self.clock)
+            if self._begun == self.clock:  # not while forming, or for a step that is over
+                ring.signals.mark(self.clock)
             late = time.monotonic() >= deadline
             if late or waiting.due():
                 whom = self._words(ring.signals.absent(self.clock))
