@@ -10,7 +10,7 @@ from typing import Any, NoReturn, overload
 import torch
 from torch import Tensor
 
-from paramserver.errors import ConfigurationError, UnsupportedError
+from paramserver.errors import ConfigurationError, InvalidRequestError, UnsupportedError
 from paramserver.types import StepResult
 from paramserver.worker.group import Group
 from paramserver.worker.parameters import Members
@@ -33,16 +33,15 @@ class JobOptimizer(torch.optim.Optimizer):
     ) -> None:
         self.members = found
         self.last: StepResult | None = None
+        self._group: Group | None = None
         super().__init__(param_groups, defaults)
 
     @property
     def group(self) -> Group:
-        """The group on the servers.
-
-        Raises:
-            UnsupportedError: the servers do not hold this group.
-        """
-        raise UnsupportedError(f"{type(self).__name__} has no group on the servers")
+        """The group on the servers."""
+        if self._group is None:
+            raise InvalidRequestError("this optimizer has no group; make it by client.optimizer")
+        return self._group
 
     @overload
     def step(self, closure: None = None, *, weight: float | None = None) -> None: ...
@@ -50,10 +49,32 @@ class JobOptimizer(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float], *, weight: float | None = None) -> float: ...
 
+    @torch.no_grad()
     def step(
         self, closure: Callable[[], float] | None = None, *, weight: float | None = None
     ) -> float | None:
-        """One step on the gradients of the parameters; ``weight``: samples in the batch."""
+        """One step on the gradients of the parameters; on return they have the new values.
+
+        Args:
+            closure: computes the loss and gradients again; called once.
+            weight: samples in the batch; default: those that ``client.loader`` handed out since
+                the last step, else 1.
+
+        Raises:
+            NonFiniteError: NaN or infinity in a gradient; nothing was sent, the clock stays.
+            UnsupportedError: a sparse gradient, or one of a frozen parameter.
+            WaitTimeoutError: names whom it waited for.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        check_weight(weight)
+        self.last = self._work(weight)
+        return loss
+
+    def _work(self, weight: float | None) -> StepResult | None:
+        """What a step does, once gradients are there."""
         raise NotImplementedError
 
     @abstractmethod

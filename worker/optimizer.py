@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias, overload
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from paramserver.core.placement import GroupSpec, Option
-from paramserver.errors import ConfigurationError, InvalidRequestError, UnsupportedError
+from paramserver.errors import ConfigurationError, UnsupportedError
 from paramserver.types import Consistency, StepResult, canonical
 from paramserver.worker.group import Group
-from paramserver.worker.job_optimizer import JobOptimizer, check_weight, dense_gradients, unscaled
+from paramserver.worker.job_optimizer import JobOptimizer, dense_gradients, unscaled
 from paramserver.worker.overlap import Overlap
 from paramserver.worker.parameters import (
     Members,
@@ -55,7 +55,6 @@ class ServerOptimizer(JobOptimizer):
         Raises:
             ConfigurationError, UnsupportedError: hyper-parameters that torch or servers refuse.
         """
-        self._group: Group | None = None
         params = [
             {"params": [tensor for _, tensor in pairs], **options}
             for pairs, options in found.param_groups
@@ -86,13 +85,6 @@ class ServerOptimizer(JobOptimizer):
         if overlap:
             self._overlap = Overlap(group, self._trained())
 
-    @property
-    def group(self) -> Group:
-        """The group on the servers."""
-        if self._group is None:
-            raise InvalidRequestError("this optimizer has no group; make it by client.optimizer")
-        return self._group
-
     def newest(self) -> dict[str, Tensor]:
         """The newest values on the servers, by name, without waiting."""
         return self.group.read()
@@ -104,43 +96,12 @@ class ServerOptimizer(JobOptimizer):
         """The present hyper-parameters of each param group, as they travel."""
         return tuple(hyper_parameters(group, self.defaults) for group in self.param_groups)
 
-    @overload
-    def step(self, closure: None = None, *, weight: float | None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float], *, weight: float | None = None) -> float: ...
-
-    @torch.no_grad()
-    def step(
-        self, closure: Callable[[], float] | None = None, *, weight: float | None = None
-    ) -> float | None:
-        """One step: gradients to the servers, fresh values back, all of them in place.
-
-        Args:
-            closure: computes the loss and gradients again; called once.
-            weight: samples in the batch; default: those that ``client.loader`` handed out since
-                the last step, else 1.
-
-        Raises:
-            NonFiniteError: NaN or infinity in a gradient; nothing was sent, the clock stays.
-            UnsupportedError: a sparse gradient, or one of a frozen parameter.
-            WaitTimeoutError: names whom it waited for.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        check_weight(weight)
-        self.last = self._work(weight)
-        return loss
-
     def _changed_options(self) -> Options | None:
         """The present hyper-parameters, if they are not as registered."""
         options = self.options()
         return options if options != self._registered else None
 
     def _work(self, weight: float | None) -> StepResult:
-        """What a step does, once gradients are there."""
         result = self._exchange(weight)
         self._take_buffers()
         return result

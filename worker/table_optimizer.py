@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from paramserver.errors import ConfigurationError, NonFiniteError, UnsupportedError
@@ -85,29 +83,8 @@ class TableOptimizer(JobOptimizer):
         if self.dense is not None:
             self.dense.zero_grad(set_to_none)
 
-    @torch.no_grad()
-    def step(  # type: ignore[override]
-        self, closure: Callable[[], float] | None = None, *, weight: float | None = None
-    ) -> float | None:
-        """One step of the dense part, and one push to each table, empty if it was not touched.
-
-        Tables are pushed first, and travel while the dense part is exchanged.
-
-        Args:
-            closure: computes the loss and gradients again; called once.
-            weight: samples in the batch; default: those that ``client.loader`` handed out since
-                the last step, else 1.
-
-        Raises:
-            NonFiniteError: NaN or infinity in a gradient; nothing was sent, no clock ticks.
-            WaitTimeoutError: names whom it waited for.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        if weight is not None and not (math.isfinite(weight) and weight >= 0):
-            raise ConfigurationError(f"weight={weight}: must be a number of samples, >= 0")
+    def _work(self, weight: float | None) -> StepResult | None:
+        """Tables are pushed first, empty if not touched, and travel with the dense exchange."""
         self._start_tables(weight)
         for feed in self._feeds:
             feed.catch_up(wait=False)
@@ -115,8 +92,7 @@ class TableOptimizer(JobOptimizer):
         for feed in self._feeds:
             feed.finish()
             feed.catch_up(wait=True)
-        self.last = self._last()
-        return loss
+        return self._last()
 
     def _start_tables(self, weight: float | None) -> None:
         overflow = getattr(self, "found_inf", None)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, overload
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from paramserver.core.placement import GroupSpec
 from paramserver.errors import InvalidRequestError, UnsupportedError
-from paramserver.types import AllReduce
+from paramserver.types import AllReduce, StepResult
+from paramserver.worker.group import Group
 from paramserver.worker.job_optimizer import (
     JobOptimizer,
-    check_weight,
     dense_gradients,
     unscaled,
 )
@@ -73,37 +73,16 @@ class AllReduceOptimizer(JobOptimizer):
             raise InvalidRequestError("this optimizer has no group; make it by client.optimizer")
         return self._replicas
 
+    @property
+    def group(self) -> Group:
+        """Raises UnsupportedError: servers hold nothing of this group."""
+        raise UnsupportedError(f"{type(self).__name__} has no group on the servers")
+
     def newest(self) -> dict[str, Tensor]:
         """The values of this replica, by name, on the CPU."""
         return {n: t.detach().cpu().clone() for n, t in self.members.tensors.items()}
 
-    @overload
-    def step(self, closure: None = None, *, weight: float | None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float], *, weight: float | None = None) -> float: ...
-
-    @torch.no_grad()
-    def step(
-        self, closure: Callable[[], float] | None = None, *, weight: float | None = None
-    ) -> float | None:
-        """One step of all replicas on the weighted mean of their gradients.
-
-        Args:
-            closure: computes the loss and gradients again; called once.
-            weight: samples in the batch; default: those that ``client.loader`` handed out since
-                the last step, else 1.
-
-        Raises:
-            NonFiniteError: NaN or infinity in a gradient; nothing was sent, the clock stays.
-            UnsupportedError: a sparse gradient, or one of a frozen parameter.
-            WaitTimeoutError: names whom it waited for.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        check_weight(weight)
+    def _work(self, weight: float | None) -> StepResult:
         found_inf = getattr(self, "found_inf", None)
         grad_scale = getattr(self, "grad_scale", None)
         gradients = dense_gradients(self.members.named, self._frozen)
@@ -111,8 +90,7 @@ class AllReduceOptimizer(JobOptimizer):
             gradients, weight = {}, 0.0
         elif grad_scale is not None:
             gradients = unscaled(gradients, grad_scale)
-        self.last = self.replicas.step(gradients, weight, self.replica.options(self))
-        return loss
+        return self.replicas.step(gradients, weight, self.replica.options(self))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused once the group is registered: replicas have agreed on its tensors."""

@@ -15,7 +15,6 @@ from torch import Tensor
 from paramserver.core.placement import GroupSpec, Option
 from paramserver.errors import (
     ConfigurationError,
-    InvalidRequestError,
     NonFiniteError,
     UnsupportedError,
 )
@@ -73,7 +72,6 @@ class LocalOptimizer(JobOptimizer):
             {"params": [tensor for _, tensor in pairs], **options}
             for pairs, options in found.param_groups
         ]
-        self._group: Group | None = None
         self._inner = construct(optimizer_class, params, hyperparameters)
         super().__init__(found, self._inner.param_groups, dict(self._inner.defaults))
         self._share_inner()
@@ -92,13 +90,6 @@ class LocalOptimizer(JobOptimizer):
         self._group = group
         self._shared = options
         group.session.before_settle(self.flush)
-
-    @property
-    def group(self) -> Group:
-        """The group on the servers."""
-        if self._group is None:
-            raise InvalidRequestError("this optimizer has no group; make it by client.optimizer")
-        return self._group
 
     def newest(self) -> dict[str, Tensor]:
         """The newest base on the servers, by name, without waiting."""
