@@ -26,6 +26,7 @@ from paramserver.wire.convert import dtype_from_proto
 from paramserver.wire.frames import Piece
 from paramserver.wire.tensors import DTYPES, from_bytes
 
+ENTRY_BYTES = 1 << 10  # a sum of nothing costs memory too: every name keeps its last
 _Key = tuple[int, str, str]  # replica, name, key
 _Pieces = Mapping[int, Piece]
 
@@ -74,7 +75,7 @@ class Sum:
     @property
     def bytes(self) -> int:
         waiting = sum(len(p) for pieces in self.tensors.values() for p in pieces.values())
-        return waiting + sum(value.nbytes for value in self.result.values())
+        return ENTRY_BYTES + waiting + sum(value.nbytes for value in self.result.values())
 
 
 class Reduces:
@@ -102,7 +103,7 @@ class Reduces:
         self._collect(record)
         made = self._sums.get(_key(record))
         if made is None or record.party not in made.came:
-            self._check_room(record, sum(record.sizes))
+            self._check_room(record, ENTRY_BYTES + sum(record.sizes))
         if made is None:
             made = self._sums[_key(record)] = Sum(record)
         made.came[record.party] = _worker(record)

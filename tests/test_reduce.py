@@ -218,6 +218,19 @@ def test_sums_that_nobody_collects_are_bounded() -> None:
     assert "the limit of 20000" in " ".join(map(str, found))
 
 
+def test_names_without_end_are_refused() -> None:
+    """A name keeps its last sum, however small."""
+
+    def work(client: ps.Client) -> None:
+        for number in range(100):
+            client.reduce(f"z{number}", 0, torch.zeros(0))
+
+    with cluster(1, 2, parties=2) as c:
+        c.servers[0].reduces._limit = 20 << 10
+        found = errors_of(c, work, work)
+    assert any(isinstance(error, ResourceError) for error in found)
+
+
 def test_what_cannot_be_is_refused_at_once() -> None:
     def work(client: ps.Client) -> None:
         with pytest.raises(ConfigurationError, match="name and key must have 1 to 255"):

@@ -14,6 +14,7 @@ from paramserver.wire.serve import split_address
 
 FOREVER = timedelta(days=30)
 ANSWER_S = 1.0  # for words that an error message would be better with
+UNSAID = 64  # words that may wait for the store
 LEAVE_S = 1.0  # for the word that one leaves
 
 
@@ -146,7 +147,8 @@ class Signals:
         self._thread.join(LEAVE_S)  # the process may end after this
 
     def _say(self, call: Callable[[], object]) -> None:
-        self._calls.put(call)
+        if self._calls.qsize() < UNSAID:  # a silent store; who waits says it again
+            self._calls.put(call)
 
     def _write(self) -> None:
         while (call := self._calls.get()) is not None:

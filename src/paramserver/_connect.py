@@ -48,30 +48,9 @@ def connect(
         ConnectionLostError: nobody answers at the address.
         WaitTimeoutError: servers or workers are missing; says which.
     """
-    for what, value in (("timeout", timeout), ("wait_timeout", wait_timeout)):
-        if not value > 0:
-            raise ConfigurationError(f"{what}={value}: must be > 0 seconds")
-    scheduler = address or os.environ.get("PARAMSERVER_SCHEDULER") or None
-    if scheduler is None:
-        _refuse_half_an_environment()
-    else:
-        split_address(scheduler)
-    # A reader beside a worker must not take the worker's name.
-    given = None if reader else os.environ.get("PARAMSERVER_NAME")
-    emulate = os.environ.get("PARAMSERVER_EMULATE")
+    config = _configuration(address, name, reader, timeout, wait_timeout)
     identity = None if reader else os.environ.get("PARAMSERVER_IDENTITY_FILE")
-    scheme = os.environ.get("PARAMSERVER_SCHEME")
-    config = ClientConfig(
-        scheduler=scheduler,
-        name=name or given or None,
-        reader=reader,
-        timeout=timeout,
-        wait_timeout=wait_timeout,
-        emulation=parse_emulation(emulate) if emulate else None,
-        run_dir=os.environ.get("PARAMSERVER_RUN_DIR") or None,
-        scheme=parse_scheme(scheme) if scheme else None,
-    )
-    transport = _transport(scheduler)
+    transport = _transport(config.scheduler)
     session = Session(
         config,
         transport.scheduler(),
@@ -84,6 +63,34 @@ def connect(
     except BaseException:
         transport.close()
         raise
+
+
+def _configuration(
+    address: str | None, name: str | None, reader: bool, timeout: float, wait_timeout: float
+) -> ClientConfig:
+    """Arguments first, then the environment; arguments as of ``connect``."""
+    for what, value in (("timeout", timeout), ("wait_timeout", wait_timeout)):
+        if not value > 0:
+            raise ConfigurationError(f"{what}={value}: must be > 0 seconds")
+    scheduler = address or os.environ.get("PARAMSERVER_SCHEDULER") or None
+    if scheduler is None:
+        _refuse_half_an_environment()
+    else:
+        split_address(scheduler)
+    # A reader beside a worker must not take the worker's name.
+    given = None if reader else os.environ.get("PARAMSERVER_NAME")
+    emulate = os.environ.get("PARAMSERVER_EMULATE")
+    scheme = os.environ.get("PARAMSERVER_SCHEME")
+    return ClientConfig(
+        scheduler=scheduler,
+        name=name or given or None,
+        reader=reader,
+        timeout=timeout,
+        wait_timeout=wait_timeout,
+        emulation=parse_emulation(emulate) if emulate else None,
+        run_dir=os.environ.get("PARAMSERVER_RUN_DIR") or None,
+        scheme=parse_scheme(scheme) if scheme else None,
+    )
 
 
 def _refuse_half_an_environment() -> None:
