@@ -30,11 +30,13 @@ class TableStats:
         hits: were prefetched.
         misses: were not.
         changed: of the prefetched ones, travelled again because a push had changed them meanwhile.
+        waited: seconds that forward passes waited for rows.
     """
 
     hits: int = 0
     misses: int = 0
     changed: int = 0
+    waited: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -112,7 +114,9 @@ class Feed:
             lookup = Lookup(self._table, routed)
         else:
             self.stats.hits += len(routed.keys)
+        began = time.monotonic()
         lookup.wait()
+        self.stats.waited += time.monotonic() - began
         self.stats.changed += lookup.changed
         leaf = lookup.rows.to(device)
         if torch.is_grad_enabled():

@@ -21,6 +21,7 @@ from paramserver.bench.row_agents import (
     RpcTrainer,
     TableTrainer,
 )
+from paramserver.bench.row_model import ModelTrainer
 from paramserver.bench.settings import MIB, Settings
 from paramserver.bench.stats import Stat
 
@@ -59,6 +60,8 @@ def run(settings: Settings) -> Section:
             _narrow(section, settings, found[OURS])
     _wanted(section)
     if settings.ours:
+        settings.say("rows: prefetch")
+        _prefetch(section, settings)
         settings.say(f"rows: memory of {settings.memory_rows} rows")
         _memory(section, settings.memory_rows)
     return section
@@ -122,6 +125,25 @@ def _training(section: Section, settings: Settings, found: dict[str, Contender])
         what = f"batches of 4096 x 26, {len(found[name].workers)} workers"
         metrics = {"batches/s": Stat(tuple(speeds))}
         section.rows.append(Row(name, {"what": what, "wire": "float32"}, metrics))
+
+
+def _prefetch(section: Section, settings: Settings) -> None:
+    """How much of the wait for rows disappears behind the computing of the batch before."""
+    waits: dict[bool, list[float]] = {False: [], True: []}
+    with ps.local_cluster(1, workers=2) as cluster:
+        agents = [Agent(ModelTrainer, (cluster.address, settings.table_rows, n)) for n in range(2)]
+        with start_workers(agents) as fleet:
+            for number in range(settings.samples + 1):
+                for ahead, seen in waits.items():
+                    found = fleet.ask_each(range(2), "train", 2 * CALLS, ahead, timeout=300.0)
+                    if number:
+                        seen.append(max(found) * 1e3)
+    for ahead, seen in waits.items():
+        labels = {"what": f"ps.Embedding, prefetch={ahead}, 2 workers", "wire": "float32"}
+        metrics = {"ms waited per batch": Stat(tuple(seen))}
+        section.rows.append(Row(OURS, labels, metrics))
+    hidden = 1 - Stat(tuple(waits[True])).median / Stat(tuple(waits[False])).median
+    section.checks.append(Check("share of the pull that prefetch hides", hidden, ">=", 0.5))
 
 
 def _wanted(section: Section) -> None:
