@@ -61,7 +61,7 @@ class ServerService:
         self.collectives = Collectives(config.limits)
         self.vectors = Vectors(config.limits, self.workshop)
         self.reduces = Reduces(config.limits)
-        self.received_bytes = self.sent_bytes = self.refusals = 0
+        self.received_bytes = self.sent_bytes = self.refusals = self.non_finite = 0
         self._scheduler = scheduler
         self._connect = connect
         self._groups: dict[str, asyncio.Task[GroupState]] = {}
@@ -312,6 +312,7 @@ class ServerService:
             sent_bytes=self.sent_bytes,
             duplicates=sum(g.ledger.duplicates for g in groups),
             refusals=self.refusals,
+            non_finite=self.non_finite,
         )
 
     def _describe(self, group: GroupState) -> pb.GroupStatus:
@@ -322,6 +323,7 @@ class ServerService:
             table=group.table_status(),
             version=group.version,
             min_clock=group.frontier.value,
+            overflows=group.overflows,
         )
         lead = self._leads.get(group.spec.name)
         if lead is not None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from paramserver.errors import ClockError, FencedError, InvalidRequestError, ResourceError
+from paramserver.errors import (
+    ClockError,
+    FencedError,
+    InvalidRequestError,
+    ResourceError,
+    ReusedClockError,
+)
 from paramserver.types import Span, WorkerId
 
 WINDOW = 64
+MASK = (1 << 64) - 1
 KEPT_LEASES = 1024
 
 
@@ -52,6 +59,7 @@ class _Worker:
     holes: set[int] = field(default_factory=set)
     open: dict[int, _Push] = field(default_factory=dict)
     receipts: dict[int, Receipt] = field(default_factory=dict)
+    digests: dict[int, int] = field(default_factory=dict)  # beside the receipts, where known
     pending: dict[int, tuple[Span, ...]] = field(default_factory=dict)
     staged: int = 0
     leases: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
@@ -125,8 +133,8 @@ class Ledger:
             True: apply or stage it. False: it was taken before, with the same bytes.
 
         Raises:
-            InvalidRequestError: the push is not open, the slice was not declared, or it was taken
-                with other bytes.
+            InvalidRequestError: the push is not open, or the slice was not declared.
+            ReusedClockError: the slice was taken with other bytes.
             FencedError: a newer incarnation of the rank has come.
         """
         self._fence(worker)
@@ -145,7 +153,7 @@ class Ledger:
             self.duplicates += 1
             return False
         elif not replace:
-            raise InvalidRequestError(
+            raise ReusedClockError(
                 f"clock {clock}: slice {slice_} came before with other bytes; "
                 "a push that is sent again must be the same"
             )
@@ -180,6 +188,7 @@ class Ledger:
         known = self._workers[worker]
         del known.open[clock]
         known.receipts[clock] = receipt
+        known.digests[clock] = digest(push.taken)
         if receipt.applied:
             _count(known, spans)
         elif not receipt.dropped:
@@ -224,6 +233,7 @@ class Ledger:
             if receipt is None or receipt.settled:
                 return
             del known.receipts[clock]
+            known.digests.pop(clock, None)
             del known.pending[clock]
             known.staged -= 1
         assert known.next is not None
@@ -254,6 +264,11 @@ class Ledger:
         """The receipt of a completed push, while it is kept."""
         known = self._workers.get(worker)
         return known.receipts.get(clock) if known else None
+
+    def digest(self, worker: WorkerId, clock: int) -> int | None:
+        """The digest of the bytes of a completed push; None: nothing is known of them."""
+        known = self._workers.get(worker)
+        return known.digests.get(clock) if known else None
 
     def applied_spans(self, worker: WorkerId) -> list[Span]:
         """Samples of applied pushes, merged, by lease; of the newest ``KEPT_LEASES`` leases."""
@@ -287,6 +302,7 @@ class Ledger:
             assert known.staged == len(unsettled)
             assert known.staged + len(known.open) <= WINDOW
             assert len(known.receipts) <= self._keep
+            assert known.digests.keys() <= known.receipts.keys()
             assert len(known.leases) <= KEPT_LEASES
             for spans in known.leases.values():
                 ends = [end for span in spans for end in span]
@@ -324,7 +340,14 @@ class Ledger:
         """Forgets the oldest settled receipts beyond the number kept."""
         while len(known.receipts) > self._keep:
             # A dict keeps the order of arrival, which is that of the clocks.
-            del known.receipts[next(c for c, r in known.receipts.items() if r.settled)]
+            oldest = next(c for c, r in known.receipts.items() if r.settled)
+            del known.receipts[oldest]
+            known.digests.pop(oldest, None)
+
+
+def digest(checksums: Mapping[int, int]) -> int:
+    """One number for the checksums of slices, in whatever order; those of parts add up to it."""
+    return sum(mark * (2 * slice_ + 1) for slice_, mark in checksums.items()) & MASK
 
 
 def _declared(clock: int, slices: Sequence[int]) -> frozenset[int]:
