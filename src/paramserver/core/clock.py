@@ -79,7 +79,7 @@ class GroupClock:
         self._workers: dict[WorkerId, _Worker] = {}
         self._active: frozenset[WorkerId] = frozenset()
         self._fence: dict[int, int] = {}  # rank: newest incarnation that is lost
-        self._started = False
+        self._started = self._still = False
         self._min = 0
         self._closes: deque[Close] = deque(maxlen=KEPT_CLOSES)
         self._cuts: dict[int, int] = {}  # by id: the clock at which it is due
@@ -202,6 +202,32 @@ class GroupClock:
         """A restored group goes on at this clock; to be called before anything else."""
         self.next_clock = clock if self._sync else 0
         self._min = 0 if self._sync else clock
+
+    def stand_still(self) -> None:
+        """Nothing closes or advances until ``go_on``: slices are about to move."""
+        self._still = True
+
+    def go_on(self) -> list[Decision]:
+        """Decides what has become due meanwhile."""
+        self._still = False
+        return self._proceed()
+
+    def reshape(self, servers: Sequence[str]) -> list[Decision]:
+        """Slices have moved: these servers hold some now.
+
+        What a new one has of pushes under way it tells itself.
+        """
+        self._servers = frozenset(servers)
+        for known in self._workers.values():
+            for mark in known.marks.values():
+                mark.servers &= self._servers
+            # Sync keeps marks until their clock closes; clocks that were skipped have none.
+            known.clock = min(
+                (c for c in known.marks if c < known.clock and not self._complete(known, c)),
+                default=known.clock,
+            )
+            self._advance(known)
+        return self._proceed()
 
     def worker_clock(self, worker: WorkerId) -> int:
         """The first clock of the worker that is not complete on every server."""
@@ -332,7 +358,7 @@ class GroupClock:
         return mark is not None and len(mark.servers) == len(self._servers)
 
     def _proceed(self) -> list[Decision]:
-        if not self._started:
+        if not self._started or self._still:
             return []
         decisions: list[Decision] = []
         if self._sync:

@@ -251,6 +251,11 @@ class Ledger:
         known = self._workers.get(worker)
         return known is not None and any(c < below for c in (*known.open, *known.holes))
 
+    def reshape(self) -> None:
+        """Slices moved here or away: what a push sent again brings is another part of it."""
+        for known in self._workers.values():
+            known.digests.clear()
+
     def dump(self, *, settled: bool = False) -> dict[str, Any]:
         """All of it as JSON-able values.
 
