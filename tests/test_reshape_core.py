@@ -139,17 +139,6 @@ def test_the_last_server_that_was_awaited_may_leave() -> None:
     clock.check_invariants()
 
 
-def test_while_it_stands_still_nothing_is_decided() -> None:
-    clock = clock_of(Sync(), "ps-0")
-    clock.stand_still()
-    for worker in (A, B):
-        assert not clock.staged("ps-0", worker, 0, 1.0)
-    assert clock.next_clock == 0
-    (made,) = clock.go_on()
-    assert isinstance(made, Close)
-    clock.check_invariants()
-
-
 def test_a_ledger_does_not_compare_what_was_pushed_to_other_slices() -> None:
     ledger = Ledger()
     ledger.open(A, 0, [1])
