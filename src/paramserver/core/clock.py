@@ -8,9 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paramserver.core.cuts import Cuts
-from paramserver.core.decisions import Advance, Close, Contribution, Cut, Decision, Drop
+from paramserver.core.decisions import (
+    Advance,
+    Close,
+    Contribution,
+    Cut,
+    Decision,
+    Drop,
+    may_read,
+)
 from paramserver.errors import ClockError, ConfigurationError, FencedError, InvalidRequestError
-from paramserver.types import Async, Consistency, Stale, Sync, WorkerId, canonical
+from paramserver.types import Async, Consistency, Sync, WorkerId, canonical
 
 __all__ = [
     "KEPT_CLOSES",
@@ -25,19 +33,6 @@ __all__ = [
 ]
 
 KEPT_CLOSES = 64
-
-
-def may_read(consistency: Consistency, clock: int, frontier: int) -> bool:
-    """Whether the values of ``clock`` may be read.
-
-    Args:
-        clock: the step that the reader is about to start.
-        frontier: clocks that count as complete: closed ones under Sync, min_clock under Stale.
-    """
-    if isinstance(consistency, Async):
-        return True
-    bound = consistency.bound if isinstance(consistency, Stale) else 0
-    return frontier >= clock - bound
 
 
 @dataclass(slots=True)
