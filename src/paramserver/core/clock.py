@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from paramserver.core.cuts import Cuts
@@ -365,7 +366,7 @@ class GroupClock:
             return None
         contributors = tuple(
             Contribution(worker, known.marks[clock].weight)
-            for worker, known in sorted(self._workers.items(), key=_by_worker)
+            for worker, known in sorted(self._workers.items(), key=itemgetter(0))
             if self._complete(known, clock)
         )
         if not contributors:
@@ -397,7 +398,3 @@ class GroupClock:
             return f"at clock {known.clock}, nothing pushed"
         word = "staged" if self._sync else "applied"
         return f"{word} on {len(mark.servers)} of {len(self._servers)} servers"
-
-
-def _by_worker(item: tuple[WorkerId, _Worker]) -> WorkerId:
-    return item[0]
