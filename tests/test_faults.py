@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 import paramserver as ps
 from tests.cluster import Cluster, cluster, in_threads
@@ -208,7 +209,7 @@ def test_the_first_clock_waits_for_a_worker_that_prepares_its_data() -> None:
             asked.set()
             pushed.result(20)
             return int(group.pull()["w"][0])
-        loader = client.loader(list(range(4)), 4, assign="dynamic")
+        loader = client.loader(TensorDataset(torch.zeros(4)), 4, assign="dynamic")
         opened.set()
         assert asked.wait(20)
         for _ in loader:
