@@ -23,7 +23,7 @@ from tests.proxy import Proxy
 T = TypeVar("T")
 
 # All tests on a cluster run with calls that get lost now and then; "rate=0" turns that off.
-CHAOS = os.environ.get("PARAMSERVER_TEST_CHAOS", "rate=0.01,seed=1")
+CHAOS = os.environ.get("TEST_CHAOS", "rate=0.01,seed=1")
 
 
 class Cluster:

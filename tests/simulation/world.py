@@ -223,7 +223,7 @@ class Server(Agent):
     def _beat(self) -> None:
         scheduler = self.world.scheduler
         if self.caller.name:
-            arguments = ("heartbeat", self.caller, {}, {})
+            arguments: tuple[Any, ...] = ("heartbeat", self.caller, {}, {})
             self.network.send(
                 self,
                 scheduler,
