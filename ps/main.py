@@ -32,7 +32,7 @@ async def serve(config: ServerConfig, ready: Callable[[str, str], None]) -> int:
     role = ServerRole(config, scheduler, lambda address: AsyncGrpcChannel(address, "server"))
     server = RoleServer(SERVER.full_name, SERVER_METHODS, role.service)
     port = await server.start(config.bind)
-    address = f"{_reachable_host(config)}:{port}"
+    address = _reachable(config, port)
 
     async def work() -> None:
         name = await role.register(address)
@@ -49,10 +49,14 @@ async def serve(config: ServerConfig, ready: Callable[[str, str], None]) -> int:
     return 0
 
 
-def _reachable_host(config: ServerConfig) -> str:
+def _reachable(config: ServerConfig, port: int) -> str:
     """Where others reach this server: as told, as bound, or as the scheduler sees it."""
-    if config.advertise:
-        return config.advertise
+    if config.advertise and config.advertise.rpartition(":")[2].isdigit():
+        return config.advertise  # with a port: behind a proxy, or one that is mapped
+    return f"{config.advertise or _reachable_host(config)}:{port}"
+
+
+def _reachable_host(config: ServerConfig) -> str:
     bound, _ = split_address(config.bind)
     if bound not in ("0.0.0.0", "[::]", "::"):
         return bound

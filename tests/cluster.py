@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import paramserver as ps
+from paramserver import rpc_chaos
 from paramserver.config import SchedulerConfig, ServerConfig
 from paramserver.ps.role import ServerRole
 from paramserver.scheduler.service import SchedulerService
@@ -19,6 +21,9 @@ from paramserver.wire.serve import RoleServer
 from tests.proxy import Proxy
 
 T = TypeVar("T")
+
+# All tests on a cluster run with calls that get lost now and then; "rate=0" turns that off.
+CHAOS = os.environ.get("TEST_CHAOS", "rate=0.01,seed=1")
 
 
 class Cluster:
@@ -147,10 +152,12 @@ def cluster(
     assign: str = "round-robin",
     proxies: bool = False,
     parties: int = 1,
+    chaos: str = CHAOS,
 ) -> Iterator[Cluster]:
     """A cluster that is checked for its invariants and ended.
 
     Args:
+        chaos: which calls get lost, as of ``paramserver.rpc_chaos``.
         proxies: put a breakable proxy in front of every server.
         parties: of each replica.
     """
@@ -158,7 +165,9 @@ def cluster(
         servers, workers, lease_s=lease_s, assign=assign, proxies=proxies, parties=parties
     )
     try:
+        rpc_chaos.arm(rpc_chaos.parse_chaos(chaos))
         yield made
         made.check_invariants()
     finally:
+        rpc_chaos.arm(None)
         made.close()

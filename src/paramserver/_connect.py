@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from paramserver import failpoints
+from paramserver import failpoints, rpc_chaos
 from paramserver.config import ClientConfig
 from paramserver.emulation import parse_emulation
 from paramserver.errors import ConfigurationError
@@ -19,7 +19,10 @@ from paramserver.worker.session import Session
 PREFIX = "PARAMSERVER_"
 ANYWHERE = {
     f"{PREFIX}{name}"
-    for name in ("EMULATE", "FAILPOINTS", "FAILPOINTS_DIR", "RUN_DIR", "SCHEME", "SEED")
+    for name in (
+        *("EMULATE", "RUN_DIR", "SCHEME", "SEED"),
+        *("FAILPOINTS", "FAILPOINTS_DIR", "RPC_CHAOS"),
+    )
 }
 
 
@@ -54,6 +57,7 @@ def connect(
     """
     config = _configuration(address, name, reader, timeout, wait_timeout)
     failpoints.arm_from(os.environ)
+    rpc_chaos.arm_from(os.environ)
     identity = None if reader else os.environ.get("PARAMSERVER_IDENTITY_FILE")
     transport = _transport(config.scheduler)
     session = Session(

@@ -92,8 +92,8 @@ class ServerConfig:
     Attributes:
         scheduler: HOST:PORT of the scheduler.
         bind: HOST:PORT to listen on.
-        advertise: host that others reach this server by; None: the local address of the
-            connection to the scheduler.
+        advertise: HOST or HOST:PORT that others reach this server by; None: the local address of
+            the connection to the scheduler.
         name: None lets the scheduler give the lowest free one.
         threads: tensor operations at a time; 0: the number of cores, at most 4.
         once: end when the job ends.

@@ -96,7 +96,9 @@ def scheduler(
 @click.command()
 @options.scheduler_option
 @options.bind_option
-@click.option("--advertise", metavar="HOST", help="Host that others reach this server by.")
+@click.option(
+    "--advertise", metavar="HOST[:PORT]", help="Where others reach this server, if not at --bind."
+)
 @options.name_option
 @click.option(
     "--threads",

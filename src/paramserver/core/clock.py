@@ -93,21 +93,28 @@ class GroupClock:
         return {worker: known.clock for worker, known in self._workers.items()}
 
     def observe(
-        self, *, started: bool, active: Collection[WorkerId], lost: Collection[WorkerId]
+        self,
+        *,
+        started: bool,
+        active: Collection[WorkerId],
+        lost: Collection[WorkerId],
+        present: Collection[WorkerId] = (),
     ) -> list[Decision]:
         """Takes the newest view.
 
         Args:
             started: all expected workers have been active or idle once; until then nothing closes.
             active: workers that clocks of this group wait for.
-            lost: incarnations that are lost, in this view or an earlier one; a newer incarnation
-                in ``active`` makes the older ones of its rank lost too.
+            lost: incarnations that are lost, in this view or an earlier one.
+            present: incarnations of the view, active or not: the older ones of their ranks are
+                lost too, as are those of ``active``. What they staged may have gone back to the
+                queue already, and must be in no clock from now on.
         """
         self._started = self._started or started
         decisions: list[Decision] = []
         for worker in sorted(lost):
             decisions += self._lose(worker.rank, worker.incarnation, named=worker)
-        for worker in sorted(active):
+        for worker in sorted({*active, *present}):
             decisions += self._lose(worker.rank, worker.incarnation - 1)
         live = frozenset(w for w in active if not self._fenced(w))
         for worker in live - self._active:

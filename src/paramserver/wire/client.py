@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -10,13 +11,16 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
+from paramserver import rpc_chaos
 from paramserver.errors import ConnectionLostError
+from paramserver.wire import faults
 from paramserver.wire.methods import METHODS
 from paramserver.wire.options import CLIENT_OPTIONS, tune_allocator
 from paramserver.wire.status import from_rpc_error
 from paramserver.wire.transport import Channel, FrameStream
 
 LINGER_S = 2.0  # that closing waits for gRPC's threads
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.05, 1.0  # between tries of a call
 
 
 class _GrpcStream:
@@ -55,22 +59,33 @@ class GrpcChannel:
     def call(self, method: str, request: Message, *, timeout: float = 30.0) -> Any:
         """The reply of a unary rpc; tried again until ``timeout`` while the peer is away."""
         deadline = time.monotonic() + timeout
-        pause = 0.05
+        pause = FIRST_PAUSE_S
         while True:
             left = deadline - time.monotonic()
             try:
-                return self._calls[method](request, timeout=max(left, 0.001), wait_for_ready=True)
+                return self._once(method, request, max(left, 0.001))
             except grpc.RpcError as error:
                 cause = from_rpc_error(error, self._peer)
                 if not isinstance(cause, ConnectionLostError) or left <= pause:
                     raise cause from None
             time.sleep(pause)
-            pause = min(2 * pause, 1.0)
+            pause = min(2 * pause, LAST_PAUSE_S)
+
+    def _once(self, method: str, request: Message, timeout: float) -> Any:
+        if rpc_chaos.armed is not None:
+            return faults.call(
+                rpc_chaos.armed, method, self._calls[method], request, timeout=timeout
+            )
+        return self._calls[method](request, timeout=timeout, wait_for_ready=True)
 
     def exchange(self, outgoing: Iterator[bytes]) -> FrameStream:
         """Opens ``Exchange``; fails at once when the peer is not there."""
         before = set(threading.enumerate())
-        stream = _GrpcStream(self._exchange(outgoing), self._peer)
+        if rpc_chaos.armed is not None:
+            call: Any = faults.exchange(rpc_chaos.armed, self._exchange, outgoing)
+        else:
+            call = self._exchange(outgoing)
+        stream = _GrpcStream(call, self._peer)
         self._threads = [t for t in self._threads if t.is_alive()]
         self._threads += [t for t in threading.enumerate() if t not in before and _is_grpc(t)]
         return stream
@@ -132,20 +147,28 @@ class AsyncGrpcChannel:
         self._channel = grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
 
     async def call(self, method: str, request: Message, *, timeout: float = 30.0) -> Any:
-        """The reply of a unary rpc; waits for the peer to be there, but tries once."""
+        """The reply of a unary rpc; tried again until ``timeout`` while the peer is away."""
         m = METHODS[method]
         call = self._channel.unary_unary(m.path, m.request.SerializeToString, m.reply.FromString)
-        try:
-            return await call(request, timeout=timeout, wait_for_ready=True)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, self._peer) from None
+        deadline = time.monotonic() + timeout
+        pause = FIRST_PAUSE_S
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                return await _once(method, call, request, max(left, 0.001))
+            except grpc.RpcError as error:
+                cause = from_rpc_error(error, self._peer)
+                if not isinstance(cause, ConnectionLostError) or left <= pause:
+                    raise cause from None
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE_S)
 
     async def stream(self, method: str, request: Message) -> AsyncIterator[Any]:
         """The replies of a server-streaming rpc."""
         m = METHODS[method]
         call = self._channel.unary_stream(m.path, m.request.SerializeToString, m.reply.FromString)
         try:
-            async for reply in call(request):
+            async for reply in _read(method, call(request)):
                 yield reply
         except grpc.RpcError as error:
             raise from_rpc_error(error, self._peer) from None
@@ -155,7 +178,7 @@ class AsyncGrpcChannel:
         m = METHODS[method]
         call = self._channel.stream_stream(m.path, m.request.SerializeToString, m.reply.FromString)
         try:
-            async for reply in call(requests):
+            async for reply in _read(method, call(requests)):
                 yield reply
         except grpc.RpcError as error:
             raise from_rpc_error(error, self._peer) from None
@@ -163,3 +186,16 @@ class AsyncGrpcChannel:
     async def close(self) -> None:
         """Closes the connection."""
         await self._channel.close()
+
+
+async def _once(method: str, call: Any, request: Message, timeout: float) -> Any:
+    def invoke() -> Any:
+        return call(request, timeout=timeout, wait_for_ready=True)
+
+    if rpc_chaos.armed is not None:
+        return await faults.acall(rpc_chaos.armed, method, invoke)
+    return await invoke()
+
+
+def _read(method: str, stream: Any) -> Any:
+    return stream if rpc_chaos.armed is None else faults.astream(rpc_chaos.armed, method, stream)

@@ -88,6 +88,9 @@ def _frames(function: Callable[[AsyncIterator[bytes], Any], Awaitable[None]]) ->
         try:
             await function(messages, context.write)
         except Exception as error:
+            if context.cancelled():  # the client has left; its next stream tells all of it again
+                log.debug("a stream broke: %s", error)
+                return
             await context.abort_with_status(to_status(as_refusal(error)))
 
     return grpc.stream_stream_rpc_method_handler(handle)

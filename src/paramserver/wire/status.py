@@ -37,8 +37,10 @@ CODES: dict[type[errors.ParameterServerError], grpc.StatusCode] = {
 }
 
 # What gRPC itself says when a call could not be made or finished: the outcome is unknown.
+# INTERNAL: HTTP/2 that cannot be parsed; our own peers say with it what went wrong.
 _TRANSPORT = frozenset(
     {
+        grpc.StatusCode.INTERNAL,
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.CANCELLED,
         grpc.StatusCode.DEADLINE_EXCEEDED,
