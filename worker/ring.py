@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from paramserver.wire.serve import split_address
+from paramserver.wire.addresses import split_address
 from paramserver.worker.signals import BrokenRingError, Signals
 
 SLICES_S = (0.002, 0.25)  # a wait looks around after the first, then after each of the second

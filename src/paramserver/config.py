@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from paramserver.emulation import Emulation
 from paramserver.errors import ConfigurationError
 from paramserver.scheme_text import Choice
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+from paramserver.trust import OPEN, Trust
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +60,7 @@ class SchedulerConfig:
         lease_s: seconds without a heartbeat after which a member is lost.
         heartbeat_s: seconds between heartbeats.
         once: end when the job ends.
+        trust: what it proves to others, and demands of them.
     """
 
     bind: str = "127.0.0.1:0"
@@ -71,6 +71,7 @@ class SchedulerConfig:
     lease_s: float = 10.0
     heartbeat_s: float = 1.0
     once: bool = False
+    trust: Trust = OPEN
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -97,6 +98,7 @@ class ServerConfig:
         name: None lets the scheduler give the lowest free one.
         threads: tensor operations at a time; 0: the number of cores, at most 4.
         once: end when the job ends.
+        trust: what it proves to others, and demands of them.
     """
 
     scheduler: str
@@ -105,6 +107,7 @@ class ServerConfig:
     name: str | None = None
     threads: int = 0
     once: bool = False
+    trust: Trust = OPEN
     limits: Limits = field(default_factory=Limits)
 
 
@@ -121,6 +124,7 @@ class ClientConfig:
         emulation: the machine that this worker plays; None: it is as fast as it is.
         run_dir: folder for this worker's run file; None: no such file.
         scheme: replaces ``consistency=`` of optimizers and ``assign=`` of loaders.
+        trust: what it proves to others, and demands of them.
     """
 
     scheduler: str | None = None
@@ -131,4 +135,5 @@ class ClientConfig:
     emulation: Emulation | None = None
     run_dir: str | None = None
     scheme: Choice | None = None
+    trust: Trust = OPEN
     limits: Limits = field(default_factory=Limits)
