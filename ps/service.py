@@ -20,6 +20,7 @@ from paramserver.ps.capture import Captures
 from paramserver.ps.collectives import Collectives
 from paramserver.ps.exchange import Session
 from paramserver.ps.group import GroupState, Staged
+from paramserver.ps.inflow import Inflow
 from paramserver.ps.lead import Following, Leadership
 from paramserver.ps.push import Incoming, Parcel
 from paramserver.ps.reduces import Reduces
@@ -70,6 +71,8 @@ class ServerService:
         self._leads: dict[str, Leadership] = {}
         self._followings: dict[str, Following] = {}
         self._owners: dict[_Key, Session] = {}
+        self.inflow = Inflow(config.limits)
+        self.sessions: set[Session] = set()
 
     # What the streams ask for
 
@@ -112,6 +115,17 @@ class ServerService:
     def sent(self, size: int) -> None:
         """Bytes went out to a client."""
         self.sent_bytes += size
+
+    def admit(self, push: Incoming, size: int) -> None:
+        """Lets in so many bytes more of a push that is to wait here for its clock or its commit.
+
+        Raises:
+            ResourceError: too much is waiting.
+        """
+        push.size += size
+        if push.group.sync or push.deferred:
+            others = (other for session in self.sessions for other in session.arriving())
+            self.inflow.admit(push, others, self._fetched())
 
     async def begin(self, push: Incoming, session: Session, activated: bool) -> Receipt | None:
         """Opens a push in the ledger; a receipt if it is over already."""
@@ -163,6 +177,7 @@ class ServerService:
             receipt = Receipt(clock, 0, 0.0, applied=False)
             group.ledger.complete(worker, clock, receipt, push.samples)
             staged = Staged(worker, clock, push.weight, push.options, push.samples, push.gradients)
+            staged.nbytes = sum(g.nbytes for g in push.gradients.values())
             group.staged[worker, clock] = staged
         else:
             await group.tick_others(push.declared if push.counts else set())
@@ -321,7 +336,7 @@ class ServerService:
 
     async def Describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
         """What status shows of this server."""
-        groups = [t.result() for t in self._groups.values() if t.done() and not t.exception()]
+        groups = self._fetched()
         return pb.DescribeReply(
             groups=[self._describe(g) for g in groups],
             resident_bytes=psutil.Process().memory_info().rss,
@@ -332,6 +347,9 @@ class ServerService:
             refusals=self.refusals,
             non_finite=self.non_finite,
         )
+
+    def _fetched(self) -> list[GroupState]:
+        return [t.result() for t in self._groups.values() if t.done() and not t.exception()]
 
     def _describe(self, group: GroupState) -> pb.GroupStatus:
         status = pb.GroupStatus(

@@ -22,6 +22,10 @@ class Limits:
         in_flight: pushes of one client and group that may be unanswered.
         parked_calls: calls that may wait at one role.
         outbox_bytes: answer bytes queued for one slow reader.
+        stall_s: seconds that one answer may wait for a reader that takes nothing.
+        peer_bytes: of one worker's pushes that wait on one server for their clock.
+        staged_bytes: the same of all workers.
+        work_bytes: of frames that one server works on at a time.
         collective_bytes: bytes kept for open collectives.
         vectors: of one group, beside its values.
         vector_bytes: bytes of the vectors of all groups on one server.
@@ -34,6 +38,10 @@ class Limits:
     in_flight: int = 64
     parked_calls: int = 10_000
     outbox_bytes: int = 8 << 20
+    stall_s: float = 60.0
+    peer_bytes: int = 16 << 30
+    staged_bytes: int = 64 << 30
+    work_bytes: int = 1 << 30
     collective_bytes: int = 1 << 30
     vectors: int = 1024
     vector_bytes: int = 16 << 30
