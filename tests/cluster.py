@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import paramserver as ps
-from paramserver.config import SchedulerConfig, ServerConfig
+from paramserver.config import Limits, SchedulerConfig, ServerConfig
 from paramserver.ps.role import ServerRole
 from paramserver.scheduler.service import SchedulerService
 from paramserver.trust import OPEN, Trust
@@ -43,7 +43,9 @@ class Cluster:
         proxies: bool,
         parties: int = 1,
         trust: Mapping[str, Trust] | None = None,
+        limits: Limits | None = None,
     ) -> None:
+        self.limits = limits or Limits()
         self.trust = dict.fromkeys(("scheduler", "server", "worker"), OPEN) | dict(trust or {})
         self.config = SchedulerConfig(
             workers=workers,
@@ -53,6 +55,7 @@ class Cluster:
             lease_s=lease_s,
             heartbeat_s=min(1.0, lease_s / 4),
             trust=self.trust["scheduler"],
+            limits=self.limits,
         )
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
@@ -82,7 +85,7 @@ class Cluster:
 
     async def _start_server(self) -> None:
         trust = self.trust["server"]
-        config = ServerConfig(scheduler=self.address, trust=trust)
+        config = ServerConfig(scheduler=self.address, trust=trust, limits=self.limits)
         channel = AsyncGrpcChannel(self.address, "scheduler", trust)
         role = ServerRole(
             config, channel, lambda address: AsyncGrpcChannel(address, "server", trust)
@@ -164,6 +167,7 @@ def cluster(
     proxies: bool = False,
     parties: int = 1,
     trust: Mapping[str, Trust] | None = None,
+    limits: Limits | None = None,
 ) -> Iterator[Cluster]:
     """A cluster that is checked for its invariants and ended.
 
@@ -171,6 +175,7 @@ def cluster(
         proxies: put a breakable proxy in front of every server.
         parties: of each replica.
         trust: of each role, by its name; open for those that are not there.
+        limits: of the scheduler and the servers.
     """
     made = Cluster(
         servers,
@@ -180,6 +185,7 @@ def cluster(
         proxies=proxies,
         parties=parties,
         trust=trust,
+        limits=limits,
     )
     try:
         yield made
