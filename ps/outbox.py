@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from paramserver.config import Limits
-from paramserver.errors import ResourceError
+from paramserver.errors import ConnectionLostError
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.frames import Piece, encode
 
@@ -62,14 +62,14 @@ class Outbox:
         """Runs ``work`` to its end, unless the reader takes nothing for too long.
 
         Raises:
-            ResourceError: it did not; ``work`` is cancelled.
+            ConnectionLostError: it did not; ``work`` is cancelled. A client of ours asks again.
         """
         reading = asyncio.create_task(work)
         watch = asyncio.create_task(self._stalled())
         try:
             await asyncio.wait({reading, watch}, return_when=asyncio.FIRST_COMPLETED)
             if not reading.done():
-                raise ResourceError(
+                raise ConnectionLostError(
                     f"the reader took nothing for {self._limits.stall_s:g} s while {self._queued} "
                     "bytes waited for it; the stream is closed"
                 )
