@@ -17,6 +17,7 @@ _MEMBERS = frozenset({"server", "worker"})
 _WORKER = frozenset({"worker"})
 _SERVER = frozenset({"server"})
 _SCHEDULER = frozenset({"scheduler"})
+_ADMIN = frozenset({"admin"})
 
 # By path, without the package. Administrators may call all of them, and everything else.
 PERMISSIONS: Mapping[str, frozenset[str]] = {
@@ -46,6 +47,10 @@ PERMISSIONS: Mapping[str, frozenset[str]] = {
     "Scheduler/SaveSchedule": _WORKER,
     "Scheduler/LoadSchedule": _WORKER,
     "Scheduler/Status": _ALL,
+    "Scheduler/BackupReady": _SERVER,
+    "Scheduler/TakeSnapshot": _ADMIN,
+    "Scheduler/RestoreSnapshot": _ADMIN,
+    "Scheduler/Scale": _ADMIN,
     "Server/Exchange": _WORKER,
     "Server/Activate": _WORKER,
     "Server/Follow": _SERVER,
@@ -53,6 +58,13 @@ PERMISSIONS: Mapping[str, frozenset[str]] = {
     "Server/Vectors": _WORKER,
     "Server/AppliedSpans": _SCHEDULER,
     "Server/Shrink": _WORKER,
+    "Server/Hold": _SCHEDULER,
+    "Server/Drain": _SCHEDULER,
+    "Server/Release": _SCHEDULER,
+    "Server/Snapshot": _SCHEDULER,
+    "Server/Move": _SCHEDULER,
+    "Server/FetchSlices": _SERVER,
+    "Server/Replicate": _SERVER,
     "Server/Describe": _ALL,
 }
 _KINDS = {
@@ -67,7 +79,7 @@ def check_method(role: str, path: str) -> None:
         return
     method = path.rpartition(".")[2]
     allowed = PERMISSIONS.get(method, frozenset())
-    if role not in allowed and not (role == "member" and allowed):
+    if role not in allowed and not (role == "member" and allowed - _ADMIN):
         raise PermissionDeniedError(
             f"a {role} may not call {method}: it is for {', '.join(sorted({*allowed, 'admin'}))}; "
             "use a certificate or token of that role"
