@@ -164,7 +164,7 @@ class Session:
         if not group.stored:
             raise InvalidRequestError(f"group {push.group!r} has no first values yet; store them")
         incoming = incoming_push(request, push, group, worker)
-        service.admit(incoming, group.declared_bytes(push.slices))
+        service.inflow.admit(incoming, group.declared_bytes(push.slices), service)
         receipt = None if push.deferred else await service.begin(incoming, self, push.activated)
         if push.HasField("pull"):
             incoming.pull = push.pull
@@ -225,7 +225,7 @@ class Session:
         dtypes = check_sizes(push.group, data.slices, pieces, push.wire)
         parcel = Parcel(list(data.slices), pieces, list(data.checksums), dtypes)
         if push.group.spec.table is not None:
-            self.service.admit(push, parcel.size)
+            self.service.inflow.admit(push, parcel.size, self.service)
         if parcel.size <= INLINE_BYTES:
             await self._take(push, parcel)
             return

@@ -12,6 +12,7 @@ from paramserver.errors import ResourceError
 if TYPE_CHECKING:
     from paramserver.ps.group import GroupState
     from paramserver.ps.push import Incoming
+    from paramserver.ps.service import ServerService
     from paramserver.types import WorkerId
 
 
@@ -27,22 +28,18 @@ class Inflow:
         self._room = asyncio.Event()
         self._room.set()
 
-    def admit(
-        self, push: Incoming, others: Iterable[Incoming], groups: Iterable[GroupState]
-    ) -> None:
-        """Lets a push in, by the size that it declared.
-
-        Args:
-            others: pushes whose bytes are coming in.
-            groups: those that hold staged pushes.
+    def admit(self, push: Incoming, size: int, service: ServerService) -> None:
+        """Lets in so many bytes more of a push, if it is to wait for its clock or its commit.
 
         Raises:
             ResourceError: its worker, or all workers together, would have too much here.
         """
-        if not push.size:
+        push.size += size
+        if not push.size or not (push.group.sync or push.deferred):
             return
+        others = (other for session in service.sessions for other in session.arriving())
         theirs = every = push.size
-        for worker, size in _held(push, others, groups):
+        for worker, size in _held(push, others, service.fetched()):
             every += size
             theirs += size if worker == push.worker else 0
         limits = self._limits

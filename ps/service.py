@@ -116,17 +116,6 @@ class ServerService:
         """Bytes went out to a client."""
         self.sent_bytes += size
 
-    def admit(self, push: Incoming, size: int) -> None:
-        """Lets in so many bytes more of a push that is to wait here for its clock or its commit.
-
-        Raises:
-            ResourceError: too much is waiting.
-        """
-        push.size += size
-        if push.group.sync or push.deferred:
-            others = (other for session in self.sessions for other in session.arriving())
-            self.inflow.admit(push, others, self._fetched())
-
     async def begin(self, push: Incoming, session: Session, activated: bool) -> Receipt | None:
         """Opens a push in the ledger; a receipt if it is over already."""
         group, worker, clock = push.group, push.worker, push.clock
@@ -336,7 +325,7 @@ class ServerService:
 
     async def Describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
         """What status shows of this server."""
-        groups = self._fetched()
+        groups = self.fetched()
         return pb.DescribeReply(
             groups=[self._describe(g) for g in groups],
             resident_bytes=psutil.Process().memory_info().rss,
@@ -348,7 +337,8 @@ class ServerService:
             non_finite=self.non_finite,
         )
 
-    def _fetched(self) -> list[GroupState]:
+    def fetched(self) -> list[GroupState]:
+        """The groups that are here."""
         return [t.result() for t in self._groups.values() if t.done() and not t.exception()]
 
     def _describe(self, group: GroupState) -> pb.GroupStatus:
