@@ -18,6 +18,7 @@ from paramserver.ps.collectives import Collectives
 from paramserver.ps.describe import describe
 from paramserver.ps.exchange import Session
 from paramserver.ps.group import GroupState, Staged
+from paramserver.ps.inflow import Inflow
 from paramserver.ps.lead import Following, Leadership
 from paramserver.ps.push import Incoming, Parcel
 from paramserver.ps.reduces import Reduces
@@ -72,6 +73,8 @@ class ServerService:
         self._leads: dict[str, Leadership] = {}
         self._followings: dict[str, Following] = {}
         self._owners: dict[_Key, Session] = {}
+        self.inflow = Inflow(config.limits)
+        self.sessions: set[Session] = set()
 
     # What the streams ask for
 
@@ -178,6 +181,7 @@ class ServerService:
             receipt = Receipt(clock, 0, 0.0, applied=False)
             group.ledger.complete(worker, clock, receipt, push.samples)
             staged = Staged(worker, clock, push.weight, push.options, push.samples, push.gradients)
+            staged.nbytes = sum(g.nbytes for g in push.gradients.values())
             group.staged[worker, clock] = staged
         else:
             await group.tick_others(push.declared if push.counts else set())
@@ -322,8 +326,11 @@ class ServerService:
 
     async def Describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
         """What status shows of this server."""
-        groups = [t.result() for t in self._groups.values() if t.done() and not t.exception()]
-        return describe(self, groups)
+        return describe(self, self.fetched())
+
+    def fetched(self) -> list[GroupState]:
+        """The groups that are here."""
+        return [t.result() for t in self._groups.values() if t.done() and not t.exception()]
 
     # The job
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "status": ("paramserver.cli.status", "What a cluster does, and who waits for whom."),
     "top": ("paramserver.cli.status", "The same, live."),
     "compare": ("paramserver.cli.compare", "Schemes side by side, on one script."),
+    "certs": ("paramserver.cli.certs", "Certificates for a cluster, with a CA of their own."),
     "bench": ("paramserver.cli.bench", "Measures this machine and this product on it."),
 }
 

@@ -41,17 +41,20 @@ _abandoned: deque[Any] = deque()
 _lock = threading.Lock()
 
 
-def call(chaos: Chaos, method: str, invoke: Any, request: Any, timeout: float) -> Any:
+def call(
+    chaos: Chaos, method: str, invoke: Any, request: Any, timeout: float, metadata: Any
+) -> Any:
     """The reply of a blocking unary call, if all goes well."""
     fate = chaos.fate(method)
     if fate is Fate.REQUEST_LOST:
         raise Lost(fate)
+    options = {"timeout": timeout, "wait_for_ready": True, "metadata": metadata}
     if fate is Fate.STILL_RUNNING:
-        future = invoke.future(request, timeout=timeout, wait_for_ready=True)
+        future = invoke.future(request, **options)
         _running.add(future)
         future.add_done_callback(_running.discard)
         raise Lost(fate)
-    reply = invoke(request, timeout=timeout, wait_for_ready=True)
+    reply = invoke(request, **options)
     if fate is Fate.REPLY_LOST:
         raise Lost(fate)
     return reply
