@@ -11,7 +11,7 @@ from functools import reduce
 from typing import Any
 
 from paramserver.config import SchedulerConfig
-from paramserver.core.clock import Advance, Close, Decision, GroupClock
+from paramserver.core.clock import Advance, Close, Decision, Drop, GroupClock
 from paramserver.core.dataset import DatasetSpec, Drained, Empty, Leased
 from paramserver.core.ledger import Ledger, Receipt
 from paramserver.core.members import Caller, JobState, Role, State, View
@@ -436,7 +436,7 @@ class Server(Agent):
             self.frontier = max(self.frontier, decision.min_clock)
         elif isinstance(decision, Close):
             self._close(decision)
-        else:
+        elif isinstance(decision, Drop):
             for push in [p for p in self._staged if p[0] == decision.worker]:
                 del self._staged[push]
 

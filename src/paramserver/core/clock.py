@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
@@ -18,6 +17,7 @@ from paramserver.core.decisions import (
     Drop,
     may_read,
 )
+from paramserver.core.marks import Mark, Progress
 from paramserver.errors import ClockError, ConfigurationError, FencedError, InvalidRequestError
 from paramserver.types import Async, Consistency, Sync, WorkerId, canonical
 
@@ -34,22 +34,6 @@ __all__ = [
 ]
 
 KEPT_CLOSES = 64
-
-
-@dataclass(slots=True)
-class _Mark:
-    """How far one push has come."""
-
-    weight: float
-    servers: set[str] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class _Worker:
-    """``clock`` is the first one that is not complete on every server."""
-
-    clock: int
-    marks: dict[int, _Mark] = field(default_factory=dict)
 
 
 class GroupClock:
@@ -73,7 +57,7 @@ class GroupClock:
         self.consistency = canonical(consistency)
         self._sync = isinstance(self.consistency, Sync)
         self._servers = frozenset(servers)
-        self._workers: dict[WorkerId, _Worker] = {}
+        self._workers: dict[WorkerId, Progress] = {}
         self._active: frozenset[WorkerId] = frozenset()
         self._fence: dict[int, int] = {}  # rank: newest incarnation that is lost
         self._started = False
@@ -134,10 +118,10 @@ class GroupClock:
             )
         if self._fenced(worker):
             return []
-        known = self._workers.setdefault(worker, _Worker(self.min_clock))
+        known = self._workers.setdefault(worker, Progress(self.min_clock))
         if clock < (self.next_clock if self._sync else known.clock):
             return []
-        known.marks.setdefault(clock, _Mark(weight)).servers.add(server)
+        known.marks.setdefault(clock, Mark(weight)).servers.add(server)
         self._advance(known)
         return self._proceed()
 
@@ -283,8 +267,8 @@ class GroupClock:
         self._active = frozenset(WorkerId(*worker) for worker in state["active"])
         self._fence = dict(state["fence"])
         self._workers = {
-            WorkerId(rank, incarnation): _Worker(
-                clock, {c: _Mark(weight, set(servers)) for c, weight, servers in marks}
+            WorkerId(rank, incarnation): Progress(
+                clock, {c: Mark(weight, set(servers)) for c, weight, servers in marks}
             )
             for rank, incarnation, clock, marks in state["workers"]
         }
@@ -330,11 +314,11 @@ class GroupClock:
         return [Drop(worker) for worker in sorted(gone)]
 
     def _raise_to(self, worker: WorkerId, clock: int) -> None:
-        known = self._workers.setdefault(worker, _Worker(clock))
+        known = self._workers.setdefault(worker, Progress(clock))
         known.clock = max(known.clock, clock)
         self._advance(known)
 
-    def _advance(self, known: _Worker) -> None:
+    def _advance(self, known: Progress) -> None:
         """Moves a worker past the clocks it has completed everywhere."""
         while self._complete(known, known.clock):
             if not self._sync:
@@ -344,7 +328,7 @@ class GroupClock:
             for clock in [c for c in known.marks if c < known.clock]:
                 del known.marks[clock]
 
-    def _complete(self, known: _Worker, clock: int) -> bool:
+    def _complete(self, known: Progress, clock: int) -> bool:
         mark = known.marks.get(clock)
         return mark is not None and len(mark.servers) == len(self._servers)
 
@@ -387,7 +371,7 @@ class GroupClock:
         return close
 
     @staticmethod
-    def _pass(clock: int, workers: Iterable[_Worker]) -> None:
+    def _pass(clock: int, workers: Iterable[Progress]) -> None:
         for known in workers:
             known.marks.pop(clock, None)
 
