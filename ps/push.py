@@ -48,6 +48,7 @@ class Incoming:
     group: GroupState
     worker: WorkerId
     job: int
+    map_version: int
     clock: int
     weight: float
     wire: str

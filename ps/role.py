@@ -25,7 +25,8 @@ class ServerRole:
     """Keeps a ServerService a member of the cluster.
 
     Attributes:
-        ended: set when the job is over and the server was started for one job.
+        ended: set when the job is over and the server was started for one job, or when it is not
+            needed any more.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class ServerRole:
         self._identity = common_pb2.Identity()
         self._heartbeat_s = 1.0
         self._address = ""
+        self._leaves = False
         self.service = ServerService(config, config.name or "", scheduler, connect)
         self.ended = asyncio.Event()
 
@@ -75,7 +77,7 @@ class ServerRole:
         """Heartbeats and views until cancelled."""
         watch = asyncio.create_task(self._watch())
         try:
-            while True:
+            while not self._leaves:
                 await self._beat()
                 await asyncio.sleep(self._heartbeat_s)
         finally:
@@ -84,7 +86,11 @@ class ServerRole:
     async def _beat(self) -> None:
         request = scheduler_pb2.HeartbeatRequest(member=self._identity)
         try:
-            await self._scheduler.call("Heartbeat", request, timeout=self._heartbeat_s * 2)
+            reply = await self._scheduler.call("Heartbeat", request, timeout=self._heartbeat_s * 2)
+            if reply.leave:
+                log.info("%s holds no slices any more and may leave", self._identity.name)
+                self._leaves = True
+                self.ended.set()
         except ConnectionLostError as error:
             log.debug("the scheduler is away: %s", error)
         except RefusedError as error:  # it gave this server up, or is a new one
