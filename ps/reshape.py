@@ -103,9 +103,9 @@ class Reshape:
             )
         known = self._parts.get(name)
         if known is not None and known.move != request.move:
-            if known.move > request.move or known.bound:
+            if known.move > request.move:
                 raise ResourceError(f"move {known.move} of group {name!r} is not over; try again")
-            self._let_go(name)
+            self._let_go(name)  # the scheduler makes one move at a time, and is at the next
         if name not in self._parts:
             self._begin(request, group)
         part = self._parts[name]

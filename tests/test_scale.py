@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import paramserver as ps
+from paramserver.errors import ConfigurationError, ConnectionLostError, InvalidRequestError
+from paramserver.ps import reshape
 from paramserver.v1 import scheduler_pb2 as pb
 from tests.cluster import Cluster, cluster
 from tests.test_faults import until
@@ -163,3 +167,174 @@ def test_every_push_is_added_once(consistency: Any) -> None:
         total = float(sum(pushed))
         for value in results:
             assert torch.equal(value, torch.full((size,), total))
+
+
+def rows(client: ps.Client, steps: int, consistency: Any, optimizer: Any) -> Tensor:
+    options = {} if optimizer is None else {"lr": 0.1}
+    table = client.table(
+        "t", 4, init=ps.Zeros(), optimizer=optimizer, consistency=consistency, **options
+    )
+    every = torch.arange(500)
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(1000 * client.rank + step)
+        ids = torch.randint(0, 500, (64,), generator=generator)
+        table.push(ids, torch.ones(64, 4))
+        if step % 4 == 0:
+            table.pull(ids)
+    client.barrier("end")
+    return table.pull(every)
+
+
+@pytest.mark.parametrize(
+    ("consistency", "optimizer"),
+    [(ps.Sync(), torch.optim.Adagrad), (ps.Sync(), None), (ps.Async(), None)],
+    ids=["Sync-Adagrad", "Sync-add", "Async-add"],
+)
+def test_tables_move_too(consistency: Any, optimizer: Any) -> None:
+    work = partial(rows, steps=60, consistency=consistency, optimizer=optimizer)
+    with cluster(1, 2) as c:
+        wanted = c.workers(work)[0]
+    with cluster(1, 2) as c:
+        with working(c, work) as found, changing(c, 3, 2):
+            pass
+        assert held(c, "t") == {"ps-0": 32, "ps-1": 32}
+    assert torch.equal(found[0], wanted)
+    assert torch.equal(found[1], wanted)
+
+
+def test_a_server_that_has_nothing_any_more_leaves_and_the_job_goes_on() -> None:
+    def work(client: ps.Client) -> float:
+        group = client.register("g", {"w": torch.zeros(50_000)}, torch.optim.SGD, lr=1.0)
+        group.push({"w": torch.ones(50_000)})
+        scale(c, 1)
+        until(lambda: len(client._session.view().members) == 2)
+        group.push({"w": torch.ones(50_000)})
+        scale(c, 2)
+        other = client.register("h", {"w": torch.zeros(50_000)})
+        other.push({"w": torch.ones(50_000)})
+        return float(group.push_pull({"w": torch.ones(50_000)})["w"].sum())
+
+    with cluster(2, 1) as c:
+        assert c.workers(work) == [-150_000.0]
+        assert set(held(c, "g")) == {"ps-0", "ps-1"}
+        assert set(held(c, "h")) == {"ps-0", "ps-1"}
+
+
+def test_a_reader_follows() -> None:
+    def work(client: ps.Client) -> None:
+        group = client.register("g", {"w": torch.zeros(600_000)})
+        with c.connect(reader=True) as reader:
+            assert not reader.state_dict("g")["w"].any()
+            scale(c, 3)
+            assert len(held(c, "g")) == 3
+            group.push({"w": torch.ones(600_000)})
+            assert reader.state_dict("g")["w"].all()
+
+    with cluster(1, 1) as c:
+        c.workers(work)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with cluster(1, 1) as c:
+        with pytest.raises(ConfigurationError, match="no job is running"):
+            c.run(c.scheduler.Scale(pb.ScaleRequest(servers=2)))
+        with c.connect():
+            with pytest.raises(InvalidRequestError, match="servers=5000: must be 1 to 1024"):
+                c.run(c.scheduler.Scale(pb.ScaleRequest(servers=5000)))
+            reply = c.run(c.scheduler.Scale(pb.ScaleRequest(servers=2)))
+            assert reply.pending == "waiting for 1 of 2 servers to register"
+
+
+# Moves that go wrong
+
+
+class Flaky:
+    """A channel to a server on which requests and replies get lost."""
+
+    def __init__(self, channel: Any, chance: random.Random, lost: float) -> None:
+        self._channel, self._chance, self._lost = channel, chance, lost
+
+    async def call(self, method: str, request: Any) -> Any:
+        if self._chance.random() < self._lost:
+            raise ConnectionLostError("request lost")
+        reply = await self._channel.call(method, request)
+        if self._chance.random() < self._lost:
+            raise ConnectionLostError("reply lost")
+        return reply
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("consistency", [ps.Async(), ps.Sync()], ids=str)
+def test_steps_of_moves_that_get_lost(consistency: Any, seed: int) -> None:
+    size = 100_000
+    with cluster(2, 2) as c:
+        chance = random.Random(seed)
+        connect = c.scheduler.reshaping._connect
+        c.scheduler.reshaping._connect = lambda a: Flaky(connect(a), chance, 0.06)
+        pushed = [0, 0]
+
+        def work(client: ps.Client) -> Tensor:
+            group = client.register("g", {"w": torch.zeros(size)}, consistency=consistency)
+            client.barrier("begin")
+            while pushed[client.rank] < 10 or (going() and pushed[client.rank] < 1000):
+                group.push_pull({"w": torch.ones(size)})
+                pushed[client.rank] += 1
+                if not going():
+                    break
+            client.barrier("end")
+            return group.read()["w"]
+
+        with working(c, work) as results, changing(c, 3, 1, 2) as going:
+            pass
+        for value in results:
+            assert torch.equal(value, torch.full((size,), float(sum(pushed))))
+        assert not c.run(c.scheduler.GetGroup(pb.GetGroupRequest(group="g"))).moving
+
+
+@pytest.mark.parametrize("commits", [False, True])
+def test_servers_find_out_how_a_move_ended(commits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler falls silent in the middle of a move: they ask it, and go on."""
+    monkeypatch.setattr(reshape, "LIMIT_S", 0.3)
+    monkeypatch.setattr(reshape, "ASK_EVERY_S", 0.1)
+    silent = threading.Event()
+
+    async def say_nothing(*_: Any) -> None:
+        silent.set()
+        await asyncio.sleep(3600)
+
+    def work(client: ps.Client) -> float:
+        group = client.register("g", {"w": torch.zeros(600_000)})
+        group.push({"w": torch.ones(600_000)})
+        reshaping = c.scheduler.reshaping
+        if commits:  # only the lead is told
+            told: list[str] = []
+            insist = reshaping._insist
+
+            async def once(moving: Any, name: str) -> None:
+                told.append(name)
+                await (say_nothing() if len(told) > 1 else insist(moving, name))
+
+            monkeypatch.setattr(reshaping, "_insist", once)
+        else:
+            monkeypatch.setattr(reshaping, "_insist", say_nothing)
+        c.run(c.scheduler.Scale(pb.ScaleRequest(servers=2)))
+        c.run(c._start_server())
+        assert silent.wait(20)
+        if not commits:
+            c.run(forget(c))
+        for _ in range(3):
+            values = group.push_pull({"w": torch.ones(600_000)})
+        assert len(held(c, "g")) == (2 if commits else 1)
+        return float(values["w"].mean())
+
+    async def forget(c: Cluster) -> None:
+        """As a scheduler that was started again: it knows of no move."""
+        c.scheduler.state.groups.get("g").moving = 0
+
+    with cluster(1, 1) as c:
+        assert c.workers(work) == [4.0]
+        c.run(stop(c))
+
+
+async def stop(c: Cluster) -> None:
+    c.scheduler.reshaping.stop()
