@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from paramserver.core.cuts import Cuts
-from paramserver.core.decisions import Advance, Close, Contribution, Cut, Decision, Drop
+from paramserver.core.decisions import (
+    Advance,
+    Close,
+    Contribution,
+    Cut,
+    Decision,
+    Drop,
+    may_read,
+)
 from paramserver.errors import ClockError, ConfigurationError, FencedError, InvalidRequestError
-from paramserver.types import Async, Consistency, Stale, Sync, WorkerId, canonical
+from paramserver.types import Async, Consistency, Sync, WorkerId, canonical
 
 __all__ = [
     "KEPT_CLOSES",
@@ -25,19 +34,6 @@ __all__ = [
 ]
 
 KEPT_CLOSES = 64
-
-
-def may_read(consistency: Consistency, clock: int, frontier: int) -> bool:
-    """Whether the values of ``clock`` may be read.
-
-    Args:
-        clock: the step that the reader is about to start.
-        frontier: clocks that count as complete: closed ones under Sync, min_clock under Stale.
-    """
-    if isinstance(consistency, Async):
-        return True
-    bound = consistency.bound if isinstance(consistency, Stale) else 0
-    return frontier >= clock - bound
 
 
 @dataclass(slots=True)
@@ -375,7 +371,7 @@ class GroupClock:
             return None
         contributors = tuple(
             Contribution(worker, known.marks[clock].weight)
-            for worker, known in sorted(self._workers.items(), key=_by_worker)
+            for worker, known in sorted(self._workers.items(), key=itemgetter(0))
             if self._complete(known, clock)
         )
         if not contributors:
@@ -407,7 +403,3 @@ class GroupClock:
             return f"at clock {known.clock}, nothing pushed"
         word = "staged" if self._sync else "applied"
         return f"{word} on {len(mark.servers)} of {len(self._servers)} servers"
-
-
-def _by_worker(item: tuple[WorkerId, _Worker]) -> WorkerId:
-    return item[0]
