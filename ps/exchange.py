@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from paramserver.core.ledger import MASK, Receipt, digest
-from paramserver.errors import InvalidRequestError, NonFiniteError, ReusedClockError
+from paramserver.errors import InvalidRequestError, MovedError, NonFiniteError, ReusedClockError
+from paramserver.ps.group import GroupState
 from paramserver.ps.outbox import Outbox
 from paramserver.ps.pulls import answer_pull
 from paramserver.ps.push import (
@@ -40,7 +41,6 @@ FRAMES_AT_WORK = 4  # frames of one stream whose tensor work may overlap
 
 
 _numbers = itertools.count()
-
 
 Inbound = Incoming | Request
 ALL_REQUESTS = {**REQUESTS, "lookup": Lookup}
@@ -101,6 +101,13 @@ class Session:
             else:
                 inbound.close()
         self._inbound.clear()
+
+    def moved(self, group: GroupState) -> None:
+        """Slices of a group have left: answers that wait for it will not come from here."""
+        name = group.spec.name
+        error = MovedError(f"slices of group {name!r} have moved; fetch the slice map")
+        for request in [r for r, task in self._pulls.items() if task.get_name() == name]:
+            self._fail(request, error)
 
     async def receive(self, message: bytes) -> None:
         """Handles one frame.
@@ -219,6 +226,7 @@ class Session:
             self._recognize(push)
         if not push.open:
             return
+        push.group.check_map(push.map_version)  # a deferred one: slices may have moved meanwhile
         undeclared = [s for s in data.slices if s not in push.declared]
         if undeclared:
             raise InvalidRequestError(f"data: slice {undeclared[0]} was not declared by its push")
@@ -271,6 +279,7 @@ class Session:
         push = self._inbound.get(request)
         if not isinstance(push, Incoming) or not push.deferred:
             raise InvalidRequestError("commit: no deferred push has this request number")
+        push.group.check_map(push.map_version)
         push.weight = checked_weight(commit.weight)
         push.samples = spans_from_proto(commit.samples)
         push.options = read_options(push.group, commit.options)
@@ -328,7 +337,7 @@ class Session:
             self._settled(push, receipt)
             self._end_pull(push.request)
         else:
-            self.start(push.request, self._until_settled(push))
+            self.start(push.request, self._until_settled(push), push.group.spec.name)
 
     async def _until_settled(self, push: Incoming) -> None:
         """Done, once the clock of a staged push has closed."""
@@ -355,11 +364,12 @@ class Session:
     def _start_pull(
         self, request: int, pull: pb.Pull, push: Incoming | None, receipt: Receipt | None
     ) -> None:
-        self.start(request, answer_pull(self.service, self.outbox, request, pull, push, receipt))
+        found = answer_pull(self.service, self.outbox, request, pull, push, receipt)
+        self.start(request, found, pull.group)
 
-    def start(self, request: int, answer: Coroutine[Any, Any, None]) -> None:
-        """Answers a request in a task of its own, which ends with the stream."""
-        task = asyncio.create_task(self._guard(request, answer))
+    def start(self, request: int, answer: Coroutine[Any, Any, None], group: str = "") -> None:
+        """Answers a request, about a group or none, in a task that ends with the stream."""
+        task = asyncio.create_task(self._guard(request, answer), name=group)
         self._pulls[request] = task
         task.add_done_callback(lambda _: self._end_pull(request))
         task.add_done_callback(lambda _: answer.close())  # cancelled before it began

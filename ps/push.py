@@ -49,6 +49,7 @@ class Incoming:
     group: GroupState
     worker: WorkerId
     job: int
+    map_version: int
     clock: int
     weight: float
     wire: str
@@ -189,6 +190,7 @@ def incoming_push(request: int, push: pb.Push, group: GroupState, worker: Worker
         group,
         worker,
         push.worker.job,
+        push.map_version,
         push.clock,
         checked_weight(push.weight),
         wire_of(group, push.wire_dtype),

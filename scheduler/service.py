@@ -33,6 +33,7 @@ from paramserver.scheduler.facts import Schedule, Storing
 from paramserver.scheduler.parking import Parking
 from paramserver.scheduler.recovery import AsyncServerChannel, Recovery
 from paramserver.scheduler.report import status
+from paramserver.scheduler.reshaping import Reshaping
 from paramserver.scheduler.state import SchedulerState
 from paramserver.scheduler.topics import (
     START,
@@ -81,6 +82,7 @@ class SchedulerService(CoordinationMethods, DataMethods):
         self.state = SchedulerState(config, now(), first)
         self.parking = Parking(config.limits.parked_calls)
         self.recovery = Recovery(self.state, now, connect, self._after)
+        self.reshaping = Reshaping(self.state, now, connect, self._after)
         self.offices = Offices(self.state.members, config.limits)
         self.ended = asyncio.Event()
         self._view: pb.View | None = None
@@ -100,7 +102,10 @@ class SchedulerService(CoordinationMethods, DataMethods):
         ended = members.ended()
         if ended or members.job != self._job:
             self.recovery.stop()
+            self.reshaping.stop()
             self._job = members.job
+        if not ended:
+            self.reshaping.look()
         for loss in self.state.take_losses():
             if not ended:
                 self.recovery.start(loss)
@@ -147,6 +152,7 @@ class SchedulerService(CoordinationMethods, DataMethods):
                 self.tick()
         finally:
             self.recovery.stop()
+            self.reshaping.stop()
 
     def tick(self) -> None:
         """Looks once at all leases."""
@@ -205,7 +211,12 @@ class SchedulerService(CoordinationMethods, DataMethods):
         clocks = {c.group: c.clock for c in request.clocks}
         recalls = self.state.heartbeat(caller, clocks, request.stats, self._now())
         members = self.state.members
+        leave = self.state.shape.may_leave(caller.name)
+        if leave:
+            members.dismiss(caller.name)
+            self._after()
         return pb.HeartbeatReply(
+            leave=leave,
             view=members.number,
             state=job_state_to_proto(members.state),
             message=members.message,
@@ -257,7 +268,11 @@ class SchedulerService(CoordinationMethods, DataMethods):
     async def GetGroup(self, request: pb.GetGroupRequest) -> pb.GetGroupReply:
         group = self.state.groups.get(request.group)
         return pb.GetGroupReply(
-            spec=group_to_proto(group.spec), map=map_to_proto(group.map), stored=group.stored
+            spec=group_to_proto(group.spec),
+            map=map_to_proto(group.map),
+            stored=group.stored,
+            moving=group.moving,
+            reshaped=group.reshaped,
         )
 
     async def AwaitGroup(self, request: pb.AwaitGroupRequest) -> pb.AwaitGroupReply:
@@ -346,6 +361,18 @@ class SchedulerService(CoordinationMethods, DataMethods):
             return pb.LoadScheduleReply(job_epoch=epoch)
         return pb.LoadScheduleReply(
             found=True, epoch=kept.epoch, clock=kept.clock, state=kept.state, job_epoch=epoch
+        )
+
+    async def Scale(self, request: pb.ScaleRequest) -> pb.ScaleReply:
+        shape = self.state.shape
+        if request.servers:
+            shape.scale(request.servers, self._now())
+            self._after()
+        return pb.ScaleReply(
+            pending=shape.pending(),
+            servers=self.state.members.servers,
+            moved=shape.moved,
+            total=shape.total,
         )
 
     async def Status(self, request: pb.StatusRequest) -> pb.StatusReply:

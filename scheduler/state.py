@@ -33,6 +33,7 @@ from paramserver.scheduler.facts import Loss, Schedule, Storing
 from paramserver.scheduler.figures import Figures
 from paramserver.scheduler.journal import Journal
 from paramserver.scheduler.replicas import ReplicaGroups, replicated
+from paramserver.scheduler.shape import Shape
 from paramserver.scheduler.topics import EVERYTHING, group_topic, round_topic
 from paramserver.scheduler.warm_start import WarmStarts
 from paramserver.scheduler.words import failed, where, words
@@ -61,6 +62,7 @@ class SchedulerState(DataEvents):
 
     def _reset(self) -> None:
         self.groups = Groups(self.config.limits)
+        self.shape = Shape(self.members, self.groups, self.journal, self._next_map_version)
         self.replicas = ReplicaGroups(self.members, self.groups, self.journal)
         self.figures = Figures()
         self.data = Datasets(
@@ -256,12 +258,12 @@ class SchedulerState(DataEvents):
             ResourceError: servers are missing, or too many groups.
         """
         member = self.worker(caller)
-        servers = [(s.name, s.address) for s in self.members.live(Role.SERVER)]
-        if len(servers) < self.config.servers:
+        servers = self.shape.staying
+        if len(servers) < min(self.config.servers, self.members.servers):
             raise ResourceError(self.members.missing())
         group, new = self.groups.register(spec, servers, self._map_version + 1)
         if new:
-            self._map_version += 1
+            self._next_map_version()
             self.members.hold(name for name, _ in servers if not replicated(spec))
             if isinstance(spec.consistency, Adaptive):
                 self.adaptation.open(spec.name, spec.consistency.max_bound, now)
@@ -273,6 +275,10 @@ class SchedulerState(DataEvents):
         self.members.join_group(member.name, spec.name)
         self._after(now, group_topic(spec.name))
         return group
+
+    def _next_map_version(self) -> int:
+        self._map_version += 1
+        return self._map_version
 
     def await_group(self, caller: Caller, name: str, now: float) -> Storing:
         """Whether first values are stored; the live worker of the lowest rank stores them."""

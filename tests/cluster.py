@@ -116,7 +116,7 @@ class Cluster:
             for service in self.servers:
                 for task in service._groups.values():
                     (await task).check_invariants()
-                for lead in service._leads.values():
+                for lead in service.leads._leads.values():
                     lead.clock.check_invariants()
 
         self.run(check())

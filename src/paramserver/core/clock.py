@@ -67,6 +67,11 @@ class GroupClock:
         self.next_clock = 0
 
     @property
+    def servers(self) -> frozenset[str]:
+        """Those that hold slices."""
+        return self._servers
+
+    @property
     def min_clock(self) -> int:
         """Clocks that count as complete: the ``frontier`` of ``may_read``."""
         return self.next_clock if self._sync else self._min

@@ -258,6 +258,17 @@ class Membership:
         """These servers hold slices from now on: the job fails when one of them restarts."""
         self._holders.update(servers)
 
+    def hold_only(self, servers: Iterable[str]) -> None:
+        """These hold slices, and no others any more."""
+        self._holders = set(servers)
+
+    def dismiss(self, name: str) -> None:
+        """A server that holds nothing may go; the job goes on without it."""
+        member = self._members.get(name)
+        if member is not None and member.live and name not in self._holders:
+            self._leave(member, State.FINISHED, "")
+            self.changed()
+
     def move(self, names: Iterable[str], state: State, reason: str = "") -> None:
         """Workers become joined, active or idle, all in one view; all or none.
 
@@ -289,12 +300,17 @@ class Membership:
             return None
         if not self._leave(member, State.FINISHED, ""):  # lost: its last word came late
             self._members[name] = replace(member, state=State.FINISHED, reason="")
-        if member.role is Role.SERVER and self.state is JobState.RUNNING:
+        if member.role is Role.SERVER and self._needs(name):
             self._fail(f"server {name} was stopped while the job ran")
         elif member.role is Role.WORKER and not self._live_workers:
             self._end()
         self.changed()
         return member
+
+    def _needs(self, server: str) -> bool:
+        """Whether the job cannot go on without a server that has left: spare ones may."""
+        few = self._live_servers < self.servers
+        return self.state is JobState.RUNNING and (few or server in self._holders)
 
     def _end(self) -> None:
         if self.state is JobState.RUNNING:
@@ -308,7 +324,7 @@ class Membership:
         if member is None or not member.live:
             return None
         self._leave(member, State.LOST, reason)
-        if member.role is Role.SERVER and self.state is JobState.RUNNING:
+        if member.role is Role.SERVER and self._needs(name):
             self._fail(f"server {name} was lost: {reason}; the slices it held are gone")
         elif member.role is Role.WORKER and not self._live_workers:
             self._deserted = now

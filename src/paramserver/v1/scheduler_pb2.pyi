@@ -182,18 +182,20 @@ class GroupClock(_message.Message):
     def __init__(self, group: _Optional[str] = ..., clock: _Optional[int] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
-    __slots__ = ("view", "state", "message", "fastest", "recalls")
+    __slots__ = ("view", "state", "message", "fastest", "recalls", "leave")
     VIEW_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     FASTEST_FIELD_NUMBER: _ClassVar[int]
     RECALLS_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
     view: int
     state: JobState
     message: str
     fastest: float
     recalls: _containers.RepeatedCompositeFieldContainer[Recall]
-    def __init__(self, view: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., fastest: _Optional[float] = ..., recalls: _Optional[_Iterable[_Union[Recall, _Mapping]]] = ...) -> None: ...
+    leave: bool
+    def __init__(self, view: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., fastest: _Optional[float] = ..., recalls: _Optional[_Iterable[_Union[Recall, _Mapping]]] = ..., leave: bool = ...) -> None: ...
 
 class Recall(_message.Message):
     __slots__ = ("dataset", "span")
@@ -236,16 +238,20 @@ class GetGroupRequest(_message.Message):
     def __init__(self, group: _Optional[str] = ...) -> None: ...
 
 class GetGroupReply(_message.Message):
-    __slots__ = ("spec", "map", "stored", "restore")
+    __slots__ = ("spec", "map", "stored", "restore", "moving", "reshaped")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     MAP_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
     RESTORE_FIELD_NUMBER: _ClassVar[int]
+    MOVING_FIELD_NUMBER: _ClassVar[int]
+    RESHAPED_FIELD_NUMBER: _ClassVar[int]
     spec: _common_pb2.GroupSpec
     map: _common_pb2.SliceMap
     stored: bool
     restore: _common_pb2.Restore
-    def __init__(self, spec: _Optional[_Union[_common_pb2.GroupSpec, _Mapping]] = ..., map: _Optional[_Union[_common_pb2.SliceMap, _Mapping]] = ..., stored: bool = ..., restore: _Optional[_Union[_common_pb2.Restore, _Mapping]] = ...) -> None: ...
+    moving: int
+    reshaped: bool
+    def __init__(self, spec: _Optional[_Union[_common_pb2.GroupSpec, _Mapping]] = ..., map: _Optional[_Union[_common_pb2.SliceMap, _Mapping]] = ..., stored: bool = ..., restore: _Optional[_Union[_common_pb2.Restore, _Mapping]] = ..., moving: _Optional[int] = ..., reshaped: bool = ...) -> None: ...
 
 class AwaitGroupRequest(_message.Message):
     __slots__ = ("member", "group", "wait_s")
@@ -779,3 +785,21 @@ class GroupPlacement(_message.Message):
     stored: bool
     scheme: str
     def __init__(self, group: _Optional[str] = ..., optimizer: _Optional[str] = ..., consistency: _Optional[_Union[_common_pb2.Consistency, _Mapping]] = ..., parameters: _Optional[int] = ..., bytes: _Optional[int] = ..., slices: _Optional[int] = ..., server_bytes: _Optional[_Iterable[int]] = ..., servers: _Optional[_Iterable[str]] = ..., lead: _Optional[str] = ..., stored: bool = ..., scheme: _Optional[str] = ...) -> None: ...
+
+class ScaleRequest(_message.Message):
+    __slots__ = ("servers",)
+    SERVERS_FIELD_NUMBER: _ClassVar[int]
+    servers: int
+    def __init__(self, servers: _Optional[int] = ...) -> None: ...
+
+class ScaleReply(_message.Message):
+    __slots__ = ("pending", "servers", "moved", "total")
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    SERVERS_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    pending: str
+    servers: int
+    moved: int
+    total: int
+    def __init__(self, pending: _Optional[str] = ..., servers: _Optional[int] = ..., moved: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
