@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -27,6 +27,7 @@ SPEEDS = st.dictionaries(st.integers(0, 40), st.floats(0.0, 1e6), min_size=1, ma
 # -- sizes
 
 
+@example(speeds={0: 5e-324}, batch=1)
 @given(SPEEDS, st.integers(1, 64))
 def test_sizes_add_up_and_leave_nobody_out(speeds: dict[int, float], batch: int) -> None:
     total = batch * len(speeds)
