@@ -23,8 +23,14 @@ from tests.proxy import Proxy
 
 T = TypeVar("T")
 
-# All tests on a cluster run with calls that get lost now and then; "rate=0" turns that off.
-CHAOS = os.environ.get("TEST_CHAOS", "rate=0.01,seed=1")
+# All tests on a cluster run with calls that get lost now and then; "rate=0" turns that off. Those
+# of the start are left alone: a worker held up between two groups is not awaited in the second yet,
+# and tests that compare bits want all of them in the first clock.
+_METHODS = (
+    *("Exchange", "Follow", "Watch", "AppliedSpans", "Vectors", "Shrink", "Explain"),
+    *("Heartbeat", "GetView", "NextShard", "ReportSamples", "Join", "Finish", "SaveSchedule"),
+)
+CHAOS = os.environ.get("TEST_CHAOS", f"rate=0.01,seed=1,methods={'|'.join(_METHODS)}")
 
 
 class Cluster:
