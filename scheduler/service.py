@@ -213,7 +213,7 @@ class SchedulerService(CoordinationMethods, DataMethods):
         members = self.state.members
         leave = self.state.shape.may_leave(caller.name)
         if leave:
-            members.dismiss(caller.name)
+            members.finish(caller.name)
             self._after()
         return pb.HeartbeatReply(
             leave=leave,

@@ -142,7 +142,7 @@ class Shape:
     def _over(self, group: Group) -> None:
         self._moving, group.moving = None, 0
         used = {name for g in self._groups if not replicated(g.spec) for name in holders(g.map)}
-        self._members.hold_only(used)
+        self._members.hold(used, only=True)
 
     @property
     def finished(self) -> bool:

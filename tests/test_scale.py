@@ -129,7 +129,7 @@ STEPS = 60
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_sync_training_is_the_same_to_the_bit(overlap: bool) -> None:
-    options = {"lr": 0.01, "overlap": overlap}
+    options: dict[str, Any] = {"lr": 0.01, "overlap": overlap}
     with cluster(2, 2) as c:
         wanted = c.workers(lambda w: train(w, STEPS, torch.optim.Adam, **options))[0]
     with cluster(1, 2) as c:
@@ -170,7 +170,7 @@ def test_every_push_is_added_once(consistency: Any) -> None:
 
 
 def rows(client: ps.Client, steps: int, consistency: Any, optimizer: Any) -> Tensor:
-    options = {} if optimizer is None else {"lr": 0.1}
+    options: dict[str, Any] = {} if optimizer is None else {"lr": 0.1}
     table = client.table(
         "t", 4, init=ps.Zeros(), optimizer=optimizer, consistency=consistency, **options
     )
