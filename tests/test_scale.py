@@ -338,3 +338,23 @@ def test_servers_find_out_how_a_move_ended(commits: bool, monkeypatch: pytest.Mo
 
 async def stop(c: Cluster) -> None:
     c.scheduler.reshaping.stop()
+
+
+def test_tensors_are_reduced_through_the_servers_of_the_beginning() -> None:
+    def work(client: ps.Client) -> float:
+        group = client.register("g", {"w": torch.zeros(600_000)})
+        total = client.all_reduce(torch.ones(600_000), "before", "sum")
+        if client.is_chief:
+            scale(c, 4)
+        total += client.all_reduce(torch.ones(600_000), "more", "sum")
+        if client.is_chief:
+            c.run(c.scheduler.Scale(pb.ScaleRequest(servers=1)))
+            until(lambda: len(held(c, "g")) == 1)
+        total += client.all_reduce(torch.ones(600_000), "fewer", "sum")
+        group.push({"w": torch.ones(600_000)})
+        client.barrier("end")
+        return float(total.mean() + group.read()["w"].mean())
+
+    with cluster(2, 2) as c:
+        assert c.workers(work) == [8.0, 8.0]
+        assert list(c.scheduler._current().reducers) == ["ps-0", "ps-1"]

@@ -299,8 +299,8 @@ class Membership:
 
     def _needs(self, server: str) -> bool:
         """Whether the job cannot go on without a server that has left: spare ones may."""
-        few = self._live_servers < self.servers
-        return self.state is JobState.RUNNING and (few or server in self._holders)
+        needed = self._live_servers < self.servers or server in self._holders
+        return self.state is JobState.RUNNING and needed
 
     def _end(self) -> None:
         if self.state is JobState.RUNNING:
