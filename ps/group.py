@@ -50,6 +50,7 @@ class Staged:
     options: Sequence[Mapping[str, Any]]
     samples: Sequence[Span]
     gradients: dict[int, Any] = field(default_factory=dict)  # tensors, or rows of a table
+    nbytes: int = 0
 
 
 class Cell:
@@ -185,7 +186,11 @@ class GroupState:
     @property
     def staged_bytes(self) -> int:
         """Bytes of gradients held for clocks that have not closed."""
-        return sum(g.nbytes for s in self.staged.values() for g in s.gradients.values())
+        return sum(s.nbytes for s in self.staged.values())
+
+    def declared_bytes(self, slices: Sequence[int]) -> int:
+        """Bytes that a push of these slices is to bring; 0 of a table, whose rows tell."""
+        return 0 if self.spec.table is not None else sum(self.slices[i].bytes for i in slices)
 
     def check_map(self, version: int) -> None:
         """Raises MovedError for another slice map than this server has."""

@@ -54,9 +54,14 @@ class Leadership:
     def observe(self, views: Views) -> None:
         """Takes the newest view."""
         self.clock.consistency = self._group.consistency
-        active = views.active(self._group.spec.name)
+        active = views.active(self._group.spec.name, first=self.clock.min_clock == 0)
         self._decide(
-            self.clock.observe(started=views.current.started, active=active, lost=views.lost())
+            self.clock.observe(
+                started=views.current.started,
+                active=active,
+                lost=views.lost(),
+                present=views.names,
+            )
         )
 
     def skip(self, worker: WorkerId) -> None:

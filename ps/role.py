@@ -9,7 +9,12 @@ import socket
 from collections.abc import Callable
 
 from paramserver.config import ServerConfig
-from paramserver.errors import ConnectionLostError, ParameterServerError, RefusedError
+from paramserver.errors import (
+    AuthenticationError,
+    ConnectionLostError,
+    ParameterServerError,
+    RefusedError,
+)
 from paramserver.ps.service import ServerService
 from paramserver.types import PROTOCOL_VERSION
 from paramserver.v1 import common_pb2, scheduler_pb2
@@ -93,6 +98,8 @@ class ServerRole:
                 self.ended.set()
         except ConnectionLostError as error:
             log.debug("the scheduler is away: %s", error)
+        except AuthenticationError as error:
+            log.error("the scheduler does not know this server any more: %s", error)
         except RefusedError as error:  # it gave this server up, or is a new one
             log.warning("registering anew: %s", error)
             self.service.reset()

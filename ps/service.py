@@ -23,6 +23,7 @@ from paramserver.ps.collectives import Collectives
 from paramserver.ps.describe import describe
 from paramserver.ps.exchange import Session
 from paramserver.ps.group import GroupState, Staged
+from paramserver.ps.inflow import Inflow
 from paramserver.ps.lead import Leadership
 from paramserver.ps.leads import Leads
 from paramserver.ps.push import Incoming, Parcel
@@ -76,11 +77,12 @@ class ServerService:
         self.reshape = Reshape(self)
         self.Move, self.FetchSlices = self.reshape.move, self.reshape.fetch
         self.leads = Leads(lambda: self.name, self.views, connect)
-        self.sessions: set[Session] = set()
         self.connect = connect
         self._scheduler = scheduler
         self._groups: dict[str, asyncio.Future[GroupState]] = {}
         self._owners: dict[_Key, Session] = {}
+        self.inflow = Inflow(config.limits)
+        self.sessions: set[Session] = set()
 
     # What the streams ask for
 
@@ -204,6 +206,7 @@ class ServerService:
             receipt = Receipt(clock, 0, 0.0, applied=False)
             group.ledger.complete(worker, clock, receipt, push.samples)
             staged = Staged(worker, clock, push.weight, push.options, push.samples, push.gradients)
+            staged.nbytes = sum(g.nbytes for g in push.gradients.values())
             group.staged[worker, clock] = staged
         else:
             await group.tick_others(push.declared if push.counts else set())
@@ -252,12 +255,7 @@ class ServerService:
         self, frames: AsyncIterator[bytes], send: Callable[[bytes], Awaitable[None]]
     ) -> None:
         """Pushes and pulls of one client."""
-        session = Session(self, send)
-        self.sessions.add(session)
-        try:
-            await session.run(frames)
-        finally:
-            self.sessions.discard(session)
+        await Session(self, send).run(frames)
 
     async def Activate(self, request: pb.ActivateRequest) -> pb.ActivateReply:
         """The clock of a worker that has become active."""
@@ -353,8 +351,11 @@ class ServerService:
 
     async def Describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
         """What status shows of this server."""
-        groups = [t.result() for t in self._groups.values() if t.done() and not t.exception()]
-        return describe(self, groups)
+        return describe(self, self.fetched())
+
+    def fetched(self) -> list[GroupState]:
+        """The groups that are here."""
+        return [t.result() for t in self._groups.values() if t.done() and not t.exception()]
 
     # The job
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import paramserver as ps
-from paramserver.config import SchedulerConfig, ServerConfig
+from paramserver import rpc_chaos
+from paramserver.config import Limits, SchedulerConfig, ServerConfig
 from paramserver.ps.role import ServerRole
 from paramserver.scheduler.service import SchedulerService
+from paramserver.trust import OPEN, Trust
 from paramserver.wire.client import AsyncGrpcChannel
 from paramserver.wire.methods import SCHEDULER, SCHEDULER_METHODS, SERVER, SERVER_METHODS
 from paramserver.wire.serve import RoleServer
 from tests.proxy import Proxy
 
 T = TypeVar("T")
+
+# All tests on a cluster run with calls that get lost now and then; "rate=0" turns that off.
+CHAOS = os.environ.get("TEST_CHAOS", "rate=0.01,seed=1")
 
 
 class Cluster:
@@ -28,6 +34,7 @@ class Cluster:
         address: of the scheduler.
         scheduler: its service.
         servers: the server services.
+        shells: gRPC servers, the scheduler's first.
         proxies: in front of the servers, if asked for.
     """
 
@@ -40,7 +47,11 @@ class Cluster:
         assign: str,
         proxies: bool,
         parties: int = 1,
+        trust: Mapping[str, Trust] | None = None,
+        limits: Limits | None = None,
     ) -> None:
+        self.limits = limits or Limits()
+        self.trust = dict.fromkeys(("scheduler", "server", "worker"), OPEN) | dict(trust or {})
         self.config = SchedulerConfig(
             workers=workers,
             servers=servers,
@@ -48,11 +59,14 @@ class Cluster:
             assign=assign,
             lease_s=lease_s,
             heartbeat_s=min(1.0, lease_s / 4),
+            trust=self.trust["scheduler"],
+            limits=self.limits,
         )
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
         self._stops: list[Callable[[], Any]] = []
+        self.shells: list[RoleServer] = []
         self.servers: list[Any] = []
         self.proxies: list[Proxy] | None = [] if proxies else None
         self.run(self._start(servers))
@@ -62,8 +76,12 @@ class Cluster:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
 
     async def _start(self, servers: int) -> None:
-        self.scheduler = SchedulerService(self.config, connect=AsyncGrpcChannel)
-        shell = RoleServer(SCHEDULER.full_name, SCHEDULER_METHODS, self.scheduler)
+        trust = self.trust["scheduler"]
+        self.scheduler = SchedulerService(
+            self.config, connect=lambda address: AsyncGrpcChannel(address, "server", trust)
+        )
+        shell = RoleServer(SCHEDULER.full_name, SCHEDULER_METHODS, self.scheduler, trust)
+        self.shells.append(shell)
         self.address = f"127.0.0.1:{await shell.start('127.0.0.1:0')}"
         ticks = asyncio.create_task(self.scheduler.run())
         self._stops += [ticks.cancel, lambda: shell.stop(0)]
@@ -71,10 +89,14 @@ class Cluster:
             await self._start_server()
 
     async def _start_server(self) -> None:
-        config = ServerConfig(scheduler=self.address)
-        channel = AsyncGrpcChannel(self.address)
-        role = ServerRole(config, channel, AsyncGrpcChannel)
-        shell = RoleServer(SERVER.full_name, SERVER_METHODS, role.service)
+        trust = self.trust["server"]
+        config = ServerConfig(scheduler=self.address, trust=trust, limits=self.limits)
+        channel = AsyncGrpcChannel(self.address, "scheduler", trust)
+        role = ServerRole(
+            config, channel, lambda address: AsyncGrpcChannel(address, "server", trust)
+        )
+        shell = RoleServer(SERVER.full_name, SERVER_METHODS, role.service, trust)
+        self.shells.append(shell)
         address = f"127.0.0.1:{await shell.start('127.0.0.1:0')}"
         if self.proxies is not None:
             proxy = Proxy(len(self.proxies))
@@ -118,7 +140,9 @@ class Cluster:
 
     def connect(self, name: str | None = None, **options: Any) -> ps.Client:
         """A client of its own."""
-        options = {"timeout": 15.0, "wait_timeout": 20.0, **options}
+        mine = self.trust["worker"]
+        known = {"tls": mine.tls, "token": mine.token or None}
+        options = {"timeout": 15.0, "wait_timeout": 20.0, **known, **options}
         return ps.connect(self.address, name=name, **options)
 
     def workers(self, work: Callable[[ps.Client], T], count: int | None = None) -> list[T]:
@@ -147,18 +171,33 @@ def cluster(
     assign: str = "round-robin",
     proxies: bool = False,
     parties: int = 1,
+    chaos: str = CHAOS,
+    trust: Mapping[str, Trust] | None = None,
+    limits: Limits | None = None,
 ) -> Iterator[Cluster]:
     """A cluster that is checked for its invariants and ended.
 
     Args:
+        chaos: which calls get lost, as of ``paramserver.rpc_chaos``.
         proxies: put a breakable proxy in front of every server.
         parties: of each replica.
+        trust: of each role, by its name; open for those that are not there.
+        limits: of the scheduler and the servers.
     """
     made = Cluster(
-        servers, workers, lease_s=lease_s, assign=assign, proxies=proxies, parties=parties
+        servers,
+        workers,
+        lease_s=lease_s,
+        assign=assign,
+        proxies=proxies,
+        parties=parties,
+        trust=trust,
+        limits=limits,
     )
     try:
+        rpc_chaos.arm(rpc_chaos.parse_chaos(chaos))
         yield made
         made.check_invariants()
     finally:
+        rpc_chaos.arm(None)
         made.close()

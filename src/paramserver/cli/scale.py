@@ -9,7 +9,9 @@ import click
 
 from paramserver.cli import options
 from paramserver.cli.status import check_reachable
+from paramserver.cli.trust import trust_options
 from paramserver.errors import ConnectionLostError
+from paramserver.trust import Trust
 from paramserver.v1 import scheduler_pb2
 from paramserver.wire.client import scheduler_channel
 from paramserver.wire.transport import Channel
@@ -28,15 +30,16 @@ LOOK_S = 0.2
     help="Servers that are to hold the parameters.",
 )
 @click.option("--no-wait", is_flag=True, help="Only ask for it; it goes on by itself.")
+@trust_options
 @options.json_option
-def scale(scheduler: str, servers: int, no_wait: bool, as_json: bool) -> None:
+def scale(scheduler: str, servers: int, no_wait: bool, trust: Trust, as_json: bool) -> None:
     """Changes the number of servers of a running job; slices move one by one.
 
     Under `run`, missing servers are started and those that are left over end by themselves. Else
     start them yourself, by `paramserver ps`; a server that has nothing left ends.
     """
-    check_reachable(scheduler)
-    channel = scheduler_channel(scheduler)
+    check_reachable(scheduler, trust)
+    channel = scheduler_channel(scheduler, trust)
     try:
         reply = _ask(channel, servers)
         shown = ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
@@ -18,6 +17,7 @@ from paramserver.core.decisions import (
     Drop,
     may_read,
 )
+from paramserver.core.marks import Mark, Progress
 from paramserver.errors import ClockError, ConfigurationError, FencedError, InvalidRequestError
 from paramserver.types import Async, Consistency, Sync, WorkerId, canonical
 
@@ -34,22 +34,6 @@ __all__ = [
 ]
 
 KEPT_CLOSES = 64
-
-
-@dataclass(slots=True)
-class _Mark:
-    """How far one push has come."""
-
-    weight: float
-    servers: set[str] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class _Worker:
-    """``clock`` is the first one that is not complete on every server."""
-
-    clock: int
-    marks: dict[int, _Mark] = field(default_factory=dict)
 
 
 class GroupClock:
@@ -74,7 +58,7 @@ class GroupClock:
         self.consistency = canonical(consistency)
         self._sync = isinstance(self.consistency, Sync)
         self.servers = frozenset(servers)
-        self._workers: dict[WorkerId, _Worker] = {}
+        self._workers: dict[WorkerId, Progress] = {}
         self._active: frozenset[WorkerId] = frozenset()
         self._fence: dict[int, int] = {}  # rank: newest incarnation that is lost
         self._started = False
@@ -94,21 +78,28 @@ class GroupClock:
         return {worker: known.clock for worker, known in self._workers.items()}
 
     def observe(
-        self, *, started: bool, active: Collection[WorkerId], lost: Collection[WorkerId]
+        self,
+        *,
+        started: bool,
+        active: Collection[WorkerId],
+        lost: Collection[WorkerId],
+        present: Collection[WorkerId] = (),
     ) -> list[Decision]:
         """Takes the newest view.
 
         Args:
             started: all expected workers have been active or idle once; until then nothing closes.
             active: workers that clocks of this group wait for.
-            lost: incarnations that are lost, in this view or an earlier one; a newer incarnation
-                in ``active`` makes the older ones of its rank lost too.
+            lost: incarnations that are lost, in this view or an earlier one.
+            present: incarnations of the view, active or not: the older ones of their ranks are
+                lost too, as are those of ``active``. What they staged may have gone back to the
+                queue already, and must be in no clock from now on.
         """
         self._started = self._started or started
         decisions: list[Decision] = []
         for worker in sorted(lost):
             decisions += self._lose(worker.rank, worker.incarnation, named=worker)
-        for worker in sorted(active):
+        for worker in sorted({*active, *present}):
             decisions += self._lose(worker.rank, worker.incarnation - 1)
         live = frozenset(w for w in active if not self._fenced(w))
         for worker in live - self._active:
@@ -128,10 +119,10 @@ class GroupClock:
             )
         if self._fenced(worker):
             return []
-        known = self._workers.setdefault(worker, _Worker(self.min_clock))
+        known = self._workers.setdefault(worker, Progress(self.min_clock))
         if clock < (self.next_clock if self._sync else known.clock):
             return []
-        known.marks.setdefault(clock, _Mark(weight)).servers.add(server)
+        known.marks.setdefault(clock, Mark(weight)).servers.add(server)
         self._advance(known)
         return self._proceed()
 
@@ -274,8 +265,8 @@ class GroupClock:
         self._active = frozenset(WorkerId(*worker) for worker in state["active"])
         self._fence = dict(state["fence"])
         self._workers = {
-            WorkerId(rank, incarnation): _Worker(
-                clock, {c: _Mark(weight, set(servers)) for c, weight, servers in marks}
+            WorkerId(rank, incarnation): Progress(
+                clock, {c: Mark(weight, set(servers)) for c, weight, servers in marks}
             )
             for rank, incarnation, clock, marks in state["workers"]
         }
@@ -321,11 +312,11 @@ class GroupClock:
         return [Drop(worker) for worker in sorted(gone)]
 
     def _raise_to(self, worker: WorkerId, clock: int) -> None:
-        known = self._workers.setdefault(worker, _Worker(clock))
+        known = self._workers.setdefault(worker, Progress(clock))
         known.clock = max(known.clock, clock)
         self._advance(known)
 
-    def _advance(self, known: _Worker) -> None:
+    def _advance(self, known: Progress) -> None:
         """Moves a worker past the clocks it has completed everywhere."""
         while self._complete(known, known.clock):
             if not self._sync:
@@ -335,7 +326,7 @@ class GroupClock:
             for clock in [c for c in known.marks if c < known.clock]:
                 del known.marks[clock]
 
-    def _complete(self, known: _Worker, clock: int) -> bool:
+    def _complete(self, known: Progress, clock: int) -> bool:
         mark = known.marks.get(clock)
         return mark is not None and len(mark.servers) == len(self.servers)
 
@@ -378,7 +369,7 @@ class GroupClock:
         return close
 
     @staticmethod
-    def _pass(clock: int, workers: Iterable[_Worker]) -> None:
+    def _pass(clock: int, workers: Iterable[Progress]) -> None:
         for known in workers:
             known.marks.pop(clock, None)
 

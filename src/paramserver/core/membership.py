@@ -283,8 +283,7 @@ class Membership:
 
     def finish(self, name: str) -> Member | None:
         """A member leaves of its own will; returns it as it was, None if it had left before.
-        The job is done when its last worker has finished; it fails when a server leaves it.
-        """
+        The job is done when its last worker has, and fails without a server it needs."""
         member = self._members.get(name)
         if member is None or member.state is State.FINISHED:
             return None
@@ -299,8 +298,8 @@ class Membership:
 
     def _needs(self, server: str) -> bool:
         """Whether the job cannot go on without a server that has left: spare ones may."""
-        needed = self._live_servers < self.servers or server in self._holders
-        return self.state is JobState.RUNNING and needed
+        holds = server in self._holders or self._live_servers < self.servers
+        return holds and self.state is JobState.RUNNING
 
     def _end(self) -> None:
         if self.state is JobState.RUNNING:
