@@ -336,6 +336,7 @@ class Reshape:
         for staged in group.staged.values():
             for index in gone & staged.gradients.keys():
                 del staged.gradients[index]
+            staged.nbytes = sum(gradient.nbytes for gradient in staged.gradients.values())
         group.reshape(new, {i: every[i] for i in sorted(mine)}, cells)
 
     @staticmethod

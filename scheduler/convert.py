@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 from paramserver.core.dataset import DatasetSpec, Leased
@@ -60,8 +60,10 @@ def member_to_proto(member: Member) -> scheduler_pb2.Member:
     )
 
 
-def view_to_proto(view: View, bounds: Mapping[str, int]) -> scheduler_pb2.View:
-    """``bounds``: of the adaptive groups."""
+def view_to_proto(
+    view: View, bounds: Mapping[str, int], reducers: Iterable[str] = ()
+) -> scheduler_pb2.View:
+    """``bounds``: of the adaptive groups; ``reducers``: see ``Shape.reducers``."""
     return scheduler_pb2.View(
         number=view.number,
         job=view.job,
@@ -70,6 +72,7 @@ def view_to_proto(view: View, bounds: Mapping[str, int]) -> scheduler_pb2.View:
         members=[member_to_proto(m) for m in view.members],
         started=view.started,
         bounds=bounds,
+        reducers=reducers,
     )
 
 

@@ -121,7 +121,8 @@ class SchedulerService(CoordinationMethods, DataMethods):
     def _current(self) -> pb.View:
         view = self.state.members.view()
         if self._view is None or self._view.number != view.number:
-            self._view = view_to_proto(view, self.state.adaptation.bounds)
+            state = self.state
+            self._view = view_to_proto(view, state.adaptation.bounds, state.shape.reducers)
         return self._view
 
     async def _poll(
@@ -213,7 +214,8 @@ class SchedulerService(CoordinationMethods, DataMethods):
         members = self.state.members
         leave = self.state.shape.may_leave(caller.name)
         if leave:
-            members.dismiss(caller.name)
+            self.state.shape.left(caller.name)
+            members.finish(caller.name)
             self._after()
         return pb.HeartbeatReply(
             leave=leave,

@@ -44,6 +44,11 @@ class Shape:
 
     Args:
         version: the next version of a slice map.
+
+    Attributes:
+        reducers: servers through which workers reduce tensors: those that were there when the job
+            began, so that all workers mean the same ones.
+        reduces: whether workers do, or may at any time without asking; then these servers stay.
     """
 
     def __init__(
@@ -54,7 +59,18 @@ class Shape:
         self._number = 0
         self._moving: Moving | None = None
         self._asked = False
+        self.reducers: list[str] = []
+        self.reduces = False
         self.moved = self.total = 0
+
+    def started(self, *, reduces: bool) -> None:
+        """The job has begun; ``reduces``: parties sum without asking."""
+        self.reduces |= reduces
+        self.reducers = [m.name for m in self._members.live(Role.SERVER)]
+
+    def left(self, name: str) -> None:
+        """A server that was not needed any more is gone."""
+        self.reducers = [n for n in self.reducers if n != name]
 
     def scale(self, servers: int, now: float) -> None:
         """So many servers are to hold slices. Idempotent.
@@ -142,7 +158,7 @@ class Shape:
     def _over(self, group: Group) -> None:
         self._moving, group.moving = None, 0
         used = {name for g in self._groups if not replicated(g.spec) for name in holders(g.map)}
-        self._members.hold_only(used)
+        self._members.hold(used, only=True)
 
     @property
     def finished(self) -> bool:
@@ -168,6 +184,8 @@ class Shape:
         if not self._asked or self._moving is not None or name in dict(self.staying):
             return False
         if member is None or member.role is not Role.SERVER:
+            return False
+        if self.reduces and name in self.reducers:
             return False
         return all(name not in holders(g.map) for g in self._groups if not replicated(g.spec))
 

@@ -208,6 +208,8 @@ class SchedulerState(DataEvents):
         self._wakes.update(topics)
         if self.members.state is not self._state:
             self._state = self.members.state
+            if self._state is JobState.RUNNING:
+                self.shape.started(reduces=self.config.parties > 1)
             cause = f": {self.members.message}" if self.members.message else ""
             self.journal.say(f"job {self.members.job} is {self._state.value}{cause}", now)
             self._wakes.add(EVERYTHING)
@@ -338,6 +340,7 @@ class SchedulerState(DataEvents):
                 f"round name of {len(name)} characters: must have 1 to "
                 f"{self.config.limits.name_length} printable ones"
             )
+        self.shape.reduces |= name.startswith("all_reduce/")
         found = self.rounds.join(name, worker_id(member), sequence, self._names)
         if isinstance(found, Waiting):
             self.members.move([member.name], State.IDLE, f"waits in barrier {name!r}")

@@ -129,7 +129,7 @@ STEPS = 60
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_sync_training_is_the_same_to_the_bit(overlap: bool) -> None:
-    options = {"lr": 0.01, "overlap": overlap}
+    options: dict[str, Any] = {"lr": 0.01, "overlap": overlap}
     with cluster(2, 2) as c:
         wanted = c.workers(lambda w: train(w, STEPS, torch.optim.Adam, **options))[0]
     with cluster(1, 2) as c:
@@ -170,7 +170,7 @@ def test_every_push_is_added_once(consistency: Any) -> None:
 
 
 def rows(client: ps.Client, steps: int, consistency: Any, optimizer: Any) -> Tensor:
-    options = {} if optimizer is None else {"lr": 0.1}
+    options: dict[str, Any] = {} if optimizer is None else {"lr": 0.1}
     table = client.table(
         "t", 4, init=ps.Zeros(), optimizer=optimizer, consistency=consistency, **options
     )
@@ -338,3 +338,23 @@ def test_servers_find_out_how_a_move_ended(commits: bool, monkeypatch: pytest.Mo
 
 async def stop(c: Cluster) -> None:
     c.scheduler.reshaping.stop()
+
+
+def test_tensors_are_reduced_through_the_servers_of_the_beginning() -> None:
+    def work(client: ps.Client) -> float:
+        group = client.register("g", {"w": torch.zeros(600_000)})
+        total = client.all_reduce(torch.ones(600_000), "before", "sum")
+        if client.is_chief:
+            scale(c, 4)
+        total += client.all_reduce(torch.ones(600_000), "more", "sum")
+        if client.is_chief:
+            c.run(c.scheduler.Scale(pb.ScaleRequest(servers=1)))
+            until(lambda: len(held(c, "g")) == 1)
+        total += client.all_reduce(torch.ones(600_000), "fewer", "sum")
+        group.push({"w": torch.ones(600_000)})
+        client.barrier("end")
+        return float(total.mean() + group.read()["w"].mean())
+
+    with cluster(2, 2) as c:
+        assert c.workers(work) == [8.0, 8.0]
+        assert list(c.scheduler._current().reducers) == ["ps-0", "ps-1"]

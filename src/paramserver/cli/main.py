@@ -23,6 +23,7 @@ COMMANDS = {
     "worker": ("paramserver.cli.roles", "A script as a worker of a running cluster."),
     "status": ("paramserver.cli.status", "What a cluster does, and who waits for whom."),
     "top": ("paramserver.cli.status", "The same, live."),
+    "scale": ("paramserver.cli.scale", "More servers, or fewer, while a job trains."),
     "compare": ("paramserver.cli.compare", "Schemes side by side, on one script."),
     "certs": ("paramserver.cli.certs", "Certificates for a cluster, with a CA of their own."),
     "bench": ("paramserver.cli.bench", "Measures this machine and this product on it."),

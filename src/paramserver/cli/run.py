@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import tempfile
@@ -207,12 +208,17 @@ class Supervisor:
             lease=plan.lease_s,
         )
         self._address = scheduler.wait_ready()
-        for i in range(plan.servers):
-            name = f"ps-{i}"
-            self._start_role(name, "ps", scheduler=self._address, name=name, bind="127.0.0.1:0")
+        self._start_servers(plan.servers)
         for i in range(plan.workers):
             self._start_worker(f"worker-{i}")
         threading.Thread(target=self._poll, name="poll", daemon=True).start()
+
+    def _start_servers(self, count: int) -> None:
+        """Starts servers until there are so many: ``scale`` may have asked for more."""
+        free = (name for i in itertools.count() if (name := f"ps-{i}") not in self.children)
+        for _ in range(count - sum(c.role == "ps" for c in self.children.values())):
+            name = next(free)
+            self._start_role(name, "ps", scheduler=self._address, name=name, bind="127.0.0.1:0")
 
     def _start_role(self, name: str, role: str, /, **flags: object) -> Child:
         child = Child(
@@ -271,7 +277,10 @@ class Supervisor:
         assert code is not None
         if child is not self.children[child.name]:
             return
-        if child.role != "worker":
+        if child.role == "ps" and code == DONE:  # only one that is not needed ends well by itself
+            self._output.say(f"{child.name} has no slices any more and left")
+            del self.children[child.name]
+        elif child.role != "worker":
             self._fail(child)
         elif code == DONE:
             self._todo.discard(child.name)
@@ -313,6 +322,8 @@ class Supervisor:
         self._progress.update(state, time.monotonic())
         if state["job"]["state"] == "failed":
             self._limit(OBEY_S)
+        elif state["job"]["state"] == "running":
+            self._start_servers(state["job"]["expected_servers"])
         line, at = self._progress.line(), time.monotonic()
         if self._output.live:
             self._output.status(line)

@@ -47,6 +47,7 @@ class GroupClock:
         servers: names of all servers that hold slices of the group, the lead among them.
 
     Attributes:
+        servers: those that hold slices.
         next_clock: Sync: the first clock that has not closed.
         consistency: canonical; the bound of ``Stale`` may be changed at any time.
     """
@@ -56,7 +57,7 @@ class GroupClock:
             raise ConfigurationError(f"servers={list(servers)}: at least one, each named once")
         self.consistency = canonical(consistency)
         self._sync = isinstance(self.consistency, Sync)
-        self._servers = frozenset(servers)
+        self.servers = frozenset(servers)
         self._workers: dict[WorkerId, Progress] = {}
         self._active: frozenset[WorkerId] = frozenset()
         self._fence: dict[int, int] = {}  # rank: newest incarnation that is lost
@@ -65,11 +66,6 @@ class GroupClock:
         self._closes: deque[Close] = deque(maxlen=KEPT_CLOSES)
         self.cuts = Cuts()
         self.next_clock = 0
-
-    @property
-    def servers(self) -> frozenset[str]:
-        """Those that hold slices."""
-        return self._servers
 
     @property
     def min_clock(self) -> int:
@@ -116,10 +112,10 @@ class GroupClock:
 
         Reports heard before, of closed clocks and of lost workers change nothing.
         """
-        if server not in self._servers:
+        if server not in self.servers:
             raise InvalidRequestError(
                 f"server {server!r} holds no slice of this group; "
-                f"its servers are {', '.join(sorted(self._servers))}"
+                f"its servers are {', '.join(sorted(self.servers))}"
             )
         if self._fenced(worker):
             return []
@@ -192,14 +188,11 @@ class GroupClock:
         self._min = 0 if self._sync else clock
 
     def reshape(self, servers: Sequence[str]) -> list[Decision]:
-        """Slices have moved: these servers hold some now.
-
-        What a new one has of pushes under way it tells itself.
-        """
-        self._servers = frozenset(servers)
+        """Slices have moved: these hold some now; what a new one has of pushes it tells itself."""
+        self.servers = frozenset(servers)
         for known in self._workers.values():
             for mark in known.marks.values():
-                mark.servers &= self._servers
+                mark.servers &= self.servers
             # Sync keeps marks until their clock closes; clocks that were skipped have none.
             known.clock = min(
                 (c for c in known.marks if c < known.clock and not self._complete(known, c)),
@@ -288,7 +281,7 @@ class GroupClock:
             assert not self._fenced(worker), f"{worker} is lost but has a clock"
             floor = self.next_clock if self._sync else known.clock
             assert all(clock >= floor for clock in known.marks), f"{worker} has passed marks"
-            assert all(m.servers <= self._servers for m in known.marks.values())
+            assert all(m.servers <= self.servers for m in known.marks.values())
             assert not self._complete(known, known.clock), f"{worker} should have advanced"
             if self._sync:
                 done = range(self.next_clock, known.clock)
@@ -335,7 +328,7 @@ class GroupClock:
 
     def _complete(self, known: Progress, clock: int) -> bool:
         mark = known.marks.get(clock)
-        return mark is not None and len(mark.servers) == len(self._servers)
+        return mark is not None and len(mark.servers) == len(self.servers)
 
     def _proceed(self) -> list[Decision]:
         if not self._started:
@@ -393,4 +386,4 @@ class GroupClock:
         if mark is None:
             return f"at clock {known.clock}, nothing pushed"
         word = "staged" if self._sync else "applied"
-        return f"{word} on {len(mark.servers)} of {len(self._servers)} servers"
+        return f"{word} on {len(mark.servers)} of {len(self.servers)} servers"

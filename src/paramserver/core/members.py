@@ -119,3 +119,8 @@ def free_rank(name: str, prefix: str, taken: Iterable[int], expected: int) -> in
         if wanted < expected and wanted not in used:
             return wanted
     return next(rank for rank in itertools.count() if rank not in used)
+
+
+def how_many(count: int, of: int, what: str) -> str:
+    """How many of a role are missing, in words."""
+    return f"{count} of {of} {what}s" if of > 1 else f"1 {what}"

@@ -23,6 +23,7 @@ from paramserver.core.members import (
     State,
     View,
     free_rank,
+    how_many,
     view_order,
 )
 from paramserver.errors import FencedError, InvalidRequestError, JobFailedError, ResourceError
@@ -104,9 +105,9 @@ class Membership:
         """Whom the start of the job waits for, in words; empty: for nobody."""
         absent = []
         if self._live_servers < self.servers:
-            absent.append(_absent(self.servers - self._live_servers, self.servers, "server"))
+            absent.append(how_many(self.servers - self._live_servers, self.servers, "server"))
         if self._live_workers < self.workers and self.state is JobState.WAITING:
-            absent.append(_absent(self.workers - self._live_workers, self.workers, "worker"))
+            absent.append(how_many(self.workers - self._live_workers, self.workers, "worker"))
         return f"waiting for {' and '.join(absent)}" if absent else ""
 
     def renew(self, caller: Caller, now: float) -> Member:
@@ -254,20 +255,9 @@ class Membership:
             self._members[name] = replace(member, groups=(*member.groups, group))
             self.changed()
 
-    def hold(self, servers: Iterable[str]) -> None:
+    def hold(self, servers: Iterable[str], *, only: bool = False) -> None:
         """These servers hold slices from now on: the job fails when one of them restarts."""
-        self._holders.update(servers)
-
-    def hold_only(self, servers: Iterable[str]) -> None:
-        """These hold slices, and no others any more."""
-        self._holders = set(servers)
-
-    def dismiss(self, name: str) -> None:
-        """A server that holds nothing may go; the job goes on without it."""
-        member = self._members.get(name)
-        if member is not None and member.live and name not in self._holders:
-            self._leave(member, State.FINISHED, "")
-            self.changed()
+        self._holders = set(servers) if only else self._holders.union(servers)
 
     def move(self, names: Iterable[str], state: State, reason: str = "") -> None:
         """Workers become joined, active or idle, all in one view; all or none.
@@ -293,8 +283,7 @@ class Membership:
 
     def finish(self, name: str) -> Member | None:
         """A member leaves of its own will; returns it as it was, None if it had left before.
-        The job is done when its last worker has finished; it fails when a server leaves it.
-        """
+        The job is done when its last worker has, and fails without a server it needs."""
         member = self._members.get(name)
         if member is None or member.state is State.FINISHED:
             return None
@@ -309,8 +298,8 @@ class Membership:
 
     def _needs(self, server: str) -> bool:
         """Whether the job cannot go on without a server that has left: spare ones may."""
-        few = self._live_servers < self.servers
-        return self.state is JobState.RUNNING and (few or server in self._holders)
+        holds = server in self._holders or self._live_servers < self.servers
+        return holds and self.state is JobState.RUNNING
 
     def _end(self) -> None:
         if self.state is JobState.RUNNING:
@@ -409,7 +398,3 @@ class Membership:
         assert self._heard.keys() == self._members.keys()
         assert not (self.started and self.state is JobState.WAITING)
         assert self.state is not JobState.DONE or not self._live_workers
-
-
-def _absent(count: int, of: int, what: str) -> str:
-    return f"{count} of {of} {what}s" if of > 1 else f"1 {what}"

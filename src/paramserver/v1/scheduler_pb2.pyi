@@ -76,7 +76,7 @@ class Member(_message.Message):
     def __init__(self, name: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., state: _Optional[_Union[MemberState, str]] = ..., address: _Optional[str] = ..., groups: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., heard_s: _Optional[float] = ..., reason: _Optional[str] = ..., preparing: bool = ...) -> None: ...
 
 class View(_message.Message):
-    __slots__ = ("number", "job", "state", "message", "members", "started", "bounds")
+    __slots__ = ("number", "job", "state", "message", "members", "started", "reducers", "bounds")
     class BoundsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +90,7 @@ class View(_message.Message):
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
+    REDUCERS_FIELD_NUMBER: _ClassVar[int]
     BOUNDS_FIELD_NUMBER: _ClassVar[int]
     number: int
     job: int
@@ -97,8 +98,9 @@ class View(_message.Message):
     message: str
     members: _containers.RepeatedCompositeFieldContainer[Member]
     started: bool
+    reducers: _containers.RepeatedScalarFieldContainer[str]
     bounds: _containers.ScalarMap[str, int]
-    def __init__(self, number: _Optional[int] = ..., job: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., started: bool = ..., bounds: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    def __init__(self, number: _Optional[int] = ..., job: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., started: bool = ..., reducers: _Optional[_Iterable[str]] = ..., bounds: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("protocol", "role", "name", "address", "host", "pid")
