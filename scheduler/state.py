@@ -116,7 +116,9 @@ class SchedulerState(DataEvents):
         member = done.member
         where = f" on {member.host}" if member.host else ""
         rank = f" as rank {member.rank}" if role is Role.WORKER else ""
-        self.journal.say(f"{member.name} registered{rank}{where}", now)
+        old = done.replaced
+        newer = f"; takes the place of incarnation {old.incarnation}" if old is not None else ""
+        self.journal.say(f"{member.name} registered{rank}{where}{newer}", now)
         if done.replaced is not None and not done.new_job:
             self._gone(done.replaced, heir=member)
             self._lose_mates(done.replaced, now)
