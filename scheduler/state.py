@@ -22,10 +22,7 @@ from paramserver.core.membership import Membership
 from paramserver.core.placement import Group, Groups, GroupSpec, check_name
 from paramserver.core.replicas import Formed, Offer
 from paramserver.core.rounds import Released, Rounds, Waiting
-from paramserver.errors import (
-    InvalidRequestError,
-    ResourceError,
-)
+from paramserver.errors import InvalidRequestError, ResourceError
 from paramserver.scheduler.adaptation import Adaptation
 from paramserver.scheduler.data_events import DataEvents
 from paramserver.scheduler.datasets import Datasets

@@ -123,7 +123,7 @@ def _manifest() -> Target:
         slices={"model": (0, 1)},
         versions={"model": (3, 3)},
     )
-    made = Manifest(name="s", id=1, job=1, created="2026-01-01T00:00:00Z", files=(file,), state={})
+    made = Manifest(name="s", id=1, job=1, created=1.8e9, files=(file,), state={})
     return Target("manifest", (made.to_json().encode(),), Manifest.from_json)
 
 
