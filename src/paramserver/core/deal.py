@@ -145,7 +145,9 @@ class Deal:
         pieces = self.pieces()
         self._common = _Hand()
         self._hands = {rank: _Hand() for rank in ranks}
-        for piece, rank in zip(pieces, deal_evenly([b - a for _, a, b in pieces], ranks), strict=True):
+        for piece, rank in zip(
+            pieces, deal_evenly([b - a for _, a, b in pieces], ranks), strict=True
+        ):
             self._hands[rank].pieces.append(piece)
 
     def _pieces(self, hand: _Hand) -> Iterator[Piece]:
