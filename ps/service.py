@@ -16,6 +16,7 @@ from paramserver.errors import (
     MovedError,
     ParameterServerError,
 )
+from paramserver.ps.capture import Captures
 from paramserver.ps.collectives import Collectives
 from paramserver.ps.exchange import Session
 from paramserver.ps.group import GroupState, Staged
@@ -61,6 +62,7 @@ class ServerService:
         self.collectives = Collectives(config.limits)
         self.vectors = Vectors(config.limits, self.workshop)
         self.reduces = Reduces(config.limits)
+        self.captures = Captures(self)
         self.received_bytes = self.sent_bytes = self.refusals = 0
         self._scheduler = scheduler
         self._connect = connect
@@ -300,6 +302,22 @@ class ServerService:
         if evicted is None:
             return pb.ShrinkReply(pending=await self.explain(group))
         return pb.ShrinkReply(evicted=evicted)
+
+    async def Hold(self, request: pb.HoldRequest) -> pb.HoldReply:
+        """New pushes of groups without closing clocks wait."""
+        return await self.captures.hold(request)
+
+    async def Drain(self, request: pb.DrainRequest) -> pb.DrainReply:
+        """Held pushes up to some clocks are let through, and complete."""
+        return await self.captures.drain(request)
+
+    async def Release(self, request: pb.ReleaseRequest) -> pb.ReleaseReply:
+        """A hold ends."""
+        return await self.captures.release(request)
+
+    async def Snapshot(self, request: pb.SnapshotRequest) -> pb.SnapshotReply:
+        """Groups are captured at a cut and written to a file."""
+        return await self.captures.snapshot(request)
 
     async def Describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
         """What status shows of this server."""
