@@ -69,6 +69,7 @@ def view_to_proto(view: View, bounds: Mapping[str, int]) -> scheduler_pb2.View:
         members=[member_to_proto(m) for m in view.members],
         started=view.started,
         bounds=bounds,
+        origin=view.origin,
     )
 
 

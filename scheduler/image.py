@@ -37,6 +37,7 @@ class Image:
 
     Attributes:
         job, incarnation, lease, map_version, round: the newest numbers that were given.
+        lineage: the same for all jobs that go on with one another.
         schedule: of the cut; None: no worker has saved one.
         warm: groups whose warm start is over.
     """
@@ -46,6 +47,7 @@ class Image:
     lease: int
     map_version: int
     round: int
+    lineage: str
     schedule: Schedule | None
     warm: tuple[str, ...]
     groups: tuple[GroupImage, ...]
@@ -55,6 +57,7 @@ class Image:
         """As a value that JSON can hold."""
         return {
             **{name: getattr(self, name) for name in _NUMBERS},
+            "lineage": self.lineage,
             "schedule": None if self.schedule is None else asdict(self.schedule),
             "warm": list(self.warm),
             "groups": [
@@ -80,6 +83,7 @@ class Image:
             schedule = value["schedule"]
             return cls(
                 **{name: int(value[name]) for name in _NUMBERS},
+                lineage=str(value["lineage"]),
                 schedule=None if schedule is None else Schedule(**schedule),
                 warm=tuple(map(str, value["warm"])),
                 groups=tuple(

@@ -26,6 +26,7 @@ async def serve(config: SchedulerConfig, ready: Callable[[str, str], None]) -> i
         The exit code: 1 if the one job failed.
     """
     service = SchedulerService(config, connect=lambda address: AsyncGrpcChannel(address, "server"))
+    await service.snapshots.begin()
     server = RoleServer(SCHEDULER.full_name, SCHEDULER_METHODS, service)
     port = await server.start(config.bind)
     await server.serving(True)

@@ -68,6 +68,8 @@ class SnapshotEvents:
     resumed: Resumed | None
     numbers: Numbers
     map_version: int
+    lineage: str
+    _wakes: set[str]
 
     def worker(self, caller: Caller) -> Member:
         raise NotImplementedError
@@ -77,6 +79,10 @@ class SnapshotEvents:
 
     def _begin_anew(self) -> None:
         raise NotImplementedError
+
+    def wake(self, topic: str) -> None:
+        """Callers parked on a topic look again."""
+        self._wakes.add(topic)
 
     # -- taking one
 
@@ -105,12 +111,16 @@ class SnapshotEvents:
         self.draft = Draft(self.members.job, self.data.begin_snapshot(), self.schedule)
         return self.draft
 
-    def want_schedule(self, clock: int) -> bool:
-        """Asks the chief for its schedule at the clock of the cut; whether it will be told."""
+    def want_schedule(self, clock: int) -> None:
+        """Asks the chief for its schedule at the clock of the cut, if it has ever told one."""
         draft = self.draft
         if draft is not None and draft.schedule is not None and self.members.live(Role.WORKER):
-            draft.wanted = clock
-        return draft is not None and draft.wanted is not None
+            draft.wanted, draft.caught = clock, False
+
+    @property
+    def wanted_schedule(self) -> int | None:
+        """The clock of which the chief is to tell its schedule; None: of none."""
+        return self.draft.wanted if self.draft is not None and not self.draft.caught else None
 
     def save_schedule(
         self, caller: Caller, schedule: Schedule, wanted: int | None, now: float
@@ -162,6 +172,7 @@ class SnapshotEvents:
             lease=self.numbers.newest,
             map_version=self.map_version,
             round=self.rounds.next_number,
+            lineage=self.lineage,
             schedule=draft.schedule,
             warm=self.warm.over(),
             groups=tuple(
@@ -189,6 +200,11 @@ class SnapshotEvents:
 
     # -- going on from one
 
+    @property
+    def wants_snapshot(self) -> bool:
+        """Whether the job was rolled back and waits to be told from which snapshot it goes on."""
+        return bool(self.members.waits)
+
     def check_restore(self, force: bool) -> None:
         """Raises InvalidRequestError while workers are there, unless ``force`` sends them back."""
         live = self.members.live(Role.WORKER)
@@ -205,7 +221,6 @@ class SnapshotEvents:
             self.members.roll_back("asked for")
         else:
             self.members.begin_job()
-            self.members.waits = "waiting for a snapshot to be read"
         self._begin_anew()
         self._after(now, EVERYTHING)
 
@@ -222,6 +237,7 @@ class SnapshotEvents:
         self.numbers.skip_to(image.lease)
         self.map_version = max(self.map_version, image.map_version)
         self.rounds = Rounds(max(self.rounds.next_number, image.round))
+        self.lineage = image.lineage
         self.schedule = image.schedule
         self.warm.resume(image.warm)
         self.data.resume(image.datasets)

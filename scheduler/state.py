@@ -53,6 +53,8 @@ class SchedulerState(DataEvents, SnapshotEvents):
         self.members = Membership(config.workers, config.servers, config.lease_s, first_incarnation)
         self.journal = Journal(now)
         self.numbers = Numbers()
+        self.holds = Numbers()  # of cuts and of other times when pushes wait
+        self._first = first_incarnation
         self.map_version = 0
         self._rounds_begun = 1
         self._job = self.members.job
@@ -79,6 +81,7 @@ class SchedulerState(DataEvents, SnapshotEvents):
         self.warm = WarmStarts(self.members, self.data, self.journal, self._wakes.add)
         self.draft: Draft | None = None
         self.resumed: Resumed | None = None
+        self.lineage = f"{self._first}-{self.members.job}"
         self._names: dict[WorkerId, str] = {}
         self._losses.clear()
 

@@ -87,7 +87,7 @@ def test_the_same_workers_go_on_as_if_nothing_had_happened(assign: str) -> None:
     """Every cut of two epochs: the rest is what it would have been, worker by worker."""
     spec = complete(DatasetSpec("train", 50, 4, 8, 3, True, assign), 2)
     who = workers(2)
-    for steps in range(0, 26):
+    for steps in range(26):
         whole = Loop(queue(spec, who, itertools.count(1)), who, 4)
         for _ in range(steps):
             for one in who:

@@ -22,6 +22,10 @@ COMMANDS = {
     "worker": ("paramserver.cli.roles", "A script as a worker of a running cluster."),
     "status": ("paramserver.cli.status", "What a cluster does, and who waits for whom."),
     "top": ("paramserver.cli.status", "The same, live."),
+    "snapshot": ("paramserver.cli.snapshots", "Saves a consistent snapshot of a running job."),
+    "snapshots": ("paramserver.cli.snapshots", "The snapshots in a folder."),
+    "restore": ("paramserver.cli.snapshots", "Has the next job go on from a snapshot."),
+    "export": ("paramserver.cli.snapshots", "A snapshot as a plain PyTorch state_dict."),
     "compare": ("paramserver.cli.compare", "Schemes side by side, on one script."),
     "bench": ("paramserver.cli.bench", "Measures this machine and this product on it."),
 }

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import click
 
@@ -25,10 +26,12 @@ from paramserver.cli.exits import (
     failure_of,
     restart_reason,
     root_cause,
+    was_rolled_back,
 )
 from paramserver.cli.output import Output
 from paramserver.cli.progress import Progress
 from paramserver.cli.state import Source, State
+from paramserver.config import SnapshotConfig
 from paramserver.errors import JobFailedError, ParameterServerError
 from paramserver.launch import (
     Child,
@@ -77,6 +80,7 @@ OBEY_S = 15.0  # for workers to end by themselves once the scheduler says that t
 @options.lease_option
 @options.scheme_option
 @options.run_dir_option
+@options.snapshot_options
 @click.option("-q", "--quiet", is_flag=True, help="Only what the workers say, and failures.")
 @options.module_option
 @click.argument("script")
@@ -84,6 +88,7 @@ OBEY_S = 15.0  # for workers to end by themselves once the scheduler says that t
 @click.pass_context
 def run(
     ctx: click.Context,
+    /,
     servers: int,
     workers: int,
     parties: int,
@@ -96,6 +101,7 @@ def run(
     module: bool,
     script: str,
     args: tuple[str, ...],
+    **snapshots: Any,
 ) -> None:
     """A whole cluster on this machine, and SCRIPT on each of its workers.
 
@@ -112,6 +118,7 @@ def run(
         max_restarts=max_restarts,
         command=script_command(script, args, module=module),
         environment=options.worker_settings(scheme, run_dir),
+        snapshots=options.snapshot_config(**snapshots),
     )
     with tempfile.TemporaryDirectory(prefix="paramserver-") as folder, Output(quiet=quiet) as out:
         ctx.exit(Supervisor(plan, out, Path(folder)).run())
@@ -135,6 +142,7 @@ class Plan:
     max_restarts: int
     command: list[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
     enough: Callable[[], bool] | None = None
 
 
@@ -198,11 +206,11 @@ class Supervisor:
             parties=plan.parties,
             assign=plan.assign,
             lease=plan.lease_s,
+            **options.snapshot_flags(plan.snapshots),
         )
         self._address = scheduler.wait_ready()
         for i in range(plan.servers):
-            name = f"ps-{i}"
-            self._start_role(name, "ps", scheduler=self._address, name=name, bind="127.0.0.1:0")
+            self._start_server(f"ps-{i}")
         for i in range(plan.workers):
             self._start_worker(f"worker-{i}")
         threading.Thread(target=self._poll, name="poll", daemon=True).start()
@@ -218,6 +226,9 @@ class Supervisor:
         )
         self.children[name] = child
         return child
+
+    def _start_server(self, name: str) -> None:
+        self._start_role(name, "ps", scheduler=self._address, name=name, bind="127.0.0.1:0")
 
     def _identity(self, name: str) -> Path:
         return self._folder / f"{name}.json"
@@ -265,10 +276,13 @@ class Supervisor:
         if child is not self.children[child.name]:
             return
         if child.role != "worker":
-            self._fail(child)
+            self._on_role_exit(child)
         elif code == DONE:
             self._todo.discard(child.name)
-            report_exit(self._address, self._identity(child.name), child.name, code)
+            if report_exit(self._address, self._identity(child.name), child.name, code):
+                self._again(child.name)
+        elif was_rolled_back(child):
+            self._again(child.name)
         elif (why := restart_reason(child)) and self._done():
             self._todo.discard(child.name)
             self._output.say(f"{child.name} {why}; the job is done without it")
@@ -276,6 +290,22 @@ class Supervisor:
             count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
             self._output.say(f"{child.name} {why}, {describe_exit(code)}: {count}")
             self._start_worker(child.name)
+        else:
+            self._fail(child)
+
+    def _again(self, name: str) -> None:
+        """A worker whose job went back to a snapshot: no failure of its own."""
+        self._output.say(f"{name} was sent back to a snapshot: starting it again")
+        self._start_worker(name)
+
+    def _on_role_exit(self, child: Child) -> None:
+        """A server that was killed starts again where the job can go back to a snapshot."""
+        code = child.code or 0
+        needed = child.role == "ps" and bool(self._plan.snapshots.directory)
+        if needed and self._rule.restarts(child.name, code):
+            count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
+            self._output.say(f"{child.name} was killed, {describe_exit(code)}: {count}")
+            self._start_server(child.name)
         else:
             self._fail(child)
 

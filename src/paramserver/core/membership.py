@@ -275,9 +275,9 @@ class Membership(Roster):
         silent = [
             m for m in self._members.values() if m.live and now - self._heard[m.name] > self.lease_s
         ]
+        quiet = {m.name: now - self._heard[m.name] for m in silent}
         for member in silent:
-            quiet = now - self._heard[member.name]
-            self.lose(member.name, f"not heard for {quiet:.1f} s", now)
+            self.lose(member.name, f"not heard for {quiet[member.name]:.1f} s", now)
         grace = max(DESERTED_S, DESERTED_LEASES * self.lease_s)
         if self._deserted is not None and now - self._deserted > grace:
             self._deserted = None
