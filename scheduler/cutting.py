@@ -1,4 +1,4 @@
-"""One cut over all servers: holds what has no clocks, picks the clock of the rest."""
+"""One cut over all servers: they stand still for a moment, agree on it, and write their files."""
 
 from __future__ import annotations
 
@@ -7,52 +7,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, TypeVar
+from typing import Any
+
+from google.protobuf.message import Message
 
 from paramserver.core.placement import Group
 from paramserver.core.spans import common
-from paramserver.errors import ClockError, InternalError, ParameterServerError
+from paramserver.errors import InternalError, ParameterServerError
 from paramserver.scheduler.recovery import AsyncServerChannel
 from paramserver.snapshot_files import ServerFile
-from paramserver.types import Span, Sync, canonical
+from paramserver.types import Span
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.convert import spans_from_proto
 
-MARGINS = (0, 2, 8, 32, 128, 512)  # clocks by which a cut is ahead, where the first ones had closed
 PATIENCE_S = 10.0  # for a Sync group that does not come to its clock
 ASK_S = 10.0
 WRITE_S = 3600.0
 
-T = TypeVar("T")
-_Clocks = dict[str, dict[tuple[int, int], int]]  # by group and worker
-
-
-@dataclass(frozen=True, slots=True)
-class Servers:
-    """Those that hold slices: address by name."""
-
-    addresses: Mapping[str, str]
-    channel: Callable[[str], AsyncServerChannel]
-
-    async def ask(self, method: str, request: Any, names: Iterable[str], timeout: float) -> Any:
-        """The replies by name, to the same request or to one for each name.
-
-        Raises:
-            ParameterServerError: the first that a server answers; the others are given up.
-        """
-        tasks = {
-            name: asyncio.ensure_future(self._one(name, method, request, timeout)) for name in names
-        }
-        try:
-            await asyncio.gather(*tasks.values())
-        finally:
-            for task in tasks.values():
-                task.cancel()
-        return {name: task.result() for name, task in tasks.items()}
-
-    async def _one(self, name: str, method: str, request: Any, timeout: float) -> Any:
-        channel = self.channel(self.addresses[name])
-        return await channel.call(method, request, timeout=timeout)
+_Clocks = dict[tuple[int, int], int]  # by rank and incarnation
 
 
 @dataclass(slots=True)
@@ -63,16 +35,12 @@ class Taken:
         files: one per server.
         clocks: by group, the clock and version at which it goes on.
         applied: samples.
-        cut_clock: of the groups under Sync; None without any.
-        workers: of held groups, by rank and incarnation: how many pushes are in the cut.
-        held_s: for how long pushes of held groups waited.
+        held_s: for how long servers stood still.
     """
 
     files: tuple[ServerFile, ...] = ()
     clocks: dict[str, tuple[int, int]] = field(default_factory=dict)
     applied: set[Span] = field(default_factory=set)
-    cut_clock: int | None = None
-    workers: dict[tuple[int, int], int] = field(default_factory=dict)
     held_s: float = 0.0
 
 
@@ -80,142 +48,116 @@ class Cutter:
     """Takes one cut of the groups of a job.
 
     Args:
-        numbers: gives every attempt its number; they grow.
-        chosen: told the clock of each attempt, before servers are.
+        connect: a channel to the server at an address.
+        number: of the cut and of the hold; larger than any before it.
+        chosen: told the clock of the cut as soon as it is known, and again if it changes.
     """
 
     def __init__(
         self,
         job: int,
         groups: Sequence[Group],
-        channel: Callable[[str], AsyncServerChannel],
-        numbers: Callable[[], int],
+        connect: Callable[[str], AsyncServerChannel],
+        number: int,
         chosen: Callable[[int], None],
     ) -> None:
-        self._job, self._numbers, self._chosen = job, numbers, chosen
-        self._sync = [g for g in groups if isinstance(canonical(g.spec.consistency), Sync)]
-        self._free = [g for g in groups if g not in self._sync]
-        addresses = {}
+        self._job, self._groups, self._connect = job, groups, connect
+        self._number, self._chosen = number, chosen
+        self._addresses: dict[str, str] = {}
         for group in groups:
             for owner in set(group.map.owners):
-                addresses[group.map.servers[owner]] = group.map.addresses[owner]
-        self._servers = Servers(addresses, channel)
+                self._addresses[group.map.servers[owner]] = group.map.addresses[owner]
 
-    async def take(self, directory: str, name: str, running: bool) -> Taken:
+    async def take(self, directory: str, name: str) -> Taken:
         """Has every server write its file.
 
         Args:
-            directory: of all snapshots; ``name``: of the folder in it.
-            running: whether clocks may close meanwhile.
+            directory: of all snapshots.
+            name: of the folder in it.
 
         Raises:
             ParameterServerError: of the first server that could not.
         """
-        for margin in MARGINS if running else MARGINS[:1]:
-            try:
-                return await self._attempt(directory, name, margin)
-            except ClockError as error:
-                last = error
-        raise last
-
-    async def _attempt(self, directory: str, name: str, margin: int) -> Taken:
-        number = self._numbers()
-        taken = Taken()
-        held = _holders(self._free)
         try:
-            drained = await self._hold(number, held) if held else {}
-            for clocks in drained.values():
-                for worker, clock in clocks.items():
-                    taken.workers[worker] = max(clock, taken.workers.get(worker, 0))
-            clock = await self._next_clock() + margin if self._sync else 0
-            taken.cut_clock = clock if self._sync else None
-            self._chosen(clock if self._sync else max(taken.workers.values(), default=0))
+            clock, led = await self._stand_still()
+            self._chosen(clock)
             request = pb.SnapshotRequest(
                 job=self._job,
-                id=number,
+                id=self._number,
                 directory=directory,
                 name=name,
-                cuts=[_cut(g, clock) for g in self._sync] + [_cut(g, 0) for g in self._free],
-                hold=number if held else 0,
+                cuts=[
+                    pb.GroupCut(group=g.spec.name, map_version=g.map.version, clock=clock)
+                    for g in self._groups
+                ],
+                hold=self._number,
                 patience_s=PATIENCE_S,
             )
-            replies = await self._servers.ask("Snapshot", request, self._servers.addresses, WRITE_S)
+            replies = await self._ask("Snapshot", request, WRITE_S)
         except BaseException:
-            if held:
-                await self._release(number, held)
+            with suppress(ParameterServerError):  # then it ends by itself
+                request = pb.ReleaseRequest(job=self._job, hold=self._number)
+                await self._ask("Release", request, ASK_S)
             raise
-        _merge(taken, replies)
-        self._look_at_clock(taken)
+        taken = _merged(replies)
+        reached = max((taken.clocks[name][0] for name in led & taken.clocks.keys()), default=clock)
+        if reached != clock:  # nobody steps any more: it was cut where it stands
+            self._chosen(reached)
         return taken
 
-    def _look_at_clock(self, taken: Taken) -> None:
-        """A group that nobody steps any more is cut where it stands, before the clock chosen."""
-        reached = max((taken.clocks.get(g.spec.name, (0, 0))[0] for g in self._sync), default=None)
-        if reached is not None and reached != taken.cut_clock:
-            taken.cut_clock = reached
-            self._chosen(reached)
+    async def _ask(self, method: str, request: Message, timeout: float) -> dict[str, Any]:
+        """The replies of all servers by name.
 
-    async def _release(self, number: int, held: Iterable[str]) -> None:
-        request = pb.ReleaseRequest(job=self._job, hold=number)
-        with suppress(ParameterServerError):  # then it ends by itself
-            await self._servers.ask("Release", request, held, ASK_S)
+        Raises:
+            ParameterServerError: the first that a server answers; the others are given up.
+        """
+        calls = {
+            name: asyncio.ensure_future(
+                self._connect(address).call(method, request, timeout=timeout)
+            )
+            for name, address in self._addresses.items()
+        }
+        try:
+            await asyncio.gather(*calls.values())
+        finally:
+            for call in calls.values():
+                call.cancel()
+        return {name: call.result() for name, call in calls.items()}
 
-    async def _next_clock(self) -> int:
-        """The first clock that no group under Sync has closed."""
-        leads = {g.map.servers[g.map.lead] for g in self._sync}
-        replies = await self._servers.ask("Describe", pb.DescribeRequest(), leads, ASK_S)
-        names = {g.spec.name for g in self._sync}
-        return max(
-            (
-                s.min_clock
-                for r in replies.values()
-                for s in r.groups
-                if s.lead and s.group in names
-            ),
-            default=0,
-        )
+    async def _stand_still(self) -> tuple[int, set[str]]:
+        """Holds all groups, until all servers have applied the same pushes.
 
-    async def _hold(self, number: int, held: list[str]) -> _Clocks:
-        """Holds groups without closing clocks until all servers have applied the same pushes."""
-        groups = [pb.GroupClocks(group=g.spec.name, map_version=g.map.version) for g in self._free]
-        request = pb.HoldRequest(job=self._job, hold=number, groups=groups)
-        replies = await self._servers.ask("Hold", request, held, ASK_S)
-        opened = _furthest(replies.values())
-        drain = pb.DrainRequest(
-            job=self._job,
-            hold=number,
-            groups=[
-                pb.GroupClocks(
-                    group=g.spec.name,
-                    map_version=g.map.version,
-                    workers=[
-                        pb.WorkerClock(rank=rank, incarnation=incarnation, clock=clock)
-                        for (rank, incarnation), clock in opened.get(g.spec.name, {}).items()
-                    ],
-                )
-                for g in self._free
-            ],
-        )
-        drained = await self._servers.ask("Drain", drain, held, ASK_S)
-        found = [_furthest([reply]) for reply in drained.values()]
-        for name in {name for clocks in found for name in clocks}:
-            told = [clocks[name] for clocks in found if name in clocks]
-            if any(clocks != told[0] for clocks in told):
-                raise InternalError(f"servers disagree on the pushes of group {name!r}: {told}")
-        return _furthest(drained.values())
+        Returns:
+            The clock of the cut: the largest next one of groups under Sync, so that groups stepped
+            together are cut together; without any, of a worker. And which groups are under Sync.
+        """
+        request = pb.HoldRequest(job=self._job, hold=self._number, groups=self._named({}))
+        held = (await self._ask("Hold", request, ASK_S)).values()
+        led = {g.group: g.next_clock for reply in held for g in reply.groups if g.lead}
+        opened = _furthest(held)
+        drain = pb.DrainRequest(job=self._job, hold=self._number, groups=self._named(opened))
+        drained = (await self._ask("Drain", drain, ASK_S)).values()
+        _check_agreement(drained)
+        others = (clock for clocks in opened.values() for clock in clocks.values())
+        return max(led.values() if led else others, default=0), set(led)
+
+    def _named(self, clocks: Mapping[str, _Clocks]) -> list[pb.GroupClocks]:
+        return [
+            pb.GroupClocks(
+                group=group.spec.name,
+                map_version=group.map.version,
+                workers=[
+                    pb.WorkerClock(rank=rank, incarnation=incarnation, clock=clock)
+                    for (rank, incarnation), clock in clocks.get(group.spec.name, {}).items()
+                ],
+            )
+            for group in self._groups
+        ]
 
 
-def _holders(groups: Iterable[Group]) -> list[str]:
-    return sorted({g.map.servers[owner] for g in groups for owner in set(g.map.owners)})
-
-
-def _cut(group: Group, clock: int) -> pb.GroupCut:
-    return pb.GroupCut(group=group.spec.name, map_version=group.map.version, clock=clock)
-
-
-def _furthest(replies: Iterable[Any]) -> _Clocks:
-    """The largest clock of each worker, in each group."""
-    found: _Clocks = {}
+def _furthest(replies: Iterable[Any]) -> dict[str, _Clocks]:
+    """By group the largest clock of each worker."""
+    found: dict[str, _Clocks] = {}
     for reply in replies:
         for group in reply.groups:
             clocks = found.setdefault(group.group, {})
@@ -225,7 +167,19 @@ def _furthest(replies: Iterable[Any]) -> _Clocks:
     return found
 
 
-def _merge(taken: Taken, replies: Mapping[str, pb.SnapshotReply]) -> None:
+def _check_agreement(replies: Iterable[Any]) -> None:
+    """Raises InternalError where servers do not say the same of a group."""
+    known: dict[str, _Clocks] = {}
+    for reply in replies:
+        for name, clocks in _furthest([reply]).items():
+            if known.setdefault(name, clocks) != clocks:
+                raise InternalError(
+                    f"servers disagree on the pushes of group {name!r}: {known[name]}, {clocks}"
+                )
+
+
+def _merged(replies: Mapping[str, pb.SnapshotReply]) -> Taken:
+    taken = Taken()
     spans: dict[str, list[frozenset[Span]]] = {}
     for reply in replies.values():
         taken.held_s = max(taken.held_s, reply.held_s)
@@ -247,3 +201,4 @@ def _merge(taken: Taken, replies: Mapping[str, pb.SnapshotReply]) -> None:
         for name, reply in sorted(replies.items())
         if reply.file
     )
+    return taken

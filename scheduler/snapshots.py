@@ -200,10 +200,9 @@ class Snapshots:
         state = self._state
         groups = [group for group in state.groups if group.stored]
         cutter = Cutter(
-            state.members.job, groups, self._channel, lambda: next(state.holds), state.want_schedule
+            state.members.job, groups, self._channel, next(state.holds), state.want_schedule
         )
-        running = bool(state.members.live(Role.WORKER))
-        return await cutter.take(self._config.directory, name, running)
+        return await cutter.take(self._config.directory, name)
 
     def _channel(self, address: str) -> AsyncServerChannel:
         return self._channels.setdefault(address, self._connect(address))
