@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -24,7 +24,20 @@ from paramserver.ps.workshop import Workshop
 from paramserver.types import Adaptive, AllReduce, ScaleLr, Span, Stale, Sync, WorkerId
 from paramserver.v1 import server_pb2 as pb
 
+if TYPE_CHECKING:
+    from paramserver.ps.holds import GroupHold
+
 log = logging.getLogger("paramserver")
+
+
+T = TypeVar("T")
+
+
+class CellCapture(Protocol):
+    """What copies a cell before it changes."""
+
+    def copy(self, cell: Cell) -> None:
+        """Copies the cell, unless it has been; called with its lock held."""
 
 
 @dataclass(slots=True)
@@ -42,7 +55,7 @@ class Staged:
 class Cell:
     """A bucket, or a sub-table, with its lock, and how many clocks have closed on it."""
 
-    __slots__ = ("bucket", "closed", "lock", "rows", "size", "slices")
+    __slots__ = ("bucket", "capture", "closed", "lock", "rows", "size", "slices")
 
     def __init__(self, slices: Sequence[Slice], spec: GroupSpec) -> None:
         self.slices = {s.index: s for s in slices}
@@ -53,6 +66,29 @@ class Cell:
         )
         self.lock = threading.Lock()
         self.closed = Gate()
+        self.capture: CellCapture | None = None  # that has not copied this cell yet
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what it holds, optimizer state included."""
+        return self.size + self.dense.state_bytes if self.rows is None else self.rows.nbytes
+
+    async def change(
+        self, workshop: Workshop, size: int, function: Callable[..., T], *args: object
+    ) -> T:
+        """Everything that changes the cell: ``function(*args)`` under its lock.
+
+        What a capture has not copied yet is copied first.
+        """
+        if self.capture is not None:
+            size = max(size, self.nbytes)
+        return await workshop.run(self.lock, size, self.change_locked, function, *args)
+
+    def change_locked(self, function: Callable[..., T], *args: object) -> T:
+        """As ``change``, in a thread that has the lock."""
+        if self.capture is not None:
+            self.capture.copy(self)
+        return function(*args)
 
     @property
     def dense(self) -> Bucket:
@@ -100,6 +136,7 @@ class GroupState:
         self.settled = Gate()  # clocks whose pushes have their final receipts
         self.failure: InternalError | None = None
         self.on_cut: Callable[[Cut], None] = lambda cut: None
+        self.hold: GroupHold | None = None  # of pushes applied on arrival
 
     @property
     def sync(self) -> bool:
@@ -178,8 +215,15 @@ class GroupState:
         cell = self.cell_of[index]
         if isinstance(cell.bucket, RowBucket):
             raise InvalidRequestError("a table takes no first values: rows begin by themselves")
-        await self._workshop.run(cell.lock, value.nbytes, cell.bucket.store, index, value)
+        await cell.change(self._workshop, value.nbytes, cell.bucket.store, index, value)
         self._unset.discard(index)
+
+    def restored(self, clock: int, version: int) -> None:
+        """Every slice has been loaded; the group goes on at this clock."""
+        self.version = version
+        self._unset.clear()
+        for gate in (self.frontier, self.settled, *(cell.closed for cell in self.cells)):
+            gate.advance(clock)
 
     @property
     def scale(self) -> ScaleLr:
@@ -195,7 +239,7 @@ class GroupState:
         for cell in self.cells:
             rest = [i for i in cell.slices if i not in pushed]
             if rest:
-                await self._workshop.run(cell.lock, 0, cell.bucket.tick, rest)
+                await cell.change(self._workshop, 0, cell.bucket.tick, rest)
 
     def decide(self, decision: Close | Drop | Cut) -> None:
         """Queues what the lead decided; decisions are carried out one after the other, in order.
@@ -268,7 +312,7 @@ class GroupState:
         size = cell.size
         if cell.rows is not None:  # known only by what came
             size = sum(rows.nbytes for _, part in contributions for rows in part.values())
-        await self._workshop.run(cell.lock, size, cell.bucket.close, contributions, options)
+        await cell.change(self._workshop, size, cell.bucket.close, contributions, options)
         cell.closed.advance(clock + 1)
 
     def _drop(self, worker: WorkerId, clock: int) -> None:

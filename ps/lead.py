@@ -55,6 +55,14 @@ class Leadership:
         """Cuts the group at a clock, for a snapshot."""
         self._decide(self.clock.cut(id_, clock))
 
+    def hold(self) -> int:
+        """No clock closes until ``cut`` or ``go_on``; the next one."""
+        return self.clock.hold()
+
+    def go_on(self) -> None:
+        """A hold ends."""
+        self._decide(self.clock.go_on())
+
     def cut_now(self, id_: int) -> None:
         """A cut that is still due is made where the group stands."""
         self._decide(self.clock.cut_now(id_))

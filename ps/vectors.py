@@ -31,10 +31,12 @@ class Vector:
     Attributes:
         values: by slice.
         parts: the total of what was added for samples [start, stop), by these.
+        shared: slices whose tensors somebody else has too; they are not written to.
     """
 
     values: dict[int, Tensor]
     parts: dict[tuple[int, int], float] = field(default_factory=dict)
+    shared: set[int] = field(default_factory=set)
 
     def tally(self) -> pb.Tally:
         """What was added: samples, and the sum of the totals, in whatever order they came."""
@@ -182,7 +184,7 @@ class VectorSpace:
             with cell.lock:
                 for index in cell.slices:
                     if index in made:
-                        cell.dense.replace(index, made[index])
+                        cell.change_locked(cell.dense.replace, index, made[index])
 
     def _sum(self, index: int, terms: Sequence[pb.Term]) -> Tensor:
         """The sum of the terms on one slice: in float64, rounded once."""
@@ -250,7 +252,31 @@ class VectorSpace:
 
     def _add(self, vector: Vector, given: Mapping[int, Tensor]) -> None:
         for index, value in given.items():
-            vector.values[index] += value
+            if index in vector.shared:
+                vector.values[index] = vector.values[index] + value
+                vector.shared.discard(index)
+            else:
+                vector.values[index] += value
+
+    def dump(self) -> dict[str, Vector]:
+        """The vectors as they are after some operation; they cost memory as they change. Blocks."""
+        with self._lock:
+            for vector in self.vectors.values():
+                vector.shared = set(vector.values)
+            return {n: Vector(dict(v.values), dict(v.parts)) for n, v in self.vectors.items()}
+
+    @property
+    def slices(self) -> list[int]:
+        """The slices that vectors have here."""
+        return list(self._dtypes)
+
+    def load(self, vectors: Mapping[str, Vector]) -> None:
+        """Takes what another has dumped, as far as these are slices of its own."""
+        self.budget.take(len(vectors) * self.bytes)
+        self.vectors = {
+            name: Vector({i: v.values[i].clone() for i in self._dtypes}, dict(v.parts))
+            for name, v in vectors.items()
+        }
 
     async def read(self, name: str, slices: Sequence[int]) -> dict[int, Tensor]:
         """Copies of some slices."""
@@ -277,6 +303,10 @@ class Vectors:
         if name not in self._spaces:
             self._spaces[name] = VectorSpace(group, self.budget, self._workshop)
         return self._spaces[name]
+
+    def known(self, name: str) -> VectorSpace | None:
+        """The vectors of a group, if there ever were any."""
+        return self._spaces.get(name)
 
     def clear(self) -> None:
         """Forgets everything (a new job)."""

@@ -29,5 +29,5 @@ async def shrink(
     evicted = 0
     for cell in group.cells:
         assert cell.rows is not None
-        evicted += await workshop.run(cell.lock, INLINE_BYTES + 1, cell.rows.shrink)
+        evicted += await cell.change(workshop, INLINE_BYTES + 1, cell.rows.shrink)
     return evicted

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from paramserver.core.cuts import Cuts
 from paramserver.core.decisions import Advance, Close, Contribution, Cut, Decision, Drop
 from paramserver.errors import ClockError, ConfigurationError, FencedError, InvalidRequestError
 from paramserver.types import Async, Consistency, Stale, Sync, WorkerId, canonical
@@ -82,8 +83,7 @@ class GroupClock:
         self._started = False
         self._min = 0
         self._closes: deque[Close] = deque(maxlen=KEPT_CLOSES)
-        self._cuts: dict[int, int] = {}  # by id: the clock at which it is due
-        self._cut: Cut | None = None  # the newest one made
+        self.cuts = Cuts()
         self.next_clock = 0
 
     @property
@@ -167,7 +167,7 @@ class GroupClock:
         return self._proceed()
 
     def cut(self, id_: int, clock: int) -> list[Decision]:
-        """Cuts the group once all clocks below this one have closed; at once where they have.
+        """Cuts the group once all clocks below this one have closed; ends a hold.
 
         Raises:
             InvalidRequestError: the group has no clocks that close (Stale, Async).
@@ -177,26 +177,22 @@ class GroupClock:
             raise InvalidRequestError("only Sync groups are cut at a clock; hold the others")
         if clock < self.next_clock:
             raise ClockError(f"cut at clock {clock}: it has closed, {self.next_clock} is the next")
-        self._cuts[id_] = clock
-        return self._due()
+        self.cuts.ask(id_, clock)
+        return [*self.cuts.at(self.next_clock), *self._proceed()]
 
     def cut_now(self, id_: int) -> list[Decision]:
         """A cut that is still due is made where the group stands."""
-        if id_ not in self._cuts:
-            return []
-        self._cuts[id_] = self.next_clock
-        return self._due()
+        return self.cut(id_, self.next_clock) if self.cuts.due(id_) else []
 
-    def cancel(self, id_: int) -> None:
-        """A cut that is still due is not made."""
-        self._cuts.pop(id_, None)
+    def hold(self) -> int:
+        """No clock closes until ``cut`` or ``go_on``; the next one."""
+        self.cuts.limit = self.next_clock
+        return self.next_clock
 
-    def _due(self) -> list[Decision]:
-        made = [Cut(id_, clock) for id_, clock in self._cuts.items() if clock == self.next_clock]
-        for each in made:
-            del self._cuts[each.id]
-            self._cut = each
-        return list(made)
+    def go_on(self) -> list[Decision]:
+        """A hold ends."""
+        self.cuts.limit = None
+        return self._proceed()
 
     def resume(self, clock: int) -> None:
         """A restored group goes on at this clock; to be called before anything else."""
@@ -233,8 +229,9 @@ class GroupClock:
         if clock < oldest:
             raise ClockError(f"close of clock {clock} is gone: the oldest kept is {oldest}")
         decided: list[Decision] = [close for close in self._closes if close.clock >= clock]
-        if self._cut is not None and self._cut.clock >= clock:
-            decided.insert(self._cut.clock - clock, self._cut)
+        cut = self.cuts.newest
+        if cut is not None and cut.clock >= clock:
+            decided.insert(cut.clock - clock, cut)
         return decided
 
     def dump(self) -> dict[str, Any]:
@@ -337,7 +334,7 @@ class GroupClock:
         decisions: list[Decision] = []
         if self._sync:
             while (close := self._close()) is not None:
-                decisions += [close, *self._due()]
+                decisions += [close, *self.cuts.at(self.next_clock)]
         else:
             lowest = min((self._workers[w].clock for w in self._active), default=self._min)
             if lowest > self._min:
@@ -349,6 +346,8 @@ class GroupClock:
         """Closes the open clock if nobody that counts is missing."""
         assert isinstance(self.consistency, Sync)
         clock = self.next_clock
+        if clock == self.cuts.limit:
+            return None
         missing = sum(self._workers[w].clock <= clock for w in self._active)
         if missing > self.consistency.backup:
             return None
