@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import paramserver as ps
-from paramserver.config import SchedulerConfig, ServerConfig
+from paramserver.config import SchedulerConfig, ServerConfig, SnapshotConfig
 from paramserver.ps.role import ServerRole
 from paramserver.scheduler.service import SchedulerService
+from paramserver.v1 import scheduler_pb2
 from paramserver.wire.client import AsyncGrpcChannel
 from paramserver.wire.methods import SCHEDULER, SCHEDULER_METHODS, SERVER, SERVER_METHODS
 from paramserver.wire.serve import RoleServer
@@ -40,6 +41,7 @@ class Cluster:
         assign: str,
         proxies: bool,
         parties: int = 1,
+        snapshots: SnapshotConfig | None = None,
     ) -> None:
         self.config = SchedulerConfig(
             workers=workers,
@@ -48,6 +50,7 @@ class Cluster:
             assign=assign,
             lease_s=lease_s,
             heartbeat_s=min(1.0, lease_s / 4),
+            snapshots=snapshots or SnapshotConfig(),
         )
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
@@ -63,6 +66,7 @@ class Cluster:
 
     async def _start(self, servers: int) -> None:
         self.scheduler = SchedulerService(self.config, connect=AsyncGrpcChannel)
+        await self.scheduler.snapshots.begin()
         shell = RoleServer(SCHEDULER.full_name, SCHEDULER_METHODS, self.scheduler)
         self.address = f"127.0.0.1:{await shell.start('127.0.0.1:0')}"
         ticks = asyncio.create_task(self.scheduler.run())
@@ -86,6 +90,11 @@ class Cluster:
         beats = asyncio.create_task(role.run())
         self.servers.append(role.service)
         self._stops += [beats.cancel, lambda: shell.stop(0), role.service.close, channel.close]
+
+    def snapshot(self, name: str) -> Any:
+        """Takes a snapshot, from any thread; what the scheduler answers."""
+        request = scheduler_pb2.TakeSnapshotRequest(name=name, key=name, wait_s=10.0)
+        return self.run(self.scheduler.TakeSnapshot(request))
 
     def check_invariants(self) -> None:
         """The invariants of every group of every server."""
@@ -147,15 +156,23 @@ def cluster(
     assign: str = "round-robin",
     proxies: bool = False,
     parties: int = 1,
+    snapshots: SnapshotConfig | None = None,
 ) -> Iterator[Cluster]:
     """A cluster that is checked for its invariants and ended.
 
     Args:
         proxies: put a breakable proxy in front of every server.
         parties: of each replica.
+        snapshots: where, and when.
     """
     made = Cluster(
-        servers, workers, lease_s=lease_s, assign=assign, proxies=proxies, parties=parties
+        servers,
+        workers,
+        lease_s=lease_s,
+        assign=assign,
+        proxies=proxies,
+        parties=parties,
+        snapshots=snapshots,
     )
     try:
         yield made

@@ -92,7 +92,7 @@ class Schedule:
 
     def _save(self, epoch: int) -> None:
         self._session.check()
-        self._epoch = epoch
+        self._epoch = self._session.epoch = epoch
         self._captured = self._now()
         self._capture(epoch)
         self.send()

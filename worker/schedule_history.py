@@ -27,12 +27,16 @@ class History:
         self._reached = -1
 
     def note(self, epoch: int, clock: int, state: Mapping[str, Any]) -> None:
-        """The loop is about to take step ``clock``; of one clock, the first word counts."""
-        if clock <= self._reached:
+        """The loop is about to take step ``clock``.
+
+        Of one clock, the first word of its last epoch counts: whoever takes local steps asks for
+        many batches at one clock, and what those change is no part of the cut.
+        """
+        last = self._moments[-1] if self._moments else None
+        if clock < self._reached or (clock == self._reached and last and epoch <= last.epoch):
             return
         self._reached = clock
         state = _copied(state)
-        last = self._moments[-1] if self._moments else None
         if last is None or last.epoch != epoch or not _same(last.state, state):
             self._moments.append(Moment(epoch, clock, state))
 

@@ -73,6 +73,8 @@ def advanced(
         start, stop = max(span.start, held.start), min(span.stop, held.stop)
         if held.epoch == epoch and start < stop:
             done.append((start, stop))
+    if not done and epoch > 0:  # opened, not begun: the one before it is over, and no more is known
+        epoch, done = epoch - 1, [(0, before.spec.size)]
     return replace(before, epoch=epoch, ranks=ranks(epoch), done=union(done))
 
 
