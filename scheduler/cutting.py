@@ -96,8 +96,8 @@ class Cutter:
             replies = await self._ask("Snapshot", request, WRITE_S)
         except BaseException:
             with suppress(ParameterServerError):  # then it ends by itself
-                request = pb.ReleaseRequest(job=self._job, hold=self._number)
-                await self._ask("Release", request, ASK_S)
+                release = pb.ReleaseRequest(job=self._job, hold=self._number)
+                await self._ask("Release", release, ASK_S)
             raise
         taken = _merged(replies)
         reached = max((taken.clocks[name][0] for name in led & taken.clocks.keys()), default=clock)

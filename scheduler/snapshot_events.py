@@ -69,6 +69,7 @@ class SnapshotEvents:
     numbers: Numbers
     map_version: int
     lineage: str
+    _job: int
     _wakes: set[str]
 
     def worker(self, caller: Caller) -> Member:
@@ -233,7 +234,8 @@ class SnapshotEvents:
         for problem in problems:
             self.journal.say(f"passed over: {problem}", now)
         self.members.resume(image.job, image.incarnation)
-        self._begin_anew()
+        if self.members.job != self._job:  # else workers may be there already
+            self._begin_anew()
         self.numbers.skip_to(image.lease)
         self.map_version = max(self.map_version, image.map_version)
         self.rounds = Rounds(max(self.rounds.next_number, image.round))

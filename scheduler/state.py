@@ -89,7 +89,10 @@ class SchedulerState(DataEvents, SnapshotEvents):
         """What belongs to another job is void."""
         self._job = self.members.job
         self._rounds_begun = self.rounds.next_number
+        lineage = self.lineage
         self._reset()
+        if self.members.origin < self.members.job:  # it goes on with the one before
+            self.lineage = lineage
 
     # -- instructions for the shell
 

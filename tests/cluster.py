@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import paramserver as ps
@@ -56,6 +57,7 @@ class Cluster:
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
         self._stops: list[Callable[[], Any]] = []
+        self._server_stops: list[list[Callable[[], Any]]] = []
         self.servers: list[Any] = []
         self.proxies: list[Proxy] | None = [] if proxies else None
         self.run(self._start(servers))
@@ -74,8 +76,29 @@ class Cluster:
         for _ in range(servers):
             await self._start_server()
 
-    async def _start_server(self) -> None:
-        config = ServerConfig(scheduler=self.address)
+    def start_server(self) -> None:
+        """One more server."""
+        self.run(self._start_server())
+
+    def stop_server(self, number: int) -> None:
+        """A server is gone, without a word to the scheduler."""
+        self.run(self._stop_server(number))
+
+    def restart_server(self, number: int) -> None:
+        """A server that is gone, and an empty one of its name."""
+        name = self.servers[number].name
+        self.run(self._stop_server(number))
+        self.run(self._start_server(name, number))
+
+    async def _stop_server(self, number: int) -> None:
+        for stop in reversed(self._server_stops[number]):
+            result = stop()
+            if asyncio.iscoroutine(result):
+                await result
+        self._server_stops[number] = []
+
+    async def _start_server(self, name: str | None = None, number: int | None = None) -> None:
+        config = ServerConfig(scheduler=self.address, name=name)
         channel = AsyncGrpcChannel(self.address)
         role = ServerRole(config, channel, AsyncGrpcChannel)
         shell = RoleServer(SERVER.full_name, SERVER_METHODS, role.service)
@@ -88,8 +111,18 @@ class Cluster:
             self._stops.append(proxy.stop)
         await role.register(address)
         beats = asyncio.create_task(role.run())
-        self.servers.append(role.service)
-        self._stops += [beats.cancel, lambda: shell.stop(0), role.service.close, channel.close]
+        stops: list[Callable[[], Any]] = [
+            beats.cancel,
+            lambda: shell.stop(0),
+            role.service.close,
+            channel.close,
+        ]
+        if number is None:
+            self.servers.append(role.service)
+            self._server_stops.append(stops)
+            self._stops.append(partial(self._stop_server, len(self.servers) - 1))
+        else:
+            self.servers[number], self._server_stops[number] = role.service, stops
 
     def snapshot(self, name: str) -> Any:
         """Takes a snapshot, from any thread; what the scheduler answers."""

@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 
 import paramserver as ps
 from paramserver.config import SnapshotConfig
+from paramserver.export import export_snapshot
 from paramserver.snapshot_files import complete, open_store
 from tests.cluster import Cluster, cluster
 
@@ -47,7 +48,6 @@ class Run:
         model = nn.Sequential(nn.Linear(5, 17), nn.Tanh(), nn.Linear(17, 3))
         optimizer = client.optimizer(model, self.optimizer, **self.hyper)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
-        warm = torch.optim.lr_scheduler.LambdaLR  # noqa: F841
         generator = torch.Generator().manual_seed(1)
         x = torch.randn(SAMPLES, 5, generator=generator)
         y = torch.randint(3, (SAMPLES,), generator=generator)
@@ -72,7 +72,7 @@ class Run:
 
     def _save(self, client: ps.Client) -> None:
         if client.is_chief:
-            self.made.snapshot("half")
+            assert client.snapshot("half") == "half"
             self.saved.set()
         assert self.saved.wait(30)
 
@@ -114,3 +114,65 @@ def test_going_on_is_bit_for_bit_what_would_have_been(
     assert open_store(str(tmp_path)).folders() == ["half"]
     (manifest,) = complete(open_store(str(tmp_path)))
     assert manifest.state["groups"][0]["clock"] == stop
+
+
+def test_an_export_loads_into_plain_torch(tmp_path: Path) -> None:
+    """Model and optimizer go on without this product, exactly as they would have with it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 40), nn.BatchNorm1d(40), nn.Linear(40, 2))
+    alone = nn.Sequential(nn.Linear(6, 40), nn.BatchNorm1d(40), nn.Linear(40, 2))
+    batches = [[torch.randn(8, 6), torch.randn(8, 2)] for _ in range(6)]
+
+    def step(net: nn.Module, optimizer: torch.optim.Optimizer, batch: list[Tensor]) -> None:
+        optimizer.zero_grad()
+        nn.functional.mse_loss(net(batch[0]), batch[1]).backward()
+        optimizer.step()
+
+    where = SnapshotConfig(directory=str(tmp_path / "snapshots"))
+    with cluster(3, 1, snapshots=where) as made, made.connect() as client:
+        optimizer = client.optimizer(model, torch.optim.AdamW, lr=0.02, weight_decay=0.1)
+        for batch in batches[:3]:
+            step(model, optimizer, batch)
+        made.snapshot("three")
+        for batch in batches[3:]:
+            step(model, optimizer, batch)
+    source = str(tmp_path / "snapshots" / "three")
+    export_snapshot(source, tmp_path / "model.safetensors")
+    export_snapshot(str(tmp_path / "snapshots"), tmp_path / "all.pt", optimizer=True)
+    from safetensors.torch import load_file
+
+    content = torch.load(tmp_path / "all.pt", weights_only=True)
+    for name, value in load_file(tmp_path / "model.safetensors").items():
+        assert torch.equal(value, content["model"][name]), name
+    alone.load_state_dict(content["model"], strict=True)
+    plain = torch.optim.AdamW(alone.parameters())
+    plain.load_state_dict(content["optimizer"])
+    assert plain.param_groups[0]["lr"] == 0.02
+    for batch in batches[3:]:
+        step(alone, plain, batch)
+    for (name, value), other in zip(model.named_parameters(), alone.parameters(), strict=True):
+        assert torch.equal(value, other), name
+    for buffer, expected in zip(model.buffers(), alone.buffers(), strict=True):
+        assert torch.allclose(buffer, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "error"),
+    [
+        ("x.bin", {}, "must end in"),
+        ("x.safetensors", {"optimizer": True}, "use OUT.pt"),
+        ("x.pt", {"group": "other"}, "it has model"),
+    ],
+)
+def test_an_export_that_cannot_be_says_why(
+    tmp_path: Path, target: str, options: dict[str, Any], error: str
+) -> None:
+    where = SnapshotConfig(directory=str(tmp_path))
+    with cluster(1, 1, snapshots=where) as made, made.connect() as client:
+        client.register("model", {"w": torch.zeros(3)})
+        made.snapshot("one")
+    with pytest.raises(ps.ParameterServerError, match=error):
+        export_snapshot(str(tmp_path), tmp_path / target, **options)
+    assert not (tmp_path / target).exists()
+    with pytest.raises(ps.ParameterServerError, match="none"):
+        export_snapshot(str(tmp_path / "none"), tmp_path / "x.pt")

@@ -78,6 +78,12 @@ class Schedule:
         finally:
             self._epoch = None
 
+    def mark(self) -> None:
+        """A snapshot is asked for here and now, by the loop itself."""
+        if self._epoch is not None and self._is_chief():
+            with self._lock:
+                self._history.note(self._epoch, self._clock(), self._state())
+
     def asked(self) -> None:
         """A loop asked for its next batch: a good moment to see how schedules stand."""
         now = self._now()

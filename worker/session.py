@@ -48,7 +48,7 @@ class Session:
         scheduler: the channel to the scheduler.
         name, rank, incarnation, job: who this is; rank -1 for a reader. workers: expected.
         party, parties, replica: its features, and the replica whose samples it works on.
-        launched, snapshots: a launcher started this process; snapshots are taken. epoch: its loop's.
+        launched, snapshots: a launcher started this; snapshots are taken. epoch: of its loop.
         identity_file: where the launcher looks for who this is, and then says how it ended.
         batches, speed: samples handed out, and their pushes; how fast this worker computes.
         substitutes: what acts for this worker while it waits for others.
