@@ -73,12 +73,8 @@ def test_the_first_clock_waits_for_all_expected_workers() -> None:
     assert not members.started
     members.move(["worker-1"], State.IDLE, "waits")
     assert members.started
+    members.move(["worker-0"], State.JOINED)
     worker(members, "late")
-    assert members.started
-    members.lose("late", "gone", 3.0)
-    members.move(["worker-0"], State.JOINED)  # it opened its data: its first batch is to come
-    assert not members.started
-    members.move(["worker-0"], State.ACTIVE)
     assert members.started
 
 

@@ -46,13 +46,13 @@ class Run:
     def __call__(self, client: ps.Client) -> tuple[list[Step], dict[str, Tensor], float]:
         torch.manual_seed(7 + client.rank)  # the chief's values win
         model = nn.Sequential(nn.Linear(5, 17), nn.Tanh(), nn.Linear(17, 3))
-        optimizer = client.optimizer(model, self.optimizer, **self.hyper)
-        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
         generator = torch.Generator().manual_seed(1)
         x = torch.randn(SAMPLES, 5, generator=generator)
         y = torch.randint(3, (SAMPLES,), generator=generator)
         data = TensorDataset(torch.arange(SAMPLES), x, y)
         loader = client.loader(data, BATCH, shuffle=self.shuffle, seed=3)
+        optimizer = client.optimizer(model, self.optimizer, **self.hyper)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
         steps: list[Step] = []
         for epoch in client.epochs(EPOCHS, schedule):
             for index, features, target in loader:

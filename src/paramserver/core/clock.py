@@ -103,12 +103,11 @@ class GroupClock:
 
         Args:
             started: all expected workers have been active or idle once; until then nothing closes.
-                May be taken back before the first clock closes: a worker opened its data.
             active: workers that clocks of this group wait for.
             lost: incarnations that are lost, in this view or an earlier one; a newer incarnation
                 in ``active`` makes the older ones of its rank lost too.
         """
-        self._started = started or (self._started and self.min_clock > 0)
+        self._started = self._started or started
         decisions: list[Decision] = []
         for worker in sorted(lost):
             decisions += self._lose(worker.rank, worker.incarnation, named=worker)

@@ -221,9 +221,8 @@ class Membership(Roster):
                 )
         changed = [m for m in members if m.state is not state or m.reason != reason]
         for member in changed:
-            been = state is not State.JOINED  # who goes back to joined waits for its first batch
-            self._unbeen += member.been - been
-            self.started = self.started and been
+            been = member.been or state is not State.JOINED
+            self._unbeen -= been and not member.been
             self._members[member.name] = replace(member, state=state, reason=reason, been=been)
         if changed:
             self.changed()
