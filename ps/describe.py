@@ -24,6 +24,7 @@ def describe(service: ServerService, groups: Sequence[GroupState]) -> pb.Describ
         sent_bytes=service.sent_bytes,
         duplicates=sum(g.ledger.duplicates for g in groups),
         refusals=service.refusals,
+        non_finite=service.non_finite,
     )
 
 
@@ -35,6 +36,7 @@ def _describe(service: ServerService, group: GroupState) -> pb.GroupStatus:
         table=group.table_status(),
         version=group.version,
         min_clock=group.frontier.value,
+        overflows=group.overflows,
     )
     lead = service.lead_of(group.spec.name)
     if lead is not None:

@@ -64,6 +64,7 @@ class Cell:
         self.bucket: Bucket | RowBucket = self.rows or Bucket(
             slices, spec.tensors, spec.optimizer, spec.param_groups
         )
+        self.bucket.checked = spec.on_nonfinite != "apply"
         self.lock = threading.Lock()
         self.closed = Gate()
         self.capture: CellCapture | None = None  # that has not copied this cell yet
@@ -163,6 +164,11 @@ class GroupState:
     def nbytes(self) -> int:
         """Bytes of values; of a table with its optimizer state and index."""
         return sum(cell.rows.nbytes if cell.rows else cell.size for cell in self.cells)
+
+    @property
+    def overflows(self) -> int:
+        """Steps of slices and rows that were left out, as the optimizer would have overflowed."""
+        return sum(cell.bucket.overflows for cell in self.cells)
 
     def table_status(self) -> pb.TableStatus | None:
         """Rows of a table and what became of them; None for another group."""

@@ -65,7 +65,7 @@ class ServerService:
         self.snapshots = made = Snapshots(self)
         self.Hold, self.Drain, self.Release = made.hold, made.drain, made.release
         self.Snapshot = made.snapshot
-        self.received_bytes = self.sent_bytes = self.refusals = 0
+        self.received_bytes = self.sent_bytes = self.refusals = self.non_finite = 0
         self._scheduler = scheduler
         self._connect = connect
         self._groups: dict[str, asyncio.Task[GroupState]] = {}

@@ -15,6 +15,9 @@ SCALES = ("inverse", "sqrt", "polynomial", "none")
 ASSIGNMENTS = ("round-robin", "random", "dynamic")
 BALANCES = ("speed",)
 
+OnNonFinite = Literal["reject", "skip", "apply"]
+ON_NONFINITE = ("reject", "skip", "apply")
+
 ITEM_SIZES = {
     "float32": 4,
     "float64": 8,
@@ -170,6 +173,7 @@ class StepResult:
         waited: seconds blocked.
         sent_bytes, received_bytes: payload bytes.
         dropped: the clock had closed without this push (``Sync(backup=...)``).
+        skipped: NaN or infinity was in it, so it carried nothing (``on_nonfinite="skip"``).
     """
 
     clock: int
@@ -179,6 +183,7 @@ class StepResult:
     sent_bytes: int
     received_bytes: int
     dropped: bool = False
+    skipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
