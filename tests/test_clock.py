@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from random import Random
@@ -559,6 +560,20 @@ class ClusterMachine(RuleBasedStateMachine):
         self.cuts += 1
         self.held = False
         self.tell(self.lead.cut(self.cuts, self.lead.next_clock + ahead))
+
+    @rule()
+    def load(self) -> None:
+        """Ledgers and the lead are dumped, and others go on in their place."""
+        for server in self.servers:
+            state = json.loads(json.dumps(server.ledger.dump()))
+            server.ledger = Ledger()
+            server.ledger.load(state)
+            assert json.loads(json.dumps(server.ledger.dump())) == state
+        state = json.loads(json.dumps(self.lead.dump()))
+        lead = GroupClock(self.consistency, [f"ps-{k}" for k in range(len(self.servers))])
+        lead.load(state)
+        assert json.loads(json.dumps(lead.dump())) == state
+        lead.cuts, self.lead = self.lead.cuts, lead
 
     @precondition(lambda self: self.sync)
     @rule(held=st.booleans())
