@@ -156,6 +156,118 @@ def test_an_export_loads_into_plain_torch(tmp_path: Path) -> None:
         assert torch.allclose(buffer, expected, atol=1e-6)
 
 
+class Busy:
+    """Training that a snapshot is taken of from outside, while it goes on.
+
+    Attributes:
+        at: clock from which on the snapshot is asked for; None: none is.
+    """
+
+    def __init__(self, made: Cluster, at: int | None, scheme: ps.Consistency | ps.Local) -> None:
+        self.made, self.at, self.scheme = made, at, scheme
+        self.asking: threading.Thread | None = None
+
+    def __call__(self, client: ps.Client) -> tuple[list[Step], dict[str, Tensor]]:
+        torch.manual_seed(client.rank)
+        generator = torch.Generator().manual_seed(1)
+        x, y = torch.randn(SAMPLES, 5, generator=generator), torch.arange(SAMPLES) % 3
+        loader = client.loader(TensorDataset(torch.arange(SAMPLES), x, y), BATCH, seed=9)
+        model = nn.Linear(5, 3)
+        optimizer = client.optimizer(model, torch.optim.Adam, lr=0.1, consistency=self.scheme)
+        total = EPOCHS * SAMPLES // BATCH
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=total)
+        steps: list[Step] = []
+        for epoch in client.epochs(EPOCHS, schedule):
+            for index, features, target in loader:
+                clock = client._registry.clock
+                if client.is_chief and self.at is not None and clock >= self.at:
+                    self.asking = self.asking or self._ask()
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(features), target).backward()
+                optimizer.step()
+                schedule.step()
+                steps.append((epoch, clock, tuple(index.tolist())))
+        client.barrier("end")
+        return steps, client.state_dict()
+
+    def _ask(self) -> threading.Thread:
+        thread = threading.Thread(target=self.made.snapshot, args=("busy",))
+        thread.start()
+        return thread
+
+
+@pytest.mark.parametrize("at", [7, 12, 25])
+def test_training_goes_on_and_the_cut_is_one_clock(tmp_path: Path, at: int) -> None:
+    """From whatever clock it was, with a rate that changes every step, what follows is the same."""
+    where = SnapshotConfig(directory=str(tmp_path))
+    with cluster(3, 2, assign="random", snapshots=where) as made:
+        busy = Busy(made, at, ps.Sync())
+        whole = made.workers(busy)
+        assert busy.asking is not None
+        busy.asking.join(20)
+    (manifest,) = complete(open_store(str(tmp_path)))
+    clock = manifest.state["groups"][0]["clock"]
+    assert at <= clock <= EPOCHS * SAMPLES // BATCH // 2
+    resume = SnapshotConfig(directory=str(tmp_path), resume="latest")
+    with cluster(2, 2, assign="random", snapshots=resume) as made:
+        rest = made.workers(Busy(made, None, ps.Sync()))
+    for (all_steps, expected), (steps, values) in zip(whole, rest, strict=True):
+        assert steps == all_steps[clock:]
+        for name, value in expected.items():
+            assert torch.equal(values[name], value), name
+
+
+@pytest.mark.parametrize("scheme", [ps.Stale(2), ps.Async(), ps.Local(3)])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_sample_is_trained_once_whatever_the_scheme(
+    tmp_path: Path, scheme: ps.Consistency | ps.Local, workers: int
+) -> None:
+    """What the snapshot has not seen is trained after it: two workers before, others after."""
+    where = SnapshotConfig(directory=str(tmp_path))
+    with cluster(2, 2, assign="dynamic", snapshots=where) as made:
+        busy = Busy(made, 4, scheme)
+        made.workers(busy)
+        assert busy.asking is not None
+        busy.asking.join(20)
+    (manifest,) = complete(open_store(str(tmp_path)))
+    (data,) = manifest.state["datasets"]
+    done = sum(stop - start for start, stop in data["done"])
+    resume = SnapshotConfig(directory=str(tmp_path), resume="busy")
+    with cluster(1, workers, assign="dynamic", snapshots=resume) as made:
+        rest = made.workers(Busy(made, None, scheme))
+    trained = [i for steps, _ in rest for epoch, _, idx in steps for i in idx]
+    assert len(trained) == (EPOCHS - max(data["epoch"], 0)) * SAMPLES - done
+    last = [i for steps, _ in rest for epoch, _, idx in steps if epoch == EPOCHS - 1 for i in idx]
+    assert sorted(last) == list(range(SAMPLES)) or data["epoch"] == EPOCHS - 1
+
+
+def test_tables_go_on_with_their_rows_and_counters(tmp_path: Path) -> None:
+    """Onto another number of servers, with a filter that counts and rows that age."""
+    torch.manual_seed(0)
+    batches = [torch.randint(40, (8,)) for _ in range(20)]
+
+    def train(client: ps.Client, part: list[Tensor], stop: int | None) -> Tensor:
+        table = client.table(
+            "t", 4, seed=3, optimizer=torch.optim.Adagrad, lr=0.3,
+            admit=ps.CountFilter(2), evict=ps.TTL(clocks=6),
+        )  # fmt: skip
+        for ids in part:
+            if table.clock == stop:
+                client.snapshot("rows")
+                break
+            table.push(ids, 2 * table.pull(ids) + 1)
+        return table.pull(torch.arange(40))
+
+    where = SnapshotConfig(directory=str(tmp_path))
+    with cluster(3, 1, snapshots=where) as made, made.connect() as client:
+        train(client, batches, 11)
+    resume = SnapshotConfig(directory=str(tmp_path), resume="rows")
+    with cluster(2, 1, snapshots=resume) as made, made.connect() as client:
+        found = train(client, batches[11:], None)
+    with cluster(1, 1) as made, made.connect() as client:
+        assert torch.equal(train(client, batches, None), found)
+
+
 @pytest.mark.parametrize(
     ("target", "options", "error"),
     [
