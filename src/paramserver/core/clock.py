@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from paramserver.core.cuts import Cuts
-from paramserver.core.decisions import Advance, Close, Contribution, Cut, Decision, Drop
+from paramserver.core.decisions import (
+    Advance,
+    Close,
+    Contribution,
+    Cut,
+    Decision,
+    Drop,
+    may_read,
+)
 from paramserver.errors import ClockError, ConfigurationError, FencedError, InvalidRequestError
-from paramserver.types import Async, Consistency, Stale, Sync, WorkerId, canonical
+from paramserver.types import Async, Consistency, Sync, WorkerId, canonical
 
 __all__ = [
     "KEPT_CLOSES",
@@ -25,19 +34,6 @@ __all__ = [
 ]
 
 KEPT_CLOSES = 64
-
-
-def may_read(consistency: Consistency, clock: int, frontier: int) -> bool:
-    """Whether the values of ``clock`` may be read.
-
-    Args:
-        clock: the step that the reader is about to start.
-        frontier: clocks that count as complete: closed ones under Sync, min_clock under Stale.
-    """
-    if isinstance(consistency, Async):
-        return True
-    bound = consistency.bound if isinstance(consistency, Stale) else 0
-    return frontier >= clock - bound
 
 
 @dataclass(slots=True)
@@ -199,6 +195,23 @@ class GroupClock:
         self.next_clock = clock if self._sync else 0
         self._min = 0 if self._sync else clock
 
+    def reshape(self, servers: Sequence[str]) -> list[Decision]:
+        """Slices have moved: these servers hold some now.
+
+        What a new one has of pushes under way it tells itself.
+        """
+        self._servers = frozenset(servers)
+        for known in self._workers.values():
+            for mark in known.marks.values():
+                mark.servers &= self._servers
+            # Sync keeps marks until their clock closes; clocks that were skipped have none.
+            known.clock = min(
+                (c for c in known.marks if c < known.clock and not self._complete(known, c)),
+                default=known.clock,
+            )
+            self._advance(known)
+        return self._proceed()
+
     def worker_clock(self, worker: WorkerId) -> int:
         """The first clock of the worker that is not complete on every server."""
         known = self._workers.get(worker)
@@ -353,7 +366,7 @@ class GroupClock:
             return None
         contributors = tuple(
             Contribution(worker, known.marks[clock].weight)
-            for worker, known in sorted(self._workers.items(), key=_by_worker)
+            for worker, known in sorted(self._workers.items(), key=itemgetter(0))
             if self._complete(known, clock)
         )
         if not contributors:
@@ -385,7 +398,3 @@ class GroupClock:
             return f"at clock {known.clock}, nothing pushed"
         word = "staged" if self._sync else "applied"
         return f"{word} on {len(mark.servers)} of {len(self._servers)} servers"
-
-
-def _by_worker(item: tuple[WorkerId, _Worker]) -> WorkerId:
-    return item[0]

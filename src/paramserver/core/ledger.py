@@ -255,6 +255,11 @@ class Ledger:
         under_way = any(clock < below for clock in (*known.open, *known.holes))
         return below - 1 in known.receipts and not under_way
 
+    def reshape(self) -> None:
+        """Slices moved here or away: what a push sent again brings is another part of it."""
+        for known in self._workers.values():
+            known.digests.clear()
+
     def dump(self, *, settled: bool = False) -> dict[str, Any]:
         """All of it as JSON-able values.
 
