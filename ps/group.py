@@ -225,9 +225,9 @@ class GroupState:
         self._unset.discard(index)
 
     def restored(self, clock: int, version: int) -> None:
-        """Every slice has been loaded; the group goes on at this clock."""
+        """Every slice was loaded, as far as it had a value; the group goes on at this clock."""
         self.version = version
-        self._unset.clear()
+        self._unset = {i for i in self._unset if i not in self.cell_of[i].dense.values}
         for gate in (self.frontier, self.settled, *(cell.closed for cell in self.cells)):
             gate.advance(clock)
 
