@@ -70,8 +70,8 @@ def export_snapshot(
     with open_groups(store, manifest) as groups:
         chosen = _choose(groups, group)
         model: dict[str, Any] = {}
-        for each in chosen:
-            model |= each.state_dict()
+        for found in chosen:
+            model |= found.state_dict()
         content: Any = model
         if optimizer:
             state = chosen[0].optimizer_state_dict()

@@ -24,7 +24,7 @@ for epoch in client.epochs(epochs, schedule):
         optimizer.step()
         total = torch.tensor([float(index.sum()), float(len(index))], dtype=torch.float64)
         group.push_pull({"total": total})
-        print(f"step {optimizer.last.clock} of epoch {epoch}", flush=True)
+        print(f"step {group.clock} of epoch {epoch}", flush=True)
         if os.environ.get("PARAMSERVER_LAUNCHED"):
             threading.Event().wait(pause)  # so that something can happen meanwhile
     schedule.step()
