@@ -22,6 +22,14 @@ BATCH, SAMPLES, EPOCHS = 4, 96, 5
 Step = tuple[int, int, tuple[int, ...]]  # epoch, clock before it, samples
 
 
+def set_values(model: nn.Module, seed: int) -> None:
+    """First values by a seed; torch's own generator is shared by all threads."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
 class Run:
     """A training script on every worker: what it trained on, and what came of it.
 
@@ -44,8 +52,8 @@ class Run:
         self.saved = threading.Event()
 
     def __call__(self, client: ps.Client) -> tuple[list[Step], dict[str, Tensor], float]:
-        torch.manual_seed(7 + client.rank)  # the chief's values win
         model = nn.Sequential(nn.Linear(5, 17), nn.Tanh(), nn.Linear(17, 3))
+        set_values(model, client.rank)  # the chief's win
         generator = torch.Generator().manual_seed(1)
         x = torch.randn(SAMPLES, 5, generator=generator)
         y = torch.randint(3, (SAMPLES,), generator=generator)
@@ -168,7 +176,6 @@ class Busy:
         self.asking: threading.Thread | None = None
 
     def __call__(self, client: ps.Client) -> tuple[list[Step], dict[str, Tensor]]:
-        torch.manual_seed(client.rank)
         generator = torch.Generator().manual_seed(1)
         x, y = torch.randn(SAMPLES, 5, generator=generator), torch.arange(SAMPLES) % 3
         loader = client.loader(TensorDataset(torch.arange(SAMPLES), x, y), BATCH, seed=9)
