@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from paramserver.core.ledger import MASK, Receipt, digest
-from paramserver.errors import InvalidRequestError, NonFiniteError, ReusedClockError
+from paramserver.errors import InvalidRequestError, MovedError, NonFiniteError, ReusedClockError
+from paramserver.ps.group import GroupState
 from paramserver.ps.outbox import Outbox
 from paramserver.ps.pulls import answer_pull
 from paramserver.ps.push import (
@@ -16,14 +17,13 @@ from paramserver.ps.push import (
     Incoming,
     Parcel,
     arrive,
-    beside,
     check_payload,
     check_sizes,
     checked_weight,
+    incoming_push,
     open_gradients,
     read_options,
     split,
-    wire_of,
 )
 from paramserver.ps.requests import REQUESTS, Request
 from paramserver.ps.tables.lookup import Lookup
@@ -41,7 +41,6 @@ FRAMES_AT_WORK = 4  # frames of one stream whose tensor work may overlap
 
 
 _numbers = itertools.count()
-
 
 Inbound = Incoming | Request
 ALL_REQUESTS = {**REQUESTS, "lookup": Lookup}
@@ -67,16 +66,25 @@ class Session:
     async def run(self, frames: AsyncIterator[bytes]) -> None:
         """Handles frames until the client ends the stream."""
         writer = asyncio.create_task(self.outbox.write())
+        self.service.sessions.add(self)
         try:
-            async for message in frames:
-                self.service.received_bytes += len(message)
-                await self.receive(message)
-                await self.outbox.send()
-            await self.settle()
-            await asyncio.gather(*self._pulls.values(), return_exceptions=True)
+            await self.outbox.while_taken(self._read(frames))
         finally:
             await self.close()
+            self.service.sessions.discard(self)
             writer.cancel()
+
+    async def _read(self, frames: AsyncIterator[bytes]) -> None:
+        async for message in frames:
+            self.service.received_bytes += len(message)
+            await self.receive(message)
+            await self.outbox.send()
+        await self.settle()
+        await asyncio.gather(*self._pulls.values(), return_exceptions=True)
+
+    def arriving(self) -> list[Incoming]:
+        """Pushes whose bytes are coming in."""
+        return [i for i in self._inbound.values() if isinstance(i, Incoming) and i.open]
 
     async def close(self) -> None:
         """Frees what never got its last frame; work under way ends first."""
@@ -93,6 +101,13 @@ class Session:
             else:
                 inbound.close()
         self._inbound.clear()
+
+    def moved(self, group: GroupState) -> None:
+        """Slices of a group have left: answers that wait for it will not come from here."""
+        name = group.spec.name
+        error = MovedError(f"slices of group {name!r} have moved; fetch the slice map")
+        for request in [r for r, task in self._pulls.items() if task.get_name() == name]:
+            self._fail(request, error)
 
     async def receive(self, message: bytes) -> None:
         """Handles one frame.
@@ -155,27 +170,13 @@ class Session:
         group.check_slices(push.slices, PUSHABLE)
         if not group.stored:
             raise InvalidRequestError(f"group {push.group!r} has no first values yet; store them")
-        incoming = Incoming(
-            request,
-            group,
-            worker,
-            push.worker.job,
-            push.clock,
-            checked_weight(push.weight),
-            wire_of(group, push.wire_dtype),
-            read_options(group, push.options),
-            spans_from_proto(push.samples),
-            beside(push.slices, push.bases),
-            push.deferred,
-            set(push.slices),
-            set(push.slices),
-        )
+        incoming = incoming_push(request, push, group, worker)
+        service.inflow.admit(incoming, group.declared_bytes(push.slices), service)
         receipt = None if push.deferred else await service.begin(incoming, self, push.activated)
         if push.HasField("pull"):
             incoming.pull = push.pull
-            if (
-                receipt is None and len(group.cells) > 1
-            ):  # values of the first buckets go back while others come
+            # Values of the first buckets go back while others come.
+            if receipt is None and len(group.cells) > 1:
                 self._start_pull(request, push.pull, incoming, None)
         self._inbound[request] = incoming
         if receipt is not None:
@@ -225,17 +226,21 @@ class Session:
             self._recognize(push)
         if not push.open:
             return
+        push.group.check_map(push.map_version)  # a deferred one: slices may have moved meanwhile
         undeclared = [s for s in data.slices if s not in push.declared]
         if undeclared:
             raise InvalidRequestError(f"data: slice {undeclared[0]} was not declared by its push")
         dtypes = check_sizes(push.group, data.slices, pieces, push.wire)
         parcel = Parcel(list(data.slices), pieces, list(data.checksums), dtypes)
+        if push.group.spec.table is not None:
+            self.service.inflow.admit(push, parcel.size, self.service)
         if parcel.size <= INLINE_BYTES:
             await self._take(push, parcel)
             return
         while len(self._work) >= FRAMES_AT_WORK:
             await asyncio.wait(self._work, return_when=asyncio.FIRST_COMPLETED)
-        task = asyncio.create_task(self._guard(push.request, self._take(push, parcel)))
+        work = self._guard(push.request, self._take(push, parcel))
+        task = await self.service.inflow.start(parcel.size, work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
 
@@ -274,6 +279,7 @@ class Session:
         push = self._inbound.get(request)
         if not isinstance(push, Incoming) or not push.deferred:
             raise InvalidRequestError("commit: no deferred push has this request number")
+        push.group.check_map(push.map_version)
         push.weight = checked_weight(commit.weight)
         push.samples = spans_from_proto(commit.samples)
         push.options = read_options(push.group, commit.options)
@@ -331,7 +337,7 @@ class Session:
             self._settled(push, receipt)
             self._end_pull(push.request)
         else:
-            self.start(push.request, self._until_settled(push))
+            self.start(push.request, self._until_settled(push), push.group.spec.name)
 
     async def _until_settled(self, push: Incoming) -> None:
         """Done, once the clock of a staged push has closed."""
@@ -358,11 +364,12 @@ class Session:
     def _start_pull(
         self, request: int, pull: pb.Pull, push: Incoming | None, receipt: Receipt | None
     ) -> None:
-        self.start(request, answer_pull(self.service, self.outbox, request, pull, push, receipt))
+        found = answer_pull(self.service, self.outbox, request, pull, push, receipt)
+        self.start(request, found, pull.group)
 
-    def start(self, request: int, answer: Coroutine[Any, Any, None]) -> None:
-        """Answers a request in a task of its own, which ends with the stream."""
-        task = asyncio.create_task(self._guard(request, answer))
+    def start(self, request: int, answer: Coroutine[Any, Any, None], group: str = "") -> None:
+        """Answers a request, about a group or none, in a task that ends with the stream."""
+        task = asyncio.create_task(self._guard(request, answer), name=group)
         self._pulls[request] = task
         task.add_done_callback(lambda _: self._end_pull(request))
         task.add_done_callback(lambda _: answer.close())  # cancelled before it began

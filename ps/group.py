@@ -50,6 +50,7 @@ class Staged:
     options: Sequence[Mapping[str, Any]]
     samples: Sequence[Span]
     gradients: dict[int, Any] = field(default_factory=dict)  # tensors, or rows of a table
+    nbytes: int = 0
 
 
 class Cell:
@@ -134,6 +135,7 @@ class GroupState:
         self.staged: dict[tuple[WorkerId, int], Staged] = {}
         self._decisions: asyncio.Queue[Close | Drop | Cut] = asyncio.Queue()
         self._applier: asyncio.Task[None] | None = None
+        self._paused = False
         self.settled = Gate()  # clocks whose pushes have their final receipts
         self.failure: InternalError | None = None
         self.on_cut: Callable[[Cut], None] = lambda cut: None
@@ -184,7 +186,11 @@ class GroupState:
     @property
     def staged_bytes(self) -> int:
         """Bytes of gradients held for clocks that have not closed."""
-        return sum(g.nbytes for s in self.staged.values() for g in s.gradients.values())
+        return sum(s.nbytes for s in self.staged.values())
+
+    def declared_bytes(self, slices: Sequence[int]) -> int:
+        """Bytes that a push of these slices is to bring; 0 of a table, whose rows tell."""
+        return 0 if self.spec.table is not None else sum(self.slices[i].bytes for i in slices)
 
     def check_map(self, version: int) -> None:
         """Raises MovedError for another slice map than this server has."""
@@ -231,6 +237,16 @@ class GroupState:
         for gate in (self.frontier, self.settled, *(cell.closed for cell in self.cells)):
             gate.advance(clock)
 
+    def reshape(
+        self, slice_map: SliceMap, slices: Mapping[int, Slice], cells: Sequence[Cell]
+    ) -> None:
+        """Slices came or left: these are here now, in these cells, by this map."""
+        self.map, self.lead = slice_map, slice_map.servers[slice_map.lead]
+        self.slices, self.cells = dict(slices), list(cells)
+        self.cell_of = {i: cell for cell in self.cells for i in cell.slices}
+        self._unset.clear()
+        self.ledger.reshape()
+
     @property
     def scale(self) -> ScaleLr:
         """How the learning rate falls with staleness."""
@@ -253,11 +269,21 @@ class GroupState:
         A clock may close with a push of a worker that is dropped right after.
         """
         self._decisions.put_nowait(decision)
-        if self._applier is None or self._applier.done():
+        self.resume(self._paused)
+
+    async def pause(self) -> None:
+        """What the lead decides waits until ``resume``: slices are about to come."""
+        self._paused = True
+        await self.drained()
+
+    def resume(self, paused: bool = False) -> None:
+        """Carries out what waits, unless it is to go on waiting."""
+        self._paused = paused
+        if not paused and (self._applier is None or self._applier.done()):
             self._applier = asyncio.create_task(self._carry_out())
 
     async def _carry_out(self) -> None:
-        while not self._decisions.empty() and self.failure is None:
+        while not (self._decisions.empty() or self._paused) and self.failure is None:
             decision = self._decisions.get_nowait()
             try:
                 if isinstance(decision, Drop):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from typing import TypeAlias
 
 from paramserver.core.clock import Advance, Close, Contribution, Cut, Decision, Drop, GroupClock
@@ -20,6 +20,18 @@ log = logging.getLogger("paramserver")
 
 KEPT_REPORTS = 4096
 Notices: TypeAlias = "asyncio.Queue[pb.Notice]"
+
+
+def reports_of(group: GroupState) -> list[pb.Staged]:
+    """What a lead must know of the pushes that are complete here."""
+    if group.sync:
+        told = [(s.worker, s.clock, s.weight) for s in group.staged.values()]
+    else:
+        told = [(worker, clock, 1.0) for worker, clock in group.ledger.applied()]
+    return [
+        pb.Staged(rank=w.rank, incarnation=w.incarnation, clock=clock, weight=weight)
+        for w, clock, weight in told
+    ]
 
 
 def carry_out(group: GroupState, decision: Decision) -> None:
@@ -42,9 +54,14 @@ class Leadership:
     def observe(self, views: Views) -> None:
         """Takes the newest view."""
         self.clock.consistency = self._group.consistency
-        active = views.active(self._group.spec.name)
+        active = views.active(self._group.spec.name, first=self.clock.min_clock == 0)
         self._decide(
-            self.clock.observe(started=views.current.started, active=active, lost=views.lost())
+            self.clock.observe(
+                started=views.current.started,
+                active=active,
+                lost=views.lost(),
+                present=views.names,
+            )
         )
 
     def skip(self, worker: WorkerId) -> None:
@@ -68,7 +85,9 @@ class Leadership:
         self._decide(self.clock.cut_now(id_))
 
     def staged(self, server: str, staged: pb.Staged) -> None:
-        """A server has a push complete."""
+        """A server has a push complete; the word of one that holds no slice any more is late."""
+        if server not in self.clock.servers:
+            return
         worker = WorkerId(staged.rank, staged.incarnation)
         self._decide(self.clock.staged(server, worker, staged.clock, staged.weight))
 
@@ -88,6 +107,12 @@ class Leadership:
             notices.put_nowait(pb.Notice(group=name, min_clock=self.clock.min_clock))
         for worker in lost:
             notices.put_nowait(_notice(name, Drop(worker)))
+
+    def reshape(self, servers: Collection[str]) -> None:
+        """Slices have moved: these servers hold some now, and are to follow."""
+        for server in [s for s in self._followers if s not in servers]:
+            del self._followers[server]
+        self._decide(self.clock.reshape(sorted(servers)))
 
     def unfollow(self, notices: Notices) -> None:
         """The stream of a server ended."""
@@ -149,12 +174,18 @@ class Following:
         self._reports: asyncio.Queue[pb.Report] = asyncio.Queue()
         self._task = asyncio.create_task(self._run())
 
-    def add(self, group: GroupState) -> None:
-        """Follows the lead in one more group."""
+    def add(self, group: GroupState, reports: Iterable[pb.Staged] = ()) -> None:
+        """Follows the lead in one more group; ``reports``: what it may not know."""
         name = group.spec.name
         self._groups[name] = group
-        self._sent[name] = deque(maxlen=KEPT_REPORTS)
+        self._sent[name] = deque(reports, maxlen=KEPT_REPORTS)
         self._reports.put_nowait(self._hello(group))
+
+    def remove(self, name: str) -> bool:
+        """Follows in one group less; whether it was the last."""
+        self._groups.pop(name, None)
+        self._sent.pop(name, None)
+        return not self._groups
 
     def report(self, group: GroupState, staged: pb.Staged) -> None:
         """Tells the lead that a push is complete on this server."""
@@ -194,7 +225,8 @@ class Following:
             try:
                 async for notice in channel.duplex("Follow", self._outgoing()):
                     pause = 0.05
-                    carry_out(self._groups[notice.group], _decision(notice))
+                    if notice.group in self._groups:  # else its slices have moved away
+                        carry_out(self._groups[notice.group], _decision(notice))
             except ParameterServerError as error:
                 log.warning("lost the lead: %s", error)
             finally:

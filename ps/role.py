@@ -9,7 +9,12 @@ import socket
 from collections.abc import Callable
 
 from paramserver.config import ServerConfig
-from paramserver.errors import ConnectionLostError, ParameterServerError, RefusedError
+from paramserver.errors import (
+    AuthenticationError,
+    ConnectionLostError,
+    ParameterServerError,
+    RefusedError,
+)
 from paramserver.ps.service import ServerService
 from paramserver.types import PROTOCOL_VERSION
 from paramserver.v1 import common_pb2, scheduler_pb2
@@ -25,7 +30,8 @@ class ServerRole:
     """Keeps a ServerService a member of the cluster.
 
     Attributes:
-        ended: set when the job is over and the server was started for one job.
+        ended: set when the job is over and the server was started for one job, or when it is not
+            needed any more.
     """
 
     def __init__(
@@ -39,6 +45,7 @@ class ServerRole:
         self._identity = common_pb2.Identity()
         self._heartbeat_s = 1.0
         self._address = ""
+        self._leaves = False
         self.service = ServerService(config, config.name or "", scheduler, connect)
         self.ended = asyncio.Event()
 
@@ -75,7 +82,7 @@ class ServerRole:
         """Heartbeats and views until cancelled."""
         watch = asyncio.create_task(self._watch())
         try:
-            while True:
+            while not self._leaves:
                 await self._beat()
                 await asyncio.sleep(self._heartbeat_s)
         finally:
@@ -84,9 +91,15 @@ class ServerRole:
     async def _beat(self) -> None:
         request = scheduler_pb2.HeartbeatRequest(member=self._identity)
         try:
-            await self._scheduler.call("Heartbeat", request, timeout=self._heartbeat_s * 2)
+            reply = await self._scheduler.call("Heartbeat", request, timeout=self._heartbeat_s * 2)
+            if reply.leave:
+                log.info("%s holds no slices any more and may leave", self._identity.name)
+                self._leaves = True
+                self.ended.set()
         except ConnectionLostError as error:
             log.debug("the scheduler is away: %s", error)
+        except AuthenticationError as error:
+            log.error("the scheduler does not know this server any more: %s", error)
         except RefusedError as error:  # it gave this server up, or is a new one
             log.warning("registering anew: %s", error)
             self.service.reset()

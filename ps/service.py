@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from google.protobuf.message import Message
 
 from paramserver.config import ServerConfig
 from paramserver.core.ledger import Receipt
+from paramserver.core.placement import GroupSpec, SliceMap
+from paramserver.core.reshape import holders
 from paramserver.errors import (
     ConnectionLostError,
     InvalidRequestError,
@@ -18,9 +23,12 @@ from paramserver.ps.collectives import Collectives
 from paramserver.ps.describe import describe
 from paramserver.ps.exchange import Session
 from paramserver.ps.group import GroupState, Staged
-from paramserver.ps.lead import Following, Leadership
+from paramserver.ps.inflow import Inflow
+from paramserver.ps.lead import Leadership
+from paramserver.ps.leads import Leads
 from paramserver.ps.push import Incoming, Parcel
 from paramserver.ps.reduces import Reduces
+from paramserver.ps.reshape import Reshape
 from paramserver.ps.restore import restore
 from paramserver.ps.snapshots import Snapshots
 from paramserver.ps.tables.shrink import shrink
@@ -66,12 +74,14 @@ class ServerService:
         self.Hold, self.Drain, self.Release = made.hold, made.drain, made.release
         self.Snapshot = made.snapshot
         self.received_bytes = self.sent_bytes = self.refusals = self.non_finite = 0
+        self.reshape = Reshape(self)
+        self.Move, self.FetchSlices = self.reshape.move, self.reshape.fetch
+        self.leads = Leads(lambda: self.name, self.views, connect)
+        self.connect = connect
         self._scheduler = scheduler
-        self._connect = connect
-        self._groups: dict[str, asyncio.Task[GroupState]] = {}
-        self._leads: dict[str, Leadership] = {}
-        self._followings: dict[str, Following] = {}
+        self._groups: dict[str, asyncio.Future[GroupState]] = {}
         self._owners: dict[_Key, Session] = {}
+        self.inflow = Inflow(config.limits)
 
     # What the streams ask for
 
@@ -90,6 +100,8 @@ class ServerService:
         except ParameterServerError:
             self._groups.pop(name, None)
             raise
+        if map_version > group.map.version:
+            group = await self.reshape.catch_up(name, map_version)
         group.check_map(map_version)
         return group
 
@@ -97,27 +109,41 @@ class ServerService:
         request = scheduler_pb2.GetGroupRequest(group=name)
         reply = await self._scheduler.call("GetGroup", request)
         slice_map = map_from_proto(reply.map)
-        group = GroupState(group_from_proto(reply.spec), slice_map, self.name, self.workshop)
-        group.follow_bounds(self.views.current.bounds)
-        group.on_cut = lambda cut: self.snapshots.on_cut(group, cut)
+        if reply.reshaped and self.name in holders(slice_map):
+            raise MovedError(f"slices of group {name!r} have not come to {self.name} yet")
+        group = self.make(group_from_proto(reply.spec), slice_map)
         if reply.HasField("restore"):
             await restore(group, reply.restore, self.vectors)
-        if group.lead == self.name:
-            self._leads[name] = lead = Leadership(group)
-            lead.clock.resume(group.frontier.value)
-            lead.observe(self.views)
-        elif group.slices:
-            address = slice_map.addresses[slice_map.lead]
-            if address not in self._followings:
-                self._followings[address] = Following(
-                    self.name, self.views, lambda: self._connect(address)
-                )
-            self._followings[address].add(group)
+        self.leads.open(group)
         return group
+
+    def make(self, spec: GroupSpec, slice_map: SliceMap) -> GroupState:
+        """An empty group."""
+        group = GroupState(spec, slice_map, self.name, self.workshop)
+        group.follow_bounds(self.views.current.bounds)
+        group.on_cut = lambda cut: self.snapshots.on_cut(group, cut)
+        return group
+
+    def install(self, group: GroupState) -> None:
+        """Takes the place of what is here under the group's name."""
+        made: asyncio.Future[GroupState] = asyncio.get_running_loop().create_future()
+        made.set_result(group)
+        self._groups[group.spec.name] = made
+
+    def held(self, name: str) -> GroupState | None:
+        """A group, if it is here."""
+        task = self._groups.get(name)
+        if task is None or not task.done() or task.cancelled() or task.exception():
+            return None
+        return task.result()
+
+    async def ask_scheduler(self, method: str, request: Message) -> Any:
+        """The reply of one of its rpcs."""
+        return await self._scheduler.call(method, request)
 
     def lead_of(self, name: str) -> Leadership | None:
         """What decides for a group, if this server leads it."""
-        return self._leads.get(name)
+        return self.leads.of(name)
 
     def sent(self, size: int) -> None:
         """Bytes went out to a client."""
@@ -138,6 +164,7 @@ class ServerService:
             if group.hold is None or not group.hold.stops(worker, clock):
                 break
             await group.hold.changed()
+        group.check_map(push.map_version)  # slices may have moved meanwhile
         ledger = group.ledger
         if activated and ledger.receipt(worker, clock) is None:
             ledger.expect(worker, clock)
@@ -178,6 +205,7 @@ class ServerService:
             receipt = Receipt(clock, 0, 0.0, applied=False)
             group.ledger.complete(worker, clock, receipt, push.samples)
             staged = Staged(worker, clock, push.weight, push.options, push.samples, push.gradients)
+            staged.nbytes = sum(g.nbytes for g in push.gradients.values())
             group.staged[worker, clock] = staged
         else:
             await group.tick_others(push.declared if push.counts else set())
@@ -185,9 +213,9 @@ class ServerService:
             staleness = push.staleness / max(1, len(push.declared))
             receipt = Receipt(clock, group.version, staleness, applied=True)
             group.ledger.complete(worker, clock, receipt, push.samples)
-            if group.hold is not None:
-                group.hold.stir()
         self._owners.pop(key, None)
+        if group.hold is not None:
+            group.hold.stir()
         self._report(group, worker, clock, push.weight)
         return receipt
 
@@ -203,18 +231,14 @@ class ServerService:
         staged = pb.Staged(
             rank=worker.rank, incarnation=worker.incarnation, clock=clock, weight=weight
         )
-        lead = self._leads.get(group.spec.name)
-        if lead is not None:
-            lead.staged(self.name, staged)
-        else:
-            self._followings[group.map.addresses[group.map.lead]].report(group, staged)
+        self.leads.report(group, staged)
 
     async def explain(self, group: GroupState) -> str:
         """Whom the open clock of a group waits for, in words."""
-        lead = self._leads.get(group.spec.name)
+        lead = self.leads.of(group.spec.name)
         if lead is not None:
             return lead.clock.waiting_for(self.views.names) or "nobody; the clock is closing"
-        channel = self._connect(group.map.addresses[group.map.lead])
+        channel = self.connect(group.map.addresses[group.map.lead])
         try:
             request = pb.ExplainRequest(group=group.spec.name)
             reason: str = (await channel.call("Explain", request, timeout=2.0)).reason
@@ -236,7 +260,10 @@ class ServerService:
         """The clock of a worker that has become active."""
         worker = await self.views.admit(request.worker)
         group = await self.group(request.group, request.map_version)
-        lead = self._leads.get(request.group)
+        while group.hold is not None:  # who leads may be about to change
+            await group.hold.changed()
+        group.check_map(request.map_version)
+        lead = self.leads.of(request.group)
         if lead is None:
             raise MovedError(
                 f"{self.name} does not lead group {request.group!r}: {group.lead} does"
@@ -264,16 +291,17 @@ class ServerService:
             reader.cancel()
             if getter is not None:
                 getter.cancel()
-            for lead in self._leads.values():
-                lead.unfollow(notices)
+            self.leads.unfollow(notices)
 
     async def _read_reports(
         self, reports: AsyncIterator[pb.Report], notices: asyncio.Queue[pb.Notice]
     ) -> None:
         async for report in reports:
             await self.views.reach(report.view)  # else a new job's view would undo this
-            await self.group(report.group, report.map_version)
-            lead = self._leads.get(report.group)
+            known = self.held(report.group)
+            version = known.map.version if known is not None else 0
+            await self.group(report.group, max(report.map_version, version))
+            lead = self.leads.of(report.group)
             if lead is None:
                 raise MovedError(f"{self.name} does not lead group {report.group!r}")
             if report.hello:
@@ -283,7 +311,7 @@ class ServerService:
 
     async def Explain(self, request: pb.ExplainRequest) -> pb.ExplainReply:
         """Whom a group's clock waits for."""
-        lead = self._leads.get(request.group)
+        lead = self.leads.of(request.group)
         if lead is None:
             raise InvalidRequestError(f"{self.name} does not lead a group {request.group!r}")
         return pb.ExplainReply(reason=lead.clock.waiting_for(self.views.names))
@@ -322,8 +350,11 @@ class ServerService:
 
     async def Describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
         """What status shows of this server."""
-        groups = [t.result() for t in self._groups.values() if t.done() and not t.exception()]
-        return describe(self, groups)
+        return describe(self, self.fetched())
+
+    def fetched(self) -> list[GroupState]:
+        """The groups that are here."""
+        return [t.result() for t in self._groups.values() if t.done() and not t.exception()]
 
     # The job
 
@@ -336,15 +367,14 @@ class ServerService:
             for task in self._groups.values():
                 if task.done() and not task.exception():
                     task.result().follow_bounds(view.bounds)
-            for lead in self._leads.values():
-                lead.observe(self.views)
+            self.leads.observe()
             self.reduces.observe(self.views)
 
     def reset(self) -> None:
         """Drops everything that belongs to a job."""
-        for following in self._followings.values():
-            following.close()
-        for held in (self._groups, self._leads, self._followings, self._owners):
+        self.reshape.clear()
+        self.leads.clear()
+        for held in (self._groups, self._owners):
             held.clear()
         self.collectives.clear()
         self.vectors.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 from paramserver.core.dataset import DatasetSpec, Leased
@@ -56,11 +56,14 @@ def member_to_proto(member: Member) -> scheduler_pb2.Member:
         host=member.host,
         pid=member.pid,
         reason=member.reason,
+        preparing=member.preparing,
     )
 
 
-def view_to_proto(view: View, bounds: Mapping[str, int]) -> scheduler_pb2.View:
-    """``bounds``: of the adaptive groups."""
+def view_to_proto(
+    view: View, bounds: Mapping[str, int], reducers: Iterable[str] = ()
+) -> scheduler_pb2.View:
+    """``bounds``: of the adaptive groups; ``reducers``: see ``Shape.reducers``."""
     return scheduler_pb2.View(
         number=view.number,
         job=view.job,
@@ -70,6 +73,7 @@ def view_to_proto(view: View, bounds: Mapping[str, int]) -> scheduler_pb2.View:
         started=view.started,
         bounds=bounds,
         origin=view.origin,
+        reducers=reducers,
     )
 
 

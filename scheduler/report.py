@@ -21,7 +21,7 @@ def status(state: SchedulerState, now: float) -> pb.StatusReply:
         scalars=state.figures.scalars,
         uptime_s=state.journal.seconds(now),
         expected_workers=state.config.workers,
-        expected_servers=state.config.servers,
+        expected_servers=state.members.servers,
         events=state.journal.events(),
     )
 

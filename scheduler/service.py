@@ -33,6 +33,7 @@ from paramserver.scheduler.facts import Storing
 from paramserver.scheduler.parking import Parking
 from paramserver.scheduler.recovery import AsyncServerChannel, Recovery
 from paramserver.scheduler.report import status
+from paramserver.scheduler.reshaping import Reshaping
 from paramserver.scheduler.snapshot_methods import SnapshotMethods
 from paramserver.scheduler.snapshots import Snapshots
 from paramserver.scheduler.state import SchedulerState
@@ -82,6 +83,7 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
         self.state = SchedulerState(config, now(), first)
         self.parking = Parking(config.limits.parked_calls)
         self.recovery = Recovery(self.state, now, connect, self._after)
+        self.reshaping = Reshaping(self.state, now, connect, self._after)
         self.offices = Offices(self.state.members, config.limits)
         self.snapshots = Snapshots(self.state, now, connect, self.parking.wait, self._after)
         self.ended = asyncio.Event()
@@ -102,7 +104,10 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
         ended = members.ended()
         if ended or members.job != self._job:
             self.recovery.stop()
+            self.reshaping.stop()
             self._job = members.job
+        if not ended:
+            self.reshaping.look()
         for loss in self.state.take_losses():
             if not ended:
                 self.recovery.start(loss)
@@ -118,7 +123,8 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
     def _current(self) -> pb.View:
         view = self.state.members.view()
         if self._view is None or self._view.number != view.number:
-            self._view = view_to_proto(view, self.state.adaptation.bounds)
+            state = self.state
+            self._view = view_to_proto(view, state.adaptation.bounds, state.shape.reducers)
         return self._view
 
     async def _poll(
@@ -149,6 +155,7 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
                 self.tick()
         finally:
             self.recovery.stop()
+            self.reshaping.stop()
             await self.snapshots.close()
 
     def tick(self) -> None:
@@ -211,7 +218,13 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
         clocks = {c.group: c.clock for c in request.clocks}
         recalls = self.state.heartbeat(caller, clocks, request.stats, self._now())
         members, wanted = self.state.members, self.state.wanted_schedule
+        leave = self.state.shape.may_leave(caller.name)
+        if leave:
+            self.state.shape.left(caller.name)
+            members.finish(caller.name)
+            self._after()
         return pb.HeartbeatReply(
+            leave=leave,
             view=members.number,
             state=job_state_to_proto(members.state),
             message=members.message,
@@ -334,6 +347,18 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
     async def Log(self, request: pb.LogRequest) -> pb.LogReply:
         self.state.log(self._enter(request.member), request.scalars)
         return pb.LogReply()
+
+    async def Scale(self, request: pb.ScaleRequest) -> pb.ScaleReply:
+        shape = self.state.shape
+        if request.servers:
+            shape.scale(request.servers, self._now())
+            self._after()
+        return pb.ScaleReply(
+            pending=shape.pending(),
+            servers=self.state.members.servers,
+            moved=shape.moved,
+            total=shape.total,
+        )
 
     async def Status(self, request: pb.StatusRequest) -> pb.StatusReply:
         return status(self.state, self._now())

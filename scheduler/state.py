@@ -33,6 +33,7 @@ from paramserver.scheduler.facts import Loss, Schedule, Storing
 from paramserver.scheduler.figures import Figures
 from paramserver.scheduler.journal import Journal
 from paramserver.scheduler.replicas import ReplicaGroups, replicated
+from paramserver.scheduler.shape import Shape
 from paramserver.scheduler.snapshot_events import Draft, Resumed, SnapshotEvents
 from paramserver.scheduler.topics import EVERYTHING, group_topic, round_topic
 from paramserver.scheduler.warm_start import WarmStarts
@@ -65,6 +66,7 @@ class SchedulerState(DataEvents, SnapshotEvents):
 
     def _reset(self) -> None:
         self.groups = Groups(self.config.limits)
+        self.shape = Shape(self.members, self.groups, self.journal, self._next_map_version)
         self.replicas = ReplicaGroups(self.members, self.groups, self.journal)
         self.figures = Figures()
         self.data = Datasets(
@@ -226,6 +228,8 @@ class SchedulerState(DataEvents, SnapshotEvents):
         self._place(now)
         if self.members.state is not self._state:
             self._state = self.members.state
+            if self._state is JobState.RUNNING:
+                self.shape.started(reduces=self.config.parties > 1)
             cause = f": {self.members.message}" if self.members.message else ""
             self.journal.say(f"job {self.members.job} is {self._state.value}{cause}", now)
             self._wakes.add(EVERYTHING)
@@ -276,12 +280,12 @@ class SchedulerState(DataEvents, SnapshotEvents):
             ResourceError: servers are missing, or too many groups.
         """
         member = self.worker(caller)
-        servers = [(s.name, s.address) for s in self.members.live(Role.SERVER)]
-        if len(servers) < self.config.servers:
+        servers = self.shape.staying
+        if len(servers) < min(self.config.servers, self.members.servers):
             raise ResourceError(self.members.missing())
         group, new = self.groups.register(spec, servers, self.map_version + 1)
         if new:
-            self.map_version += 1
+            self._next_map_version()
             self.members.hold(name for name, _ in servers if not replicated(spec))
             if isinstance(spec.consistency, Adaptive):
                 self.adaptation.open(spec.name, spec.consistency.max_bound, now)
@@ -293,6 +297,10 @@ class SchedulerState(DataEvents, SnapshotEvents):
         self.members.join_group(member.name, spec.name)
         self._after(now, group_topic(spec.name))
         return group
+
+    def _next_map_version(self) -> int:
+        self._map_version += 1
+        return self._map_version
 
     def await_group(self, caller: Caller, name: str, now: float) -> Storing:
         """Whether first values are stored; the live worker of the lowest rank stores them."""
@@ -352,6 +360,7 @@ class SchedulerState(DataEvents, SnapshotEvents):
                 f"round name of {len(name)} characters: must have 1 to "
                 f"{self.config.limits.name_length} printable ones"
             )
+        self.shape.reduces |= name.startswith("all_reduce/")
         found = self.rounds.join(name, worker_id(member), sequence, self._names)
         if isinstance(found, Waiting):
             self.members.move([member.name], State.IDLE, f"waits in barrier {name!r}")

@@ -291,3 +291,19 @@ def test_roles_end_once_the_job_has(start: Start) -> None:
     server = start("ps", "--scheduler", address, "--once")
     worker = start("worker", "--scheduler", address, SCRIPT)
     assert [role.wait() for role in (worker, server, scheduler)] == [0, 0, 0]
+
+
+def test_the_number_of_servers_changes_while_it_trains(start: Start) -> None:
+    run = start("run", "-s", "1", "-w", "2", SCRIPT, "--epochs", "100000", "--pause", "0.02")
+    ready = re.compile(r"paramserver scheduler ready at (\S+)")
+    until(lambda: ready.search(run.said()) and "at step 3" in run.said(), "step 3", run)
+    address = ready.search(run.said())
+    assert address is not None
+    for servers in ("3", "1"):
+        scale = start("scale", "--scheduler", address[1], "--servers", servers)
+        assert scale.wait() == 0, scale.said()
+        assert f"{servers} servers; " in scale.said()
+    until(lambda: "ps-2 has no slices any more and left" in run.said(), "ps-2 left", run)
+    assert "failed" not in run.said()
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait() == 143

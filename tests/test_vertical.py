@@ -387,7 +387,7 @@ def test_parties_that_join_one_after_the_other_begin_at_one_clock() -> None:
 
     def conduct(c: Cluster) -> list[int]:
         assert here[3].wait(30)
-        lead = [c.servers[0]._leads[f"model/party-{p}"].clock for p in range(2)]
+        lead = [c.servers[0].leads._leads[f"model/party-{p}"].clock for p in range(2)]
         until(lambda: c.scheduler.state.members.live(Role.WORKER)[2].state is State.ACTIVE)
         first_is_active.set()
         until(lambda: lead[1].next_clock > lead[0].next_clock)

@@ -40,10 +40,12 @@ class Pieces:
         step = PIECE_BYTES // self.flat.itemsize
         size = self.flat.numel()
         self._ranges = [(i, min(i + step, size)) for i in range(0, max(size, 1), step)]
+        view = session.view()
         self.addresses = [
             m.address
-            for m in sorted(session.view().members, key=lambda m: m.name)
+            for m in sorted(view.members, key=lambda m: m.name)
             if m.role == scheduler_pb2.ROLE_SERVER
+            and (m.name in view.reducers or not view.reducers)  # others came while the job ran
         ]
         self.shares: dict[int, list[int]] = {}
         for index in range(len(self._ranges)):

@@ -63,7 +63,7 @@ class Lookup(Request):
     def _answer_if_all(self) -> None:
         if len(self._keys) == len(self._lookup.slices):
             self.whole = True
-            self.session.start(self.number, self._answer())
+            self.session.start(self.number, self._answer(), self._lookup.group)
 
     async def _answer(self) -> None:
         lookup, group = self._lookup, self._group

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from paramserver.emulation import Emulation
 from paramserver.errors import ConfigurationError
 from paramserver.scheme_text import Choice
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+from paramserver.trust import OPEN, Trust
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +22,10 @@ class Limits:
         in_flight: pushes of one client and group that may be unanswered.
         parked_calls: calls that may wait at one role.
         outbox_bytes: answer bytes queued for one slow reader.
+        stall_s: seconds that one answer may wait for a reader that takes nothing.
+        peer_bytes: of one worker's pushes that wait on one server for their clock.
+        staged_bytes: the same of all workers.
+        work_bytes: of frames that one server works on at a time.
         collective_bytes: bytes kept for open collectives.
         vectors: of one group, beside its values.
         vector_bytes: bytes of the vectors of all groups on one server.
@@ -35,6 +38,10 @@ class Limits:
     in_flight: int = 64
     parked_calls: int = 10_000
     outbox_bytes: int = 8 << 20
+    stall_s: float = 60.0
+    peer_bytes: int = 16 << 30
+    staged_bytes: int = 64 << 30
+    work_bytes: int = 1 << 30
     collective_bytes: int = 1 << 30
     vectors: int = 1024
     vector_bytes: int = 16 << 30
@@ -94,6 +101,7 @@ class SchedulerConfig:
         lease_s: seconds without a heartbeat after which a member is lost.
         heartbeat_s: seconds between heartbeats.
         once: end when the job ends.
+        trust: what it proves to others, and demands of them.
         snapshots: where, and when.
     """
 
@@ -105,6 +113,7 @@ class SchedulerConfig:
     lease_s: float = 10.0
     heartbeat_s: float = 1.0
     once: bool = False
+    trust: Trust = OPEN
     snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
     limits: Limits = field(default_factory=Limits)
 
@@ -127,11 +136,12 @@ class ServerConfig:
     Attributes:
         scheduler: HOST:PORT of the scheduler.
         bind: HOST:PORT to listen on.
-        advertise: host that others reach this server by; None: the local address of the
-            connection to the scheduler.
+        advertise: HOST or HOST:PORT that others reach this server by; None: the local address of
+            the connection to the scheduler.
         name: None lets the scheduler give the lowest free one.
         threads: tensor operations at a time; 0: the number of cores, at most 4.
         once: end when the job ends.
+        trust: what it proves to others, and demands of them.
     """
 
     scheduler: str
@@ -140,6 +150,7 @@ class ServerConfig:
     name: str | None = None
     threads: int = 0
     once: bool = False
+    trust: Trust = OPEN
     limits: Limits = field(default_factory=Limits)
 
 
@@ -156,6 +167,7 @@ class ClientConfig:
         emulation: the machine that this worker plays; None: it is as fast as it is.
         run_dir: folder for this worker's run file; None: no such file.
         scheme: replaces ``consistency=`` of optimizers and ``assign=`` of loaders.
+        trust: what it proves to others, and demands of them.
     """
 
     scheduler: str | None = None
@@ -166,4 +178,5 @@ class ClientConfig:
     emulation: Emulation | None = None
     run_dir: str | None = None
     scheme: Choice | None = None
+    trust: Trust = OPEN
     limits: Limits = field(default_factory=Limits)

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from paramserver import failpoints
+from paramserver import failpoints, rpc_chaos
 from paramserver.errors import ParameterServerError, UsageError
 
 # Name: module, and the line that `paramserver --help` shows without importing it.
@@ -27,7 +27,9 @@ COMMANDS = {
     "snapshots": ("paramserver.cli.snapshots", "The snapshots in a folder."),
     "restore": ("paramserver.cli.snapshots", "Has the next job go on from a snapshot."),
     "export": ("paramserver.cli.snapshots", "A snapshot as a plain PyTorch state_dict."),
+    "scale": ("paramserver.cli.scale", "More servers, or fewer, while a job trains."),
     "compare": ("paramserver.cli.compare", "Schemes side by side, on one script."),
+    "certs": ("paramserver.cli.certs", "Certificates for a cluster, with a CA of their own."),
     "bench": ("paramserver.cli.bench", "Measures this machine and this product on it."),
 }
 
@@ -66,6 +68,7 @@ class Commands(click.Group):
             return super().main(args, prog_name, standalone_mode=False, **extra)
         try:
             failpoints.arm_from(os.environ)
+            rpc_chaos.arm_from(os.environ)
             code = super().main(args, prog_name, standalone_mode=False, **extra)
             sys.stdout.flush()
         except click.ClickException as error:

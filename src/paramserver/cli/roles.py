@@ -20,6 +20,7 @@ import click
 
 from paramserver.cli import options
 from paramserver.cli.exits import KILLED, restart_reason, was_rolled_back
+from paramserver.cli.trust import role_trust_options, trust_options
 from paramserver.config import SchedulerConfig, ServerConfig
 from paramserver.launch import (
     GRACE_S,
@@ -31,6 +32,7 @@ from paramserver.launch import (
     script_command,
     worker_environment,
 )
+from paramserver.trust import OPEN, Trust
 
 PARENT = "PARAMSERVER_PARENT"
 
@@ -60,7 +62,7 @@ PARENT = "PARAMSERVER_PARENT"
 @options.lease_option
 @options.once_option
 @options.snapshot_options
-@options.insecure_option
+@role_trust_options
 @options.log_option
 def scheduler(
     bind: str,
@@ -70,7 +72,7 @@ def scheduler(
     assign: str,
     lease: float,
     once: bool,
-    insecure: bool,
+    trust: Trust,
     log_level: str,
     **snapshots: Any,
 ) -> None:
@@ -78,7 +80,7 @@ def scheduler(
 
     Start it first; prints its address when it is ready.
     """
-    options.check_bind(bind, insecure)
+    options.check_bind(bind, trust)
     options.check_parties(workers, parties)
     config = SchedulerConfig(
         bind=bind,
@@ -89,6 +91,7 @@ def scheduler(
         lease_s=lease,
         heartbeat_s=options.heartbeat(lease),
         once=once,
+        trust=trust,
         snapshots=options.snapshot_config(**snapshots),
     )
     from paramserver.scheduler.main import serve
@@ -99,7 +102,9 @@ def scheduler(
 @click.command()
 @options.scheduler_option
 @options.bind_option
-@click.option("--advertise", metavar="HOST", help="Host that others reach this server by.")
+@click.option(
+    "--advertise", metavar="HOST[:PORT]", help="Where others reach this server, if not at --bind."
+)
 @options.name_option
 @click.option(
     "--threads",
@@ -109,7 +114,7 @@ def scheduler(
     help="Tensor operations at a time; 0: one per core, at most 4.",
 )
 @options.once_option
-@options.insecure_option
+@role_trust_options
 @options.log_option
 def ps(
     scheduler: str,
@@ -118,14 +123,14 @@ def ps(
     name: str | None,
     threads: int,
     once: bool,
-    insecure: bool,
+    trust: Trust,
     log_level: str,
 ) -> None:
     """A server: holds slices of the parameters and steps them.
 
     Waits for the scheduler; prints its address when it is ready.
     """
-    options.check_bind(bind, insecure)
+    options.check_bind(bind, trust)
     config = ServerConfig(
         scheduler=scheduler,
         bind=bind,
@@ -133,6 +138,7 @@ def ps(
         name=name,
         threads=threads,
         once=once,
+        trust=trust,
     )
     from paramserver.ps.main import serve
 
@@ -143,6 +149,7 @@ def ps(
 @options.scheduler_option
 @options.name_option
 @options.restarts_option
+@trust_options
 @options.module_option
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -152,6 +159,7 @@ def worker(
     scheduler: str,
     name: str | None,
     max_restarts: int,
+    trust: Trust,
     module: bool,
     script: str,
     args: tuple[str, ...],
@@ -169,6 +177,7 @@ def worker(
             command=script_command(script, args, module=module),
             identity=identity,
             rule=RestartRule(max_restarts),
+            trust=trust,
         )
         ctx.exit(launcher.run())
 
@@ -184,6 +193,7 @@ class WorkerLauncher:
         command: list[str],
         identity: Path,
         rule: RestartRule,
+        trust: Trust = OPEN,
     ) -> None:
         """Nothing is started yet."""
         self._scheduler = scheduler
@@ -191,6 +201,7 @@ class WorkerLauncher:
         self._command = command
         self._identity = identity
         self._rule = rule
+        self._trust = trust
         self._asked = 0
         self._events: SimpleQueue[int] = SimpleQueue()
 
@@ -203,7 +214,7 @@ class WorkerLauncher:
             name, code = self._name or "worker", child.code or 0
             why = restart_reason(child)
             if self._asked or not (why and self._rule.restarts(name, KILLED)):
-                again = report_exit(self._scheduler, self._identity, name, code)
+                again = report_exit(self._scheduler, self._identity, name, code, self._trust)
                 if self._asked or not (again or was_rolled_back(child)):
                     return code
                 why = "was sent back to a snapshot"
@@ -215,7 +226,10 @@ class WorkerLauncher:
             self._name = who.name  # the name that the scheduler gave before
         self._identity.unlink(missing_ok=True)
         env = worker_environment(
-            os.environ, scheduler=self._scheduler, name=self._name, identity=self._identity
+            {**os.environ, **self._trust.environment()},
+            scheduler=self._scheduler,
+            name=self._name,
+            identity=self._identity,
         )
         name = self._name or "worker"
         child = Child(name, "worker", self._command, env=env, on_exit=self._on_exit)

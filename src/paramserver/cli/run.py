@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import tempfile
@@ -31,6 +32,7 @@ from paramserver.cli.exits import (
 from paramserver.cli.output import Output
 from paramserver.cli.progress import Progress
 from paramserver.cli.state import Source, State
+from paramserver.cli.trust import trust_options
 from paramserver.config import SnapshotConfig
 from paramserver.errors import JobFailedError, ParameterServerError
 from paramserver.launch import (
@@ -45,6 +47,7 @@ from paramserver.launch import (
     stop,
     worker_environment,
 )
+from paramserver.trust import OPEN, Trust
 
 POLL_S = 1.0
 ENOUGH_S = 0.1  # between looks at whether a run has had enough
@@ -82,6 +85,7 @@ OBEY_S = 15.0  # for workers to end by themselves once the scheduler says that t
 @options.run_dir_option
 @options.snapshot_options
 @click.option("-q", "--quiet", is_flag=True, help="Only what the workers say, and failures.")
+@trust_options
 @options.module_option
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -98,6 +102,7 @@ def run(
     scheme: str | None,
     run_dir: Path | None,
     quiet: bool,
+    trust: Trust,
     module: bool,
     script: str,
     args: tuple[str, ...],
@@ -118,6 +123,7 @@ def run(
         max_restarts=max_restarts,
         command=script_command(script, args, module=module),
         environment=options.worker_settings(scheme, run_dir),
+        trust=trust,
         snapshots=options.snapshot_config(**snapshots),
     )
     with tempfile.TemporaryDirectory(prefix="paramserver-") as folder, Output(quiet=quiet) as out:
@@ -131,6 +137,7 @@ class Plan:
     Attributes:
         command: the script's.
         environment: of the workers, besides what they inherit.
+        trust: of every process.
         enough: looked at again and again; once true, the run ends well whatever the script does.
     """
 
@@ -142,6 +149,7 @@ class Plan:
     max_restarts: int
     command: list[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    trust: Trust = OPEN
     snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
     enough: Callable[[], bool] | None = None
 
@@ -209,18 +217,24 @@ class Supervisor:
             **options.snapshot_flags(plan.snapshots),
         )
         self._address = scheduler.wait_ready()
-        for i in range(plan.servers):
-            self._start_server(f"ps-{i}")
+        self._start_servers(plan.servers)
         for i in range(plan.workers):
             self._start_worker(f"worker-{i}")
         threading.Thread(target=self._poll, name="poll", daemon=True).start()
+
+    def _start_servers(self, count: int) -> None:
+        """Starts servers until there are so many: ``scale`` may have asked for more."""
+        free = (name for i in itertools.count() if (name := f"ps-{i}") not in self.children)
+        for _ in range(count - sum(c.role == "ps" for c in self.children.values())):
+            name = next(free)
+            self._start_role(name, "ps", scheduler=self._address, name=name, bind="127.0.0.1:0")
 
     def _start_role(self, name: str, role: str, /, **flags: object) -> Child:
         child = Child(
             name,
             role,
             role_command(role, **flags),
-            env=role_environment(os.environ),
+            env=role_environment({**os.environ, **self._plan.trust.environment()}),
             on_line=self._output.line,
             on_exit=self._events.put,
         )
@@ -236,7 +250,7 @@ class Supervisor:
     def _start_worker(self, name: str) -> None:
         self._identity(name).unlink(missing_ok=True)
         env = worker_environment(
-            {**os.environ, **self._plan.environment},
+            {**os.environ, **self._plan.trust.environment(), **self._plan.environment},
             scheduler=self._address,
             name=name,
             identity=self._identity(name),
@@ -275,11 +289,15 @@ class Supervisor:
         assert code is not None
         if child is not self.children[child.name]:
             return
-        if child.role != "worker":
+        if child.role == "ps" and code == DONE:  # only one that is not needed ends well by itself
+            self._output.say(f"{child.name} has no slices any more and left")
+            del self.children[child.name]
+        elif child.role != "worker":
             self._on_role_exit(child)
         elif code == DONE:
             self._todo.discard(child.name)
-            if report_exit(self._address, self._identity(child.name), child.name, code):
+            identity = self._identity(child.name)
+            if report_exit(self._address, identity, child.name, code, self._plan.trust):
                 self._again(child.name)
         elif was_rolled_back(child):
             self._again(child.name)
@@ -325,7 +343,7 @@ class Supervisor:
             self._deadline = time.monotonic() + seconds
 
     def _poll(self) -> None:
-        source = Source(self._address)
+        source = Source(self._address, self._plan.trust)
         while not self._ended.wait(POLL_S):
             with contextlib.suppress(ParameterServerError):
                 self._events.put(source.gather(timeout=2.0))
@@ -335,6 +353,8 @@ class Supervisor:
         self._progress.update(state, time.monotonic())
         if state["job"]["state"] == "failed":
             self._limit(OBEY_S)
+        elif state["job"]["state"] == "running":
+            self._start_servers(state["job"]["expected_servers"])
         line, at = self._progress.line(), time.monotonic()
         if self._output.live:
             self._output.status(line)
@@ -343,7 +363,7 @@ class Supervisor:
             self._printed = (line, at)
 
     def _last_look(self) -> None:
-        source = Source(self._address)
+        source = Source(self._address, self._plan.trust)
         with contextlib.suppress(ParameterServerError):
             self._progress.update(source.gather(servers=False, timeout=1.0), time.monotonic())
         source.close()

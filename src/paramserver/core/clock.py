@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
@@ -18,6 +17,7 @@ from paramserver.core.decisions import (
     Drop,
     may_read,
 )
+from paramserver.core.marks import Mark, Progress
 from paramserver.errors import ClockError, ConfigurationError, FencedError, InvalidRequestError
 from paramserver.types import Async, Consistency, Sync, WorkerId, canonical
 
@@ -36,22 +36,6 @@ __all__ = [
 KEPT_CLOSES = 64
 
 
-@dataclass(slots=True)
-class _Mark:
-    """How far one push has come."""
-
-    weight: float
-    servers: set[str] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class _Worker:
-    """``clock`` is the first one that is not complete on every server."""
-
-    clock: int
-    marks: dict[int, _Mark] = field(default_factory=dict)
-
-
 class GroupClock:
     """The clocks of one group, kept by its lead.
 
@@ -63,6 +47,7 @@ class GroupClock:
         servers: names of all servers that hold slices of the group, the lead among them.
 
     Attributes:
+        servers: those that hold slices.
         next_clock: Sync: the first clock that has not closed.
         consistency: canonical; the bound of ``Stale`` may be changed at any time.
     """
@@ -72,8 +57,8 @@ class GroupClock:
             raise ConfigurationError(f"servers={list(servers)}: at least one, each named once")
         self.consistency = canonical(consistency)
         self._sync = isinstance(self.consistency, Sync)
-        self._servers = frozenset(servers)
-        self._workers: dict[WorkerId, _Worker] = {}
+        self.servers = frozenset(servers)
+        self._workers: dict[WorkerId, Progress] = {}
         self._active: frozenset[WorkerId] = frozenset()
         self._fence: dict[int, int] = {}  # rank: newest incarnation that is lost
         self._started = False
@@ -93,21 +78,28 @@ class GroupClock:
         return {worker: known.clock for worker, known in self._workers.items()}
 
     def observe(
-        self, *, started: bool, active: Collection[WorkerId], lost: Collection[WorkerId]
+        self,
+        *,
+        started: bool,
+        active: Collection[WorkerId],
+        lost: Collection[WorkerId],
+        present: Collection[WorkerId] = (),
     ) -> list[Decision]:
         """Takes the newest view.
 
         Args:
             started: all expected workers have been active or idle once; until then nothing closes.
             active: workers that clocks of this group wait for.
-            lost: incarnations that are lost, in this view or an earlier one; a newer incarnation
-                in ``active`` makes the older ones of its rank lost too.
+            lost: incarnations that are lost, in this view or an earlier one.
+            present: incarnations of the view, active or not: the older ones of their ranks are
+                lost too, as are those of ``active``. What they staged may have gone back to the
+                queue already, and must be in no clock from now on.
         """
         self._started = self._started or started
         decisions: list[Decision] = []
         for worker in sorted(lost):
             decisions += self._lose(worker.rank, worker.incarnation, named=worker)
-        for worker in sorted(active):
+        for worker in sorted({*active, *present}):
             decisions += self._lose(worker.rank, worker.incarnation - 1)
         live = frozenset(w for w in active if not self._fenced(w))
         for worker in live - self._active:
@@ -120,17 +112,17 @@ class GroupClock:
 
         Reports heard before, of closed clocks and of lost workers change nothing.
         """
-        if server not in self._servers:
+        if server not in self.servers:
             raise InvalidRequestError(
                 f"server {server!r} holds no slice of this group; "
-                f"its servers are {', '.join(sorted(self._servers))}"
+                f"its servers are {', '.join(sorted(self.servers))}"
             )
         if self._fenced(worker):
             return []
-        known = self._workers.setdefault(worker, _Worker(self.min_clock))
+        known = self._workers.setdefault(worker, Progress(self.min_clock))
         if clock < (self.next_clock if self._sync else known.clock):
             return []
-        known.marks.setdefault(clock, _Mark(weight)).servers.add(server)
+        known.marks.setdefault(clock, Mark(weight)).servers.add(server)
         self._advance(known)
         return self._proceed()
 
@@ -196,14 +188,11 @@ class GroupClock:
         self._min = 0 if self._sync else clock
 
     def reshape(self, servers: Sequence[str]) -> list[Decision]:
-        """Slices have moved: these servers hold some now.
-
-        What a new one has of pushes under way it tells itself.
-        """
-        self._servers = frozenset(servers)
+        """Slices have moved: these hold some now; what a new one has of pushes it tells itself."""
+        self.servers = frozenset(servers)
         for known in self._workers.values():
             for mark in known.marks.values():
-                mark.servers &= self._servers
+                mark.servers &= self.servers
             # Sync keeps marks until their clock closes; clocks that were skipped have none.
             known.clock = min(
                 (c for c in known.marks if c < known.clock and not self._complete(known, c)),
@@ -276,8 +265,8 @@ class GroupClock:
         self._active = frozenset(WorkerId(*worker) for worker in state["active"])
         self._fence = dict(state["fence"])
         self._workers = {
-            WorkerId(rank, incarnation): _Worker(
-                clock, {c: _Mark(weight, set(servers)) for c, weight, servers in marks}
+            WorkerId(rank, incarnation): Progress(
+                clock, {c: Mark(weight, set(servers)) for c, weight, servers in marks}
             )
             for rank, incarnation, clock, marks in state["workers"]
         }
@@ -292,7 +281,7 @@ class GroupClock:
             assert not self._fenced(worker), f"{worker} is lost but has a clock"
             floor = self.next_clock if self._sync else known.clock
             assert all(clock >= floor for clock in known.marks), f"{worker} has passed marks"
-            assert all(m.servers <= self._servers for m in known.marks.values())
+            assert all(m.servers <= self.servers for m in known.marks.values())
             assert not self._complete(known, known.clock), f"{worker} should have advanced"
             if self._sync:
                 done = range(self.next_clock, known.clock)
@@ -323,11 +312,11 @@ class GroupClock:
         return [Drop(worker) for worker in sorted(gone)]
 
     def _raise_to(self, worker: WorkerId, clock: int) -> None:
-        known = self._workers.setdefault(worker, _Worker(clock))
+        known = self._workers.setdefault(worker, Progress(clock))
         known.clock = max(known.clock, clock)
         self._advance(known)
 
-    def _advance(self, known: _Worker) -> None:
+    def _advance(self, known: Progress) -> None:
         """Moves a worker past the clocks it has completed everywhere."""
         while self._complete(known, known.clock):
             if not self._sync:
@@ -337,9 +326,9 @@ class GroupClock:
             for clock in [c for c in known.marks if c < known.clock]:
                 del known.marks[clock]
 
-    def _complete(self, known: _Worker, clock: int) -> bool:
+    def _complete(self, known: Progress, clock: int) -> bool:
         mark = known.marks.get(clock)
-        return mark is not None and len(mark.servers) == len(self._servers)
+        return mark is not None and len(mark.servers) == len(self.servers)
 
     def _proceed(self) -> list[Decision]:
         if not self._started:
@@ -380,7 +369,7 @@ class GroupClock:
         return close
 
     @staticmethod
-    def _pass(clock: int, workers: Iterable[_Worker]) -> None:
+    def _pass(clock: int, workers: Iterable[Progress]) -> None:
         for known in workers:
             known.marks.pop(clock, None)
 
@@ -397,4 +386,4 @@ class GroupClock:
         if mark is None:
             return f"at clock {known.clock}, nothing pushed"
         word = "staged" if self._sync else "applied"
-        return f"{word} on {len(mark.servers)} of {len(self._servers)} servers"
+        return f"{word} on {len(mark.servers)} of {len(self.servers)} servers"

@@ -247,6 +247,15 @@ class Ledger:
         newest = {w: max((*k.open, *k.receipts), default=-1) for w, k in self._workers.items()}
         return {worker: clock + 1 for worker, clock in newest.items() if clock >= 0}
 
+    def applied(self) -> list[tuple[WorkerId, int]]:
+        """Pushes that are applied, as far as their receipts are kept; by worker in their order."""
+        return [
+            (worker, clock)
+            for worker, known in sorted(self._workers.items())
+            for clock, receipt in known.receipts.items()
+            if receipt.applied
+        ]
+
     def through(self, worker: WorkerId, below: int) -> bool:
         """Whether all pushes of smaller clocks are complete, the last of them here."""
         known = self._workers.get(worker)

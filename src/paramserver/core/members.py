@@ -63,6 +63,11 @@ class Member:
     def live(self) -> bool:
         return self.state in LIVE
 
+    @property
+    def preparing(self) -> bool:
+        """It was active, and opened a data set before its first step: it will be again."""
+        return self.state is State.JOINED and self.been
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -127,3 +132,8 @@ def free_rank(name: str, prefix: str, taken: Iterable[int], expected: int) -> in
         if wanted < expected and wanted not in used:
             return wanted
     return next(rank for rank in itertools.count() if rank not in used)
+
+
+def how_many(count: int, of: int, what: str) -> str:
+    """How many of a role are missing, in words."""
+    return f"{count} of {of} {what}s" if of > 1 else f"1 {what}"

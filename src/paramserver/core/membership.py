@@ -22,6 +22,7 @@ from paramserver.core.members import (
     State,
     View,
     free_rank,
+    how_many,
     view_order,
 )
 from paramserver.core.roster import Roster
@@ -86,9 +87,9 @@ class Membership(Roster):
         """Whom the start of the job waits for, in words; empty: for nobody."""
         absent = []
         if self._live_servers < self.servers:
-            absent.append(_absent(self.servers - self._live_servers, self.servers, "server"))
+            absent.append(how_many(self.servers - self._live_servers, self.servers, "server"))
         if self._live_workers < self.workers and self.state is JobState.WAITING:
-            absent.append(_absent(self.workers - self._live_workers, self.workers, "worker"))
+            absent.append(how_many(self.workers - self._live_workers, self.workers, "worker"))
         return f"waiting for {' and '.join(absent)}" if absent else self.waits
 
     def require_job(self) -> None:
@@ -201,9 +202,9 @@ class Membership(Roster):
             self._members[name] = replace(member, groups=(*member.groups, group))
             self.changed()
 
-    def hold(self, servers: Iterable[str]) -> None:
+    def hold(self, servers: Iterable[str], *, only: bool = False) -> None:
         """These servers hold slices from now on: the job fails when one of them restarts."""
-        self._holders.update(servers)
+        self._holders = set(servers) if only else self._holders.union(servers)
 
     def move(self, names: Iterable[str], state: State, reason: str = "") -> None:
         """Workers become joined, active or idle, all in one view; all or none.
@@ -229,19 +230,23 @@ class Membership(Roster):
 
     def finish(self, name: str) -> Member | None:
         """A member leaves of its own will; returns it as it was, None if it had left before.
-        The job is done when its last worker has finished; it fails when a server leaves it.
-        """
+        The job is done when its last worker has, and fails without a server it needs."""
         member = self._members.get(name)
         if member is None or member.state is State.FINISHED:
             return None
         if not self._leave(member, State.FINISHED, ""):  # lost: its last word came late
             self._members[name] = replace(member, state=State.FINISHED, reason="")
-        if member.role is Role.SERVER and self.state is JobState.RUNNING:
-            self._server_gone(f"server {name} was stopped while the job ran", name)
+        if member.role is Role.SERVER and self._needs(name):
+            self._server_gone(f"server {name} was stopped while the job ran")
         elif member.role is Role.WORKER and not self._live_workers:
             self._end()
         self.changed()
         return member
+
+    def _needs(self, server: str) -> bool:
+        """Whether the job cannot go on without a server that has left: spare ones may."""
+        holds = server in self._holders or self._live_servers < self.servers
+        return holds and self.state is JobState.RUNNING
 
     def _end(self) -> None:
         if self.state is JobState.RUNNING:
@@ -255,8 +260,8 @@ class Membership(Roster):
         if member is None or not member.live:
             return None
         self._leave(member, State.LOST, reason)
-        if member.role is Role.SERVER and self.state is JobState.RUNNING:
-            self._server_gone(f"server {name} was lost: {reason}", name)
+        if member.role is Role.SERVER and self._needs(name):
+            self._server_gone(f"server {name} was lost: {reason}")
         elif member.role is Role.WORKER and not self._live_workers:
             self._deserted = now
         self.changed()
@@ -302,10 +307,8 @@ class Membership(Roster):
             self._live_workers += change
             self._unbeen += change if not member.been else 0
 
-    def _server_gone(self, text: str, spare: str = "") -> None:
-        """The slices of a server are gone; nothing happens where it was a ``spare``."""
-        if spare and spare not in self._holders and self._live_servers >= self.servers:
-            return
+    def _server_gone(self, text: str) -> None:
+        """The slices of a server are gone."""
         if self.can_roll_back and self.state is JobState.RUNNING:
             self.roll_back(text)
         else:
@@ -350,7 +353,3 @@ class Membership(Roster):
         assert self._heard.keys() == self._members.keys()
         assert not (self.started and self.state is JobState.WAITING)
         assert self.state is not JobState.DONE or not self._live_workers
-
-
-def _absent(count: int, of: int, what: str) -> str:
-    return f"{count} of {of} {what}s" if of > 1 else f"1 {what}"

@@ -77,12 +77,19 @@ class SliceMap:
 
 @dataclass(slots=True)
 class Group:
-    """A registered group; ``stored`` once first values are on all servers."""
+    """A registered group; ``stored`` once first values are on all servers.
+
+    Attributes:
+        moving: number of the move of slices that is under way; 0: none.
+        reshaped: slices have moved since the group was placed.
+    """
 
     spec: GroupSpec
     map: SliceMap
     server_bytes: tuple[int, ...]
     stored: bool = False
+    moving: int = 0
+    reshaped: bool = False
 
 
 def check_name(name: str, what: str, limits: Limits) -> None:

@@ -48,7 +48,7 @@ JOB_DONE: JobState
 JOB_FAILED: JobState
 
 class Member(_message.Message):
-    __slots__ = ("name", "role", "rank", "incarnation", "state", "address", "groups", "host", "pid", "heard_s", "reason")
+    __slots__ = ("name", "role", "rank", "incarnation", "state", "address", "groups", "host", "pid", "heard_s", "reason", "preparing")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +60,7 @@ class Member(_message.Message):
     PID_FIELD_NUMBER: _ClassVar[int]
     HEARD_S_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    PREPARING_FIELD_NUMBER: _ClassVar[int]
     name: str
     role: Role
     rank: int
@@ -71,10 +72,11 @@ class Member(_message.Message):
     pid: int
     heard_s: float
     reason: str
-    def __init__(self, name: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., state: _Optional[_Union[MemberState, str]] = ..., address: _Optional[str] = ..., groups: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., heard_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+    preparing: bool
+    def __init__(self, name: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., state: _Optional[_Union[MemberState, str]] = ..., address: _Optional[str] = ..., groups: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., heard_s: _Optional[float] = ..., reason: _Optional[str] = ..., preparing: bool = ...) -> None: ...
 
 class View(_message.Message):
-    __slots__ = ("number", "job", "state", "message", "members", "started", "bounds", "origin")
+    __slots__ = ("number", "job", "state", "message", "members", "started", "reducers", "bounds", "origin")
     class BoundsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +90,7 @@ class View(_message.Message):
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
+    REDUCERS_FIELD_NUMBER: _ClassVar[int]
     BOUNDS_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
     number: int
@@ -96,9 +99,10 @@ class View(_message.Message):
     message: str
     members: _containers.RepeatedCompositeFieldContainer[Member]
     started: bool
+    reducers: _containers.RepeatedScalarFieldContainer[str]
     bounds: _containers.ScalarMap[str, int]
     origin: int
-    def __init__(self, number: _Optional[int] = ..., job: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., started: bool = ..., bounds: _Optional[_Mapping[str, int]] = ..., origin: _Optional[int] = ...) -> None: ...
+    def __init__(self, number: _Optional[int] = ..., job: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., started: bool = ..., reducers: _Optional[_Iterable[str]] = ..., bounds: _Optional[_Mapping[str, int]] = ..., origin: _Optional[int] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("protocol", "role", "name", "address", "host", "pid")
@@ -186,7 +190,7 @@ class GroupClock(_message.Message):
     def __init__(self, group: _Optional[str] = ..., clock: _Optional[int] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
-    __slots__ = ("view", "state", "message", "fastest", "recalls", "schedule_wanted", "schedule_clock")
+    __slots__ = ("view", "state", "message", "fastest", "recalls", "schedule_wanted", "schedule_clock", "leave")
     VIEW_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
@@ -194,6 +198,7 @@ class HeartbeatReply(_message.Message):
     RECALLS_FIELD_NUMBER: _ClassVar[int]
     SCHEDULE_WANTED_FIELD_NUMBER: _ClassVar[int]
     SCHEDULE_CLOCK_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
     view: int
     state: JobState
     message: str
@@ -201,7 +206,8 @@ class HeartbeatReply(_message.Message):
     recalls: _containers.RepeatedCompositeFieldContainer[Recall]
     schedule_wanted: bool
     schedule_clock: int
-    def __init__(self, view: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., fastest: _Optional[float] = ..., recalls: _Optional[_Iterable[_Union[Recall, _Mapping]]] = ..., schedule_wanted: bool = ..., schedule_clock: _Optional[int] = ...) -> None: ...
+    leave: bool
+    def __init__(self, view: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., fastest: _Optional[float] = ..., recalls: _Optional[_Iterable[_Union[Recall, _Mapping]]] = ..., schedule_wanted: bool = ..., schedule_clock: _Optional[int] = ..., leave: bool = ...) -> None: ...
 
 class Recall(_message.Message):
     __slots__ = ("dataset", "span")
@@ -244,16 +250,20 @@ class GetGroupRequest(_message.Message):
     def __init__(self, group: _Optional[str] = ...) -> None: ...
 
 class GetGroupReply(_message.Message):
-    __slots__ = ("spec", "map", "stored", "restore")
+    __slots__ = ("spec", "map", "stored", "restore", "moving", "reshaped")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     MAP_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
     RESTORE_FIELD_NUMBER: _ClassVar[int]
+    MOVING_FIELD_NUMBER: _ClassVar[int]
+    RESHAPED_FIELD_NUMBER: _ClassVar[int]
     spec: _common_pb2.GroupSpec
     map: _common_pb2.SliceMap
     stored: bool
     restore: _common_pb2.Restore
-    def __init__(self, spec: _Optional[_Union[_common_pb2.GroupSpec, _Mapping]] = ..., map: _Optional[_Union[_common_pb2.SliceMap, _Mapping]] = ..., stored: bool = ..., restore: _Optional[_Union[_common_pb2.Restore, _Mapping]] = ...) -> None: ...
+    moving: int
+    reshaped: bool
+    def __init__(self, spec: _Optional[_Union[_common_pb2.GroupSpec, _Mapping]] = ..., map: _Optional[_Union[_common_pb2.SliceMap, _Mapping]] = ..., stored: bool = ..., restore: _Optional[_Union[_common_pb2.Restore, _Mapping]] = ..., moving: _Optional[int] = ..., reshaped: bool = ...) -> None: ...
 
 class AwaitGroupRequest(_message.Message):
     __slots__ = ("member", "group", "wait_s")
@@ -833,3 +843,21 @@ class RestoreSnapshotReply(_message.Message):
     job: int
     problems: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, name: _Optional[str] = ..., job: _Optional[int] = ..., problems: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ScaleRequest(_message.Message):
+    __slots__ = ("servers",)
+    SERVERS_FIELD_NUMBER: _ClassVar[int]
+    servers: int
+    def __init__(self, servers: _Optional[int] = ...) -> None: ...
+
+class ScaleReply(_message.Message):
+    __slots__ = ("pending", "servers", "moved", "total")
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    SERVERS_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    pending: str
+    servers: int
+    moved: int
+    total: int
+    def __init__(self, pending: _Optional[str] = ..., servers: _Optional[int] = ..., moved: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...

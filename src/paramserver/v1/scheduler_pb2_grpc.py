@@ -162,6 +162,11 @@ class SchedulerStub(object):
                 request_serializer=paramserver_dot_v1_dot_scheduler__pb2.LoadScheduleRequest.SerializeToString,
                 response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.LoadScheduleReply.FromString,
                 _registered_method=True)
+        self.Scale = channel.unary_unary(
+                '/paramserver.v1.Scheduler/Scale',
+                request_serializer=paramserver_dot_v1_dot_scheduler__pb2.ScaleRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.ScaleReply.FromString,
+                _registered_method=True)
         self.TakeSnapshot = channel.unary_unary(
                 '/paramserver.v1.Scheduler/TakeSnapshot',
                 request_serializer=paramserver_dot_v1_dot_scheduler__pb2.TakeSnapshotRequest.SerializeToString,
@@ -384,6 +389,14 @@ class SchedulerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Scale(self, request, context):
+        """How many servers there are to be. Slices move one by one while training goes on; answers what is
+        left to do. Idempotent: ask again until pending is empty. New servers register by themselves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def TakeSnapshot(self, request, context):
         """Takes a snapshot: a cut of all groups while training goes on, written to the directory of
         snapshots. Waits until it is complete. Idempotent by key: a second call joins the first, and
@@ -536,6 +549,11 @@ def add_SchedulerServicer_to_server(servicer, server):
                     servicer.LoadSchedule,
                     request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.LoadScheduleRequest.FromString,
                     response_serializer=paramserver_dot_v1_dot_scheduler__pb2.LoadScheduleReply.SerializeToString,
+            ),
+            'Scale': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scale,
+                    request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.ScaleRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_scheduler__pb2.ScaleReply.SerializeToString,
             ),
             'TakeSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.TakeSnapshot,
@@ -1231,6 +1249,33 @@ class Scheduler(object):
             '/paramserver.v1.Scheduler/LoadSchedule',
             paramserver_dot_v1_dot_scheduler__pb2.LoadScheduleRequest.SerializeToString,
             paramserver_dot_v1_dot_scheduler__pb2.LoadScheduleReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Scheduler/Scale',
+            paramserver_dot_v1_dot_scheduler__pb2.ScaleRequest.SerializeToString,
+            paramserver_dot_v1_dot_scheduler__pb2.ScaleReply.FromString,
             options,
             channel_credentials,
             insecure,

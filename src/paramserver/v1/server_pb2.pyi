@@ -1,5 +1,6 @@
 from paramserver.v1 import common_pb2 as _common_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -7,15 +8,32 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class MoveStep(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MOVE_STEP_UNSPECIFIED: _ClassVar[MoveStep]
+    MOVE_HOLD: _ClassVar[MoveStep]
+    MOVE_DRAIN: _ClassVar[MoveStep]
+    MOVE_TAKE: _ClassVar[MoveStep]
+    MOVE_FOLLOW: _ClassVar[MoveStep]
+    MOVE_RELEASE: _ClassVar[MoveStep]
+MOVE_STEP_UNSPECIFIED: MoveStep
+MOVE_HOLD: MoveStep
+MOVE_DRAIN: MoveStep
+MOVE_TAKE: MoveStep
+MOVE_FOLLOW: MoveStep
+MOVE_RELEASE: MoveStep
+
 class Frame(_message.Message):
-    __slots__ = ("header", "padding", "payload")
+    __slots__ = ("header", "check", "padding", "payload")
     HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
     PADDING_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     header: Header
+    check: bytes
     padding: bytes
     payload: bytes
-    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., padding: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., check: _Optional[bytes] = ..., padding: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Header(_message.Message):
     __slots__ = ("records",)
@@ -723,3 +741,101 @@ class CapturedGroup(_message.Message):
     spans: _containers.RepeatedCompositeFieldContainer[_common_pb2.Span]
     stored: bool
     def __init__(self, group: _Optional[str] = ..., clock: _Optional[int] = ..., version: _Optional[int] = ..., slices: _Optional[_Iterable[int]] = ..., versions: _Optional[_Iterable[int]] = ..., spans: _Optional[_Iterable[_Union[_common_pb2.Span, _Mapping]]] = ..., stored: bool = ...) -> None: ...
+
+class MoveRequest(_message.Message):
+    __slots__ = ("job", "move", "group", "map_version", "step", "pushes", "workers", "frontier", "slices", "source", "map", "limit_s")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    MOVE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    PUSHES_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    FRONTIER_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    MAP_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_S_FIELD_NUMBER: _ClassVar[int]
+    job: int
+    move: int
+    group: str
+    map_version: int
+    step: MoveStep
+    pushes: bool
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerClock]
+    frontier: int
+    slices: _containers.RepeatedScalarFieldContainer[int]
+    source: str
+    map: _common_pb2.SliceMap
+    limit_s: float
+    def __init__(self, job: _Optional[int] = ..., move: _Optional[int] = ..., group: _Optional[str] = ..., map_version: _Optional[int] = ..., step: _Optional[_Union[MoveStep, str]] = ..., pushes: bool = ..., workers: _Optional[_Iterable[_Union[WorkerClock, _Mapping]]] = ..., frontier: _Optional[int] = ..., slices: _Optional[_Iterable[int]] = ..., source: _Optional[str] = ..., map: _Optional[_Union[_common_pb2.SliceMap, _Mapping]] = ..., limit_s: _Optional[float] = ...) -> None: ...
+
+class MoveReply(_message.Message):
+    __slots__ = ("workers", "frontier", "holds")
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    FRONTIER_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerClock]
+    frontier: int
+    holds: bool
+    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerClock, _Mapping]]] = ..., frontier: _Optional[int] = ..., holds: bool = ...) -> None: ...
+
+class FetchSlicesRequest(_message.Message):
+    __slots__ = ("job", "move", "group", "slices")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    MOVE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    job: int
+    move: int
+    group: str
+    slices: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, job: _Optional[int] = ..., move: _Optional[int] = ..., group: _Optional[str] = ..., slices: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class SlicePart(_message.Message):
+    __slots__ = ("group", "slice", "staged", "name", "dtype", "shape", "bytes", "checksum", "data", "numbers")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    SLICE_FIELD_NUMBER: _ClassVar[int]
+    STAGED_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    group: MovedGroup
+    slice: int
+    staged: int
+    name: str
+    dtype: _common_pb2.DType
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    bytes: int
+    checksum: int
+    data: bytes
+    numbers: str
+    def __init__(self, group: _Optional[_Union[MovedGroup, _Mapping]] = ..., slice: _Optional[int] = ..., staged: _Optional[int] = ..., name: _Optional[str] = ..., dtype: _Optional[_Union[_common_pb2.DType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., bytes: _Optional[int] = ..., checksum: _Optional[int] = ..., data: _Optional[bytes] = ..., numbers: _Optional[str] = ...) -> None: ...
+
+class MovedGroup(_message.Message):
+    __slots__ = ("version", "frontier", "ledger", "staged", "clock")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    FRONTIER_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_FIELD_NUMBER: _ClassVar[int]
+    STAGED_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    frontier: int
+    ledger: str
+    staged: _containers.RepeatedCompositeFieldContainer[StagedPush]
+    clock: str
+    def __init__(self, version: _Optional[int] = ..., frontier: _Optional[int] = ..., ledger: _Optional[str] = ..., staged: _Optional[_Iterable[_Union[StagedPush, _Mapping]]] = ..., clock: _Optional[str] = ...) -> None: ...
+
+class StagedPush(_message.Message):
+    __slots__ = ("push", "options", "samples")
+    PUSH_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    push: Staged
+    options: _containers.RepeatedCompositeFieldContainer[_common_pb2.Options]
+    samples: _containers.RepeatedCompositeFieldContainer[_common_pb2.Span]
+    def __init__(self, push: _Optional[_Union[Staged, _Mapping]] = ..., options: _Optional[_Iterable[_Union[_common_pb2.Options, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[_common_pb2.Span, _Mapping]]] = ...) -> None: ...

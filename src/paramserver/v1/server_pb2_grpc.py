@@ -91,6 +91,16 @@ class ServerStub(object):
                 request_serializer=paramserver_dot_v1_dot_server__pb2.SnapshotRequest.SerializeToString,
                 response_deserializer=paramserver_dot_v1_dot_server__pb2.SnapshotReply.FromString,
                 _registered_method=True)
+        self.Move = channel.unary_unary(
+                '/paramserver.v1.Server/Move',
+                request_serializer=paramserver_dot_v1_dot_server__pb2.MoveRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_server__pb2.MoveReply.FromString,
+                _registered_method=True)
+        self.FetchSlices = channel.unary_stream(
+                '/paramserver.v1.Server/FetchSlices',
+                request_serializer=paramserver_dot_v1_dot_server__pb2.FetchSlicesRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_server__pb2.SlicePart.FromString,
+                _registered_method=True)
         self.Describe = channel.unary_unary(
                 '/paramserver.v1.Server/Describe',
                 request_serializer=paramserver_dot_v1_dot_server__pb2.DescribeRequest.SerializeToString,
@@ -208,6 +218,28 @@ class ServerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Move(self, request, context):
+        """One step of a move of slices from one server to another, as the scheduler says.
+        Order: HOLD on source, destination and lead, DRAIN on source and destination, TAKE on the
+        destination, FOLLOW on the lead, then on destination, source and the other holders; or RELEASE
+        instead of any of them. Each step is idempotent by move.
+        Partial failure: until the lead has followed, nothing has moved, and a server that hears no more
+        lets go by itself after limit_s. A source that has handed its slices out, and the destination,
+        ask the scheduler first (GetGroup): they follow the new map, or let go if the move is over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchSlices(self, request, context):
+        """For the destination of a move: all state of the slices that go, from a source that is held and
+        drained; first of all the state of the group. Changes nothing but that the source waits for the
+        scheduler's word from then on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Describe(self, request, context):
         """Groups, clocks, bytes and versions, for status. Reads only.
         """
@@ -272,6 +304,16 @@ def add_ServerServicer_to_server(servicer, server):
                     servicer.Snapshot,
                     request_deserializer=paramserver_dot_v1_dot_server__pb2.SnapshotRequest.FromString,
                     response_serializer=paramserver_dot_v1_dot_server__pb2.SnapshotReply.SerializeToString,
+            ),
+            'Move': grpc.unary_unary_rpc_method_handler(
+                    servicer.Move,
+                    request_deserializer=paramserver_dot_v1_dot_server__pb2.MoveRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_server__pb2.MoveReply.SerializeToString,
+            ),
+            'FetchSlices': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchSlices,
+                    request_deserializer=paramserver_dot_v1_dot_server__pb2.FetchSlicesRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_server__pb2.SlicePart.SerializeToString,
             ),
             'Describe': grpc.unary_unary_rpc_method_handler(
                     servicer.Describe,
@@ -578,6 +620,60 @@ class Server(object):
             '/paramserver.v1.Server/Snapshot',
             paramserver_dot_v1_dot_server__pb2.SnapshotRequest.SerializeToString,
             paramserver_dot_v1_dot_server__pb2.SnapshotReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Move(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Server/Move',
+            paramserver_dot_v1_dot_server__pb2.MoveRequest.SerializeToString,
+            paramserver_dot_v1_dot_server__pb2.MoveReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchSlices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/paramserver.v1.Server/FetchSlices',
+            paramserver_dot_v1_dot_server__pb2.FetchSlicesRequest.SerializeToString,
+            paramserver_dot_v1_dot_server__pb2.SlicePart.FromString,
             options,
             channel_credentials,
             insecure,
