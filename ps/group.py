@@ -18,6 +18,7 @@ from paramserver.core.placement import GroupSpec, SliceMap, slices_of
 from paramserver.core.slices import Slice, pack, travels_as
 from paramserver.errors import InternalError, InvalidRequestError, MovedError
 from paramserver.ps.gate import Gate
+from paramserver.ps.optimizers import check_options
 from paramserver.ps.rules import Bucket
 from paramserver.ps.tables.bucket import RowBucket, row_bucket
 from paramserver.ps.workshop import Workshop
@@ -124,6 +125,8 @@ class GroupState:
             if slice_map.servers[owner] == server
         ]
         self.slices: dict[int, Slice] = {s.index: s for s in mine}
+        if mine and spec.optimizer and spec.table is None:
+            check_options(spec.optimizer, spec.param_groups)
         packed = pack(mine) if spec.table is None else [[s] for s in mine]
         self.cells = [Cell(piece, spec) for piece in packed]
         self.cell_of = {i: cell for cell in self.cells for i in cell.slices}

@@ -19,6 +19,7 @@ from paramserver.scheduler.facts import Schedule, Source
 from paramserver.scheduler.image import GroupImage, Image
 from paramserver.scheduler.journal import Journal
 from paramserver.scheduler.replicas import replicated
+from paramserver.scheduler.shape import Shape
 from paramserver.scheduler.topics import EVERYTHING, SNAPSHOT
 from paramserver.scheduler.warm_start import WarmStarts
 from paramserver.types import Adaptive, Span
@@ -69,6 +70,7 @@ class SnapshotEvents:
     numbers: Numbers
     map_version: int
     lineage: str
+    shape: Shape
     _job: int
     _wakes: set[str]
 
@@ -80,6 +82,10 @@ class SnapshotEvents:
 
     def _begin_anew(self) -> None:
         raise NotImplementedError
+
+    def _next_map_version(self) -> int:
+        self.map_version += 1
+        return self.map_version
 
     def wake(self, topic: str) -> None:
         """Callers parked on a topic look again."""
@@ -101,6 +107,8 @@ class SnapshotEvents:
             )
         if self.draft is not None:
             raise InvalidRequestError("another snapshot is being taken; try again when it is done")
+        if self.shape.moving:
+            raise InvalidRequestError("slices are on the move; try again when they have arrived")
         for group in self.groups:
             if replicated(group.spec):
                 raise UnsupportedError(
@@ -261,10 +269,10 @@ class SnapshotEvents:
         if resumed is None or resumed.placed or self.members.state is not JobState.RUNNING:
             return
         resumed.placed = True
-        servers = [(s.name, s.address) for s in self.members.live(Role.SERVER)]
+        servers = self.shape.staying
         for group in resumed.image.groups:
-            self.map_version += 1
-            self.groups.restore(group.spec, servers, self.map_version, group.slice_elements)
+            version = self._next_map_version()
+            self.groups.restore(group.spec, servers, version, group.slice_elements)
             self.members.hold(name for name, _ in servers)
             if isinstance(group.spec.consistency, Adaptive):
                 self.adaptation.open(group.spec.name, group.spec.consistency.max_bound, now)

@@ -22,7 +22,9 @@ class SnapshotMethods(Shell):
             spec=group_to_proto(group.spec),
             map=map_to_proto(group.map),
             stored=group.stored,
-            restore=self._restore(request.group),
+            restore=None if group.reshaped else self._restore(request.group),
+            moving=group.moving,
+            reshaped=group.reshaped,
         )
 
     def _restore(self, name: str) -> common_pb2.Restore | None:

@@ -56,8 +56,7 @@ class SchedulerState(DataEvents, SnapshotEvents):
         self.numbers = Numbers()
         self.holds = Numbers()  # of cuts and of other times when pushes wait
         self._first = first_incarnation
-        self.map_version = 0
-        self._rounds_begun = 1
+        self.map_version, self._rounds_begun = 0, 1
         self._job = self.members.job
         self._state = self.members.state
         self._wakes: set[str] = set()
@@ -132,10 +131,12 @@ class SchedulerState(DataEvents, SnapshotEvents):
         member = done.member
         where = f" on {member.host}" if member.host else ""
         rank = f" as rank {member.rank}" if role is Role.WORKER else ""
-        self.journal.say(f"{member.name} registered{rank}{where}", now)
-        if done.replaced is not None and not done.new_job and job == self._job:
-            self._gone(done.replaced, heir=member)
-            self._lose_mates(done.replaced, now)
+        old = done.replaced
+        newer = f"; takes the place of incarnation {old.incarnation}" if old is not None else ""
+        self.journal.say(f"{member.name} registered{rank}{where}{newer}", now)
+        if old is not None and not done.new_job and job == self._job:
+            self._gone(old, heir=member)
+            self._lose_mates(old, now)
         if role is Role.WORKER:
             self._names[worker_id(member)] = member.name
             self.data.join(member)
@@ -297,10 +298,6 @@ class SchedulerState(DataEvents, SnapshotEvents):
         self.members.join_group(member.name, spec.name)
         self._after(now, group_topic(spec.name))
         return group
-
-    def _next_map_version(self) -> int:
-        self._map_version += 1
-        return self._map_version
 
     def await_group(self, caller: Caller, name: str, now: float) -> Storing:
         """Whether first values are stored; the live worker of the lowest rank stores them."""

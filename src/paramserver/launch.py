@@ -361,8 +361,7 @@ def report_exit(scheduler: str, identity: Path, name: str, code: int, trust: Tru
 
     0: finished. Killed (130, 137, 138, 143): nothing, its lease lapses or it starts again.
     Any other code: the job fails. A script that never connected has nothing to report, and a
-    scheduler that is gone or knows better is left alone. Returns whether the job went back to a
-    snapshot: then the script is to start again.
+    scheduler that is gone or knows better is left alone. True: the script is to start again.
     """
     who = read_identity(identity)
     if who is None or code == 130 or code in RESTARTABLE:

@@ -9,8 +9,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -30,10 +29,10 @@ from paramserver.cli.exits import (
     was_rolled_back,
 )
 from paramserver.cli.output import Output
+from paramserver.cli.plan import Plan
 from paramserver.cli.progress import Progress
 from paramserver.cli.state import Source, State
 from paramserver.cli.trust import trust_options
-from paramserver.config import SnapshotConfig
 from paramserver.errors import JobFailedError, ParameterServerError
 from paramserver.launch import (
     Child,
@@ -47,7 +46,7 @@ from paramserver.launch import (
     stop,
     worker_environment,
 )
-from paramserver.trust import OPEN, Trust
+from paramserver.trust import Trust
 
 POLL_S = 1.0
 ENOUGH_S = 0.1  # between looks at whether a run has had enough
@@ -128,30 +127,6 @@ def run(
     )
     with tempfile.TemporaryDirectory(prefix="paramserver-") as folder, Output(quiet=quiet) as out:
         ctx.exit(Supervisor(plan, out, Path(folder)).run())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What ``run`` was asked for.
-
-    Attributes:
-        command: the script's.
-        environment: of the workers, besides what they inherit.
-        trust: of every process.
-        enough: looked at again and again; once true, the run ends well whatever the script does.
-    """
-
-    servers: int
-    workers: int
-    parties: int = 1
-    assign: str
-    lease_s: float
-    max_restarts: int
-    command: list[str]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    trust: Trust = OPEN
-    snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
-    enough: Callable[[], bool] | None = None
 
 
 class Supervisor:

@@ -14,8 +14,10 @@ from rich.table import Table
 
 from paramserver.cli import options
 from paramserver.cli.status import check_reachable, duration, size
+from paramserver.cli.trust import trust_options
 from paramserver.errors import ParameterServerError, SnapshotError
 from paramserver.snapshot_files import Manifest, chain, complete, open_store, verify
+from paramserver.trust import Trust
 from paramserver.v1 import scheduler_pb2
 from paramserver.wire.client import scheduler_channel
 
@@ -25,15 +27,16 @@ FOLDER = "DIR"
 
 @click.command()
 @options.scheduler_option
+@trust_options
 @options.json_option
 @click.argument("name", default="")
-def snapshot(scheduler: str, as_json: bool, name: str) -> None:
+def snapshot(scheduler: str, trust: Trust, as_json: bool, name: str) -> None:
     """Saves a consistent snapshot of the running job under NAME; training goes on.
 
     Returns when all of it is safe on the disk.
     """
-    check_reachable(scheduler)
-    channel = scheduler_channel(scheduler)
+    check_reachable(scheduler, trust)
+    channel = scheduler_channel(scheduler, trust)
     try:
         key = uuid.uuid4().hex
         while True:
@@ -61,14 +64,15 @@ def snapshot(scheduler: str, as_json: bool, name: str) -> None:
 @click.option(
     "--force", is_flag=True, help="Also while workers are there: what they did since is undone."
 )
+@trust_options
 @click.argument("name", default="latest")
-def restore(scheduler: str, force: bool, name: str) -> None:
+def restore(scheduler: str, force: bool, trust: Trust, name: str) -> None:
     """Has the next job go on from snapshot NAME, or from the newest one that is whole.
 
     The scheduler checks all files first. Then start the workers as for a new job.
     """
-    check_reachable(scheduler)
-    channel = scheduler_channel(scheduler)
+    check_reachable(scheduler, trust)
+    channel = scheduler_channel(scheduler, trust)
     try:
         request = scheduler_pb2.RestoreSnapshotRequest(name=name, force=force)
         reply = channel.call("RestoreSnapshot", request, timeout=3600.0)

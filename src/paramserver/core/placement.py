@@ -17,6 +17,7 @@ RULES = ("step", "add", "delta", "maximum", "first", "frozen", "rows")
 MAX_DIMENSIONS = 64
 MAX_SLICES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9_.\-/]+")
+_NOT_NEGATIVE = frozenset({"lr", "momentum", "weight_decay", "eps"})
 _CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _INT64 = 1 << 63
 
@@ -169,6 +170,8 @@ def _check_options(number: int, options: Mapping[str, Option]) -> None:
             raise InvalidRequestError(
                 f"param group {number}: {name}={value}: hyper-parameters must be finite"
             )
+        if name in _NOT_NEGATIVE and any(isinstance(v, (int, float)) and v < 0 for v in numbers):
+            raise InvalidRequestError(f"param group {number}: {name}={value}: must be >= 0")
 
 
 def _check_tensor(tensor: TensorSpec, spec: GroupSpec, limits: Limits) -> None:
