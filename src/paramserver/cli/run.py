@@ -277,7 +277,7 @@ class Supervisor:
         assert code is not None
         if child is not self.children[child.name]:
             return
-        if child.role == "ps" and code == DONE:  # only one that is not needed ends well by itself
+        if child.role == "ps" and code == DONE and self._left_over():
             self._output.say(f"{child.name} has no slices any more and left")
             del self.children[child.name]
         elif child.role != "worker":
@@ -295,6 +295,13 @@ class Supervisor:
             self._start_worker(child.name)
         else:
             self._fail(child)
+
+    def _left_over(self) -> bool:
+        """Whether fewer servers are wanted than there were: ``scale`` has let one go."""
+        self._last_look()
+        state = self._progress.state
+        wanted = self._plan.servers if state is None else state["job"]["expected_servers"]
+        return sum(c.role == "ps" for c in self.children.values()) > int(wanted)
 
     def _done(self) -> bool:
         """Whether the others have finished the job: one that came now would begin the next."""
