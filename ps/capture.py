@@ -37,12 +37,14 @@ class GroupCapture:
         self.since: Mapping[int, int] = {}
         self.over = False
         self._vectors = vectors
-        self._left: dict[Cell, None] = dict.fromkeys(group.cells)
+        self.stored = group.stored
+        self._cells = list(group.cells)  # slices may move meanwhile; these stay as they were
+        self._left: dict[Cell, None] = dict.fromkeys(self._cells)
         self._copies: dict[Cell, dict[int, SliceState]] = {}
         self._lock = threading.Lock()
         self.versions: dict[int, int] = {}
         self.tallies: dict[str, list[list[float]]] = {}
-        for cell in group.cells:
+        for cell in self._cells:
             cell.capture = self
 
     def copy(self, cell: Cell) -> None:
@@ -64,7 +66,7 @@ class GroupCapture:
         Raises:
             SnapshotError: the capture was ended meanwhile.
         """
-        for cell in self.group.cells:
+        for cell in self._cells:
             with cell.lock:
                 if self.over:
                     raise SnapshotError(f"the capture of group {self.group.spec.name!r} was ended")
@@ -106,6 +108,7 @@ class GroupCapture:
             slices=list(self.versions),
             versions=list(self.versions.values()),
             spans=spans_to_proto(self.spans),
+            stored=self.stored,
         )
 
     def end(self) -> None:

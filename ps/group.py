@@ -18,6 +18,7 @@ from paramserver.core.placement import GroupSpec, SliceMap, slices_of
 from paramserver.core.slices import Slice, pack, travels_as
 from paramserver.errors import InternalError, InvalidRequestError, MovedError
 from paramserver.ps.gate import Gate
+from paramserver.ps.optimizers import check_options
 from paramserver.ps.rules import Bucket
 from paramserver.ps.tables.bucket import RowBucket, row_bucket
 from paramserver.ps.workshop import Workshop
@@ -124,6 +125,8 @@ class GroupState:
             if slice_map.servers[owner] == server
         ]
         self.slices: dict[int, Slice] = {s.index: s for s in mine}
+        if mine and spec.optimizer and spec.table is None:
+            check_options(spec.optimizer, spec.param_groups)
         packed = pack(mine) if spec.table is None else [[s] for s in mine]
         self.cells = [Cell(piece, spec) for piece in packed]
         self.cell_of = {i: cell for cell in self.cells for i in cell.slices}
@@ -231,9 +234,9 @@ class GroupState:
         self._unset.discard(index)
 
     def restored(self, clock: int, version: int) -> None:
-        """Every slice has been loaded; the group goes on at this clock."""
+        """Every slice was loaded, as far as it had a value; the group goes on at this clock."""
         self.version = version
-        self._unset.clear()
+        self._unset = {i for i in self._unset if i not in self.cell_of[i].dense.values}
         for gate in (self.frontier, self.settled, *(cell.closed for cell in self.cells)):
             gate.advance(clock)
 

@@ -136,7 +136,16 @@ def check_payload(records: Sequence[pb.Record], payload: memoryview) -> None:
 
     To be called before the first record of a frame is handled.
     """
-    claimed = sum(sum(record.data.sizes) for record in records if record.HasField("data"))
+    claimed = 0
+    for record in records:
+        if record.HasField("data"):
+            data = record.data
+            if not len(data.slices) == len(data.sizes) == len(data.checksums):
+                raise InvalidRequestError(
+                    f"data: {len(data.slices)} slices, {len(data.sizes)} sizes, "
+                    f"{len(data.checksums)} checksums; must be as many of each"
+                )
+            claimed += sum(data.sizes)
     if claimed != len(payload):
         raise InvalidRequestError(
             f"frame: its records claim {claimed} bytes of payload, it has {len(payload)}"
@@ -144,22 +153,9 @@ def check_payload(records: Sequence[pb.Record], payload: memoryview) -> None:
 
 
 def split(data: pb.Data, payload: memoryview, at: int) -> tuple[list[Piece], int]:
-    """The bytes of each slice of a Data record, and where the next record's begin.
-
-    Raises:
-        InvalidRequestError: the arrays differ in length, or claim more than the payload holds.
-    """
-    if not len(data.slices) == len(data.sizes) == len(data.checksums):
-        raise InvalidRequestError(
-            f"data: {len(data.slices)} slices, {len(data.sizes)} sizes, "
-            f"{len(data.checksums)} checksums; must be as many of each"
-        )
+    """The bytes of each slice of a checked Data record, and where the next record's begin."""
     pieces: list[Piece] = []
     for size in data.sizes:
-        if at + size > len(payload):
-            raise InvalidRequestError(
-                f"data: claims {at + size} bytes of payload, the frame has {len(payload)}"
-            )
         pieces.append(payload[at : at + size])
         at += size
     return pieces, at
@@ -306,6 +302,8 @@ def open_gradients(push: Incoming, parcel: Parcel) -> tuple[dict[int, Any], list
 
 def _open_rows(push: Incoming, dim: int, parcel: Parcel) -> tuple[dict[int, Any], list[int]]:
     """As ``open_gradients``, for a table."""
+    table = push.group.spec.table
+    assert table is not None
     good: dict[int, Any] = {}
     bad: list[int] = []
     for index, piece, mark, wire in zip(*parcel, strict=True):
@@ -313,7 +311,7 @@ def _open_rows(push: Incoming, dim: int, parcel: Parcel) -> tuple[dict[int, Any]
             bad.append(index)
             continue
         at = len(piece) // (KEY_BYTES + row_bytes(dim, wire)) * KEY_BYTES
-        keys = decode_keys(piece[:at], index)
+        keys = decode_keys(piece[:at], index, table.rows)
         rows = decode_rows(piece[at:], dim, wire, DTYPES[push.group.spec.tensors[0].dtype])
         if push.group.spec.on_nonfinite != "apply" and not is_finite(rows):
             worst = ids_of(keys)[int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])]

@@ -77,12 +77,12 @@ class ServerService:
         self.reshape = Reshape(self)
         self.Move, self.FetchSlices = self.reshape.move, self.reshape.fetch
         self.leads = Leads(lambda: self.name, self.views, connect)
+        self.sessions: set[Session] = set()
         self.connect = connect
         self._scheduler = scheduler
         self._groups: dict[str, asyncio.Future[GroupState]] = {}
         self._owners: dict[_Key, Session] = {}
         self.inflow = Inflow(config.limits)
-        self.sessions: set[Session] = set()
 
     # What the streams ask for
 

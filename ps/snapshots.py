@@ -17,6 +17,7 @@ from paramserver.errors import (
     SnapshotError,
     WaitTimeoutError,
 )
+from paramserver.failpoints import failpoint
 from paramserver.ps.capture import GroupCapture, next_clock
 from paramserver.ps.group import GroupState
 from paramserver.ps.holds import Hold
@@ -178,6 +179,9 @@ class Snapshots:
             self._end(captures)
             for cut in request.cuts:
                 self._cuts.pop((cut.group, request.id), None)
+                lead = self._service.lead_of(cut.group)
+                if lead is not None:
+                    lead.clock.cuts.cancel(request.id)
 
     def _ask_cuts(
         self, request: pb.SnapshotRequest, groups: Sequence[GroupState], hold: Hold | None
@@ -232,6 +236,7 @@ class Snapshots:
         size, sha256 = await loop.run_in_executor(
             self._writer, write_file, request.directory, path, self._service.name, captures
         )
+        failpoint("ps.before_snapshot_reply")
         return pb.SnapshotReply(
             file=name,
             bytes=size,

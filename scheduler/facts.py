@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from paramserver.core.members import Member
@@ -32,3 +33,19 @@ class Storing:
     stored: bool = False
     initialize: bool = False
     pending: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the values of a snapshot lie.
+
+    Attributes:
+        name: of the snapshot.
+        directory: path or URL of all snapshots.
+        files: by group, FOLDER/FILE and the slices in it; a later file replaces what an earlier one
+            has of a slice.
+    """
+
+    name: str
+    directory: str
+    files: Mapping[str, Sequence[tuple[str, Sequence[int]]]]

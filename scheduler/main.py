@@ -30,6 +30,7 @@ async def serve(config: SchedulerConfig, ready: Callable[[str, str], None]) -> i
     service = SchedulerService(
         config, connect=lambda address: AsyncGrpcChannel(address, "server", trust)
     )
+    await service.snapshots.begin()
     server = RoleServer(SCHEDULER.full_name, SCHEDULER_METHODS, service, trust)
     port = await server.start(config.bind)
     await server.serving(True)

@@ -5,10 +5,10 @@ No I/O: the service asks, answers, and does what ``take_wakes`` and ``take_losse
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping
 
 from paramserver.config import SchedulerConfig
+from paramserver.core.leases import Numbers
 from paramserver.core.members import (
     Caller,
     JobState,
@@ -22,10 +22,7 @@ from paramserver.core.membership import Membership
 from paramserver.core.placement import Group, Groups, GroupSpec, check_name
 from paramserver.core.replicas import Formed, Offer
 from paramserver.core.rounds import Released, Rounds, Waiting
-from paramserver.errors import (
-    InvalidRequestError,
-    ResourceError,
-)
+from paramserver.errors import InvalidRequestError, ResourceError
 from paramserver.scheduler.adaptation import Adaptation
 from paramserver.scheduler.data_events import DataEvents
 from paramserver.scheduler.datasets import Datasets
@@ -34,13 +31,14 @@ from paramserver.scheduler.figures import Figures
 from paramserver.scheduler.journal import Journal
 from paramserver.scheduler.replicas import ReplicaGroups, replicated
 from paramserver.scheduler.shape import Shape
+from paramserver.scheduler.snapshot_events import Draft, Resumed, SnapshotEvents
 from paramserver.scheduler.topics import EVERYTHING, group_topic, round_topic
 from paramserver.scheduler.warm_start import WarmStarts
 from paramserver.scheduler.words import failed, where, words
 from paramserver.types import Adaptive, Span, WorkerId
 
 
-class SchedulerState(DataEvents):
+class SchedulerState(DataEvents, SnapshotEvents):
     """Membership, groups, data sets, rounds and schedules of one job at a time.
 
     Args:
@@ -52,9 +50,11 @@ class SchedulerState(DataEvents):
         self.config = config
         self.members = Membership(config.workers, config.servers, config.lease_s, first_incarnation)
         self.journal = Journal(now)
-        self._leases = itertools.count(1)
-        self._map_version = 0
-        self._rounds_begun = 1
+        self.numbers = Numbers()
+        self.holds = Numbers()  # of cuts and of other times when pushes wait
+        self._first = first_incarnation
+        self.map_version, self._rounds_begun = 0, 1
+        self._job = self.members.job
         self._state = self.members.state
         self._wakes: set[str] = set()
         self._losses: list[Loss] = []
@@ -69,7 +69,7 @@ class SchedulerState(DataEvents):
             self.config,
             self.members,
             self.journal,
-            self._leases,
+            self.numbers,
             self._wakes.add,
             self.figures.speed,
         )
@@ -77,8 +77,20 @@ class SchedulerState(DataEvents):
         self.adaptation = Adaptation(self.journal, self.config.heartbeat_s)
         self.schedule: Schedule | None = None
         self.warm = WarmStarts(self.members, self.data, self.journal, self._wakes.add)
+        self.draft: Draft | None = None
+        self.resumed: Resumed | None = None
+        self.lineage = f"{self._first}-{self.members.job}"
         self._names: dict[WorkerId, str] = {}
         self._losses.clear()
+
+    def _begin_anew(self) -> None:
+        """What belongs to another job is void."""
+        self._job = self.members.job
+        self._rounds_begun = self.rounds.next_number
+        lineage = self.lineage
+        self._reset()
+        if self.members.origin < self.members.job:  # it goes on with the one before
+            self.lineage = lineage
 
     # -- instructions for the shell
 
@@ -109,17 +121,19 @@ class SchedulerState(DataEvents):
             check_name(name, "member", self.config.limits)
         if self.config.once and self.members.ended() and role is Role.WORKER:
             raise InvalidRequestError("the job has ended; this scheduler serves one job (once)")
+        job = self.members.job
         done = self.members.register(role, name, now, address=address, host=host, pid=pid)
-        if done.new_job:
-            self._rounds_begun = self.rounds.next_number
-            self._reset()
+        if self.members.job != self._job:
+            self._begin_anew()
         member = done.member
         where = f" on {member.host}" if member.host else ""
         rank = f" as rank {member.rank}" if role is Role.WORKER else ""
-        self.journal.say(f"{member.name} registered{rank}{where}", now)
-        if done.replaced is not None and not done.new_job:
-            self._gone(done.replaced, heir=member)
-            self._lose_mates(done.replaced, now)
+        old = done.replaced
+        newer = f"; takes the place of incarnation {old.incarnation}" if old is not None else ""
+        self.journal.say(f"{member.name} registered{rank}{where}{newer}", now)
+        if old is not None and not done.new_job and job == self._job:
+            self._gone(old, heir=member)
+            self._lose_mates(old, now)
         if role is Role.WORKER:
             self._names[worker_id(member)] = member.name
             self.data.join(member)
@@ -187,6 +201,9 @@ class SchedulerState(DataEvents):
                 self._lose(mate.name, reason, now)
 
     def _gone(self, *members: Member, heir: Member | None = None) -> None:
+        if self.members.job != self._job:  # it was rolled back
+            self._begin_anew()
+            return
         workers = [m for m in members if m.role is Role.WORKER]
         for member in members:
             if self.members.find(member.name) is None:
@@ -206,6 +223,7 @@ class SchedulerState(DataEvents):
 
     def _after(self, now: float, *topics: str) -> None:
         self._wakes.update(topics)
+        self._place(now)
         if self.members.state is not self._state:
             self._state = self.members.state
             if self._state is JobState.RUNNING:
@@ -263,7 +281,7 @@ class SchedulerState(DataEvents):
         servers = self.shape.staying
         if len(servers) < min(self.config.servers, self.members.servers):
             raise ResourceError(self.members.missing())
-        group, new = self.groups.register(spec, servers, self._map_version + 1)
+        group, new = self.groups.register(spec, servers, self.map_version + 1)
         if new:
             self._next_map_version()
             self.members.hold(name for name, _ in servers if not replicated(spec))
@@ -277,10 +295,6 @@ class SchedulerState(DataEvents):
         self.members.join_group(member.name, spec.name)
         self._after(now, group_topic(spec.name))
         return group
-
-    def _next_map_version(self) -> int:
-        self._map_version += 1
-        return self._map_version
 
     def await_group(self, caller: Caller, name: str, now: float) -> Storing:
         """Whether first values are stored; the live worker of the lowest rank stores them."""
@@ -361,23 +375,7 @@ class SchedulerState(DataEvents):
         whom = words(self.members, members, now, waiting.count)
         return f"barrier {waiting.name!r} waits for {whom}"
 
-    # -- schedules and scalars
-
-    def save_schedule(self, caller: Caller, schedule: Schedule) -> None:
-        """Keeps the newest by (epoch, clock)."""
-        self.worker(caller)
-        limit = self.config.limits.outbox_bytes
-        if len(schedule.state) > limit:
-            raise ResourceError(
-                f"schedule state of {len(schedule.state)} characters: at most {limit}"
-            )
-        old = self.schedule or schedule
-        if (old.epoch, old.clock) <= (schedule.epoch, schedule.clock):
-            self.schedule = schedule
-
-    def job_epoch(self) -> int:
-        """The epoch a joiner starts in: that of the first data set, or of the newest schedule."""
-        return max(self.data.epoch(), self.schedule.epoch if self.schedule else 0)
+    # -- scalars
 
     def log(self, caller: Caller, scalars: Mapping[str, float]) -> None:
         """Keeps the newest value of each scalar."""

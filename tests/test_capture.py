@@ -24,6 +24,7 @@ from paramserver.core.tables import Initial, TableSpec
 from paramserver.errors import FencedError, InvalidRequestError, NotFoundError, SnapshotError
 from paramserver.ps.capture import GroupCapture
 from paramserver.ps.group import Cell, GroupState
+from paramserver.ps.rules import Bucket
 from paramserver.ps.tables.store import Rows
 from paramserver.ps.vectors import Vector, Vectors
 from paramserver.ps.workshop import Workshop
@@ -548,6 +549,21 @@ def _begin_damaged(c: Any, directory: Path) -> None:
         client.register("g", first(), torch.optim.Adam)
 
 
+def test_a_group_without_first_values_is_captured_as_that() -> None:
+    group, other = a_group(False), a_group(False)
+    group.cells[0].dense.values.popitem()
+    capture = GroupCapture(group, 3)
+    states = dict(capture.states())
+    assert not capture.describe().stored
+    for cell in other.cells:
+        cell.bucket = Bucket(list(cell.slices.values()), other.spec.tensors, "Adam", ({},))
+        cell.dense.load({i: states[i] for i in cell.slices})
+    other._unset = set(other.slices)
+    other.restored(3, 3)
+    assert not other.stored
+    assert len(other._unset) == 1
+
+
 # Export
 
 
@@ -590,7 +606,10 @@ def test_an_exported_group_is_plain_torch(
     assert list(optimizer.state_dict()["state"]) == list(range(3))
 
 
-def test_an_exported_table_is_ids_and_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["", "memory://"])
+def test_an_exported_table_is_ids_and_rows(tmp_path: Path, scheme: str) -> None:
+    directory = f"{scheme}{tmp_path}"
+
     def train(client: ps.Client) -> None:
         table = client.table("t", 2, optimizer=torch.optim.Adagrad, init=ps.Zeros())
         table.push(torch.tensor([5, -3, 2**40]), torch.ones(3, 2))
@@ -598,8 +617,8 @@ def test_an_exported_table_is_ids_and_rows(tmp_path: Path) -> None:
 
     with cluster(2, 1) as c:
         c.workers(train)
-        Snapshooter(c, str(tmp_path)).take("a")
-    store = open_store(str(tmp_path))
+        Snapshooter(c, directory).take("a")
+    store = open_store(directory)
     with open_groups(store, read_manifest(store, "a")) as groups:
         found = groups["t"].state_dict()
         with pytest.raises(InvalidRequestError, match=r"no optimizer of torch\.optim"):

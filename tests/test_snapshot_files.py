@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
 
+from paramserver import failpoints
 from paramserver.errors import ConfigurationError, SnapshotError
 from paramserver.snapshot_files import (
     MANIFEST,
@@ -317,17 +321,49 @@ def test_prune_leaves_what_is_not_ours(tmp_path: Path) -> None:
     assert store.folders() == ["busy", "empty", "model", "s2", "s3", "site"]
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("where", ["snapshot.before_fsync", "snapshot.before_rename"])
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, where: str) -> None:
     store = open_store(str(tmp_path))
     put(store, "a/f", b"before")
-
-    def full(number: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("paramserver.snapshot_stores.os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        put(store, "a/f", b"after")
-    monkeypatch.undo()
+    failpoints.arm(f"{where}:error=ENOSPC")
+    try:
+        with pytest.raises(OSError, match="No space"):
+            put(store, "a/f", b"after")
+    finally:
+        failpoints.arm("")
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["f"]
     with store.open("a/f") as stream:
         assert stream.read() == b"before"
+
+
+CRASHES = """
+import sys
+from tests.test_snapshot_files import snapshot
+from paramserver import failpoints
+from paramserver.snapshot_files import open_store
+failpoints.arm(sys.argv[2])
+snapshot(open_store(sys.argv[1]), "two", 2.0)
+"""
+
+
+@pytest.mark.parametrize("step", ["before_fsync", "before_rename", "after_rename"])
+@pytest.mark.parametrize("time", [1, 2], ids=["tensors", "manifest"])
+def test_a_crash_leaves_a_whole_snapshot_or_none(tmp_path: Path, step: str, time: int) -> None:
+    store = open_store(str(tmp_path))
+    one = snapshot(store, "one", 1.0)
+    ended = subprocess.run(
+        [sys.executable, "-c", CRASHES, str(tmp_path), f"snapshot.{step}:crash@{time}"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == -9
+    found = [manifest.name for manifest in complete(store)]
+    assert found == (["one", "two"] if (step, time) == ("after_rename", 2) else ["one"])
+    good, problems = newest_good(store)
+    assert good is not None
+    assert (good.name, problems) == (found[-1], [])
+    if found == ["one"]:
+        assert good == one
+        snapshot(store, "three", 3.0)
+        assert prune(store, 1) == ["one", "two"], "what never became a snapshot goes too"

@@ -19,6 +19,7 @@ from paramserver.errors import (
     FencedError,
     JobFailedError,
     ParameterServerError,
+    RolledBackError,
     UsageError,
     WaitTimeoutError,
 )
@@ -47,13 +48,11 @@ class Session:
         scheduler: the channel to the scheduler.
         name, rank, incarnation, job: who this is; rank -1 for a reader. workers: expected.
         party, parties, replica: its features, and the replica whose samples it works on.
-        launched: a launcher started this process.
+        launched, snapshots: a launcher started this; snapshots are taken. epoch: of its loop.
         identity_file: where the launcher looks for who this is, and then says how it ended.
-        batches: samples handed out, and the pushes they went into.
-        speed: how fast this worker computes.
+        batches, speed: samples handed out, and their pushes; how fast this worker computes.
         substitutes: what acts for this worker while it waits for others.
-        run_file: what is written down of the run.
-        lookahead: the batch that comes next.
+        run_file, lookahead: what is written down of the run; the batch that comes next.
     """
 
     def __init__(
@@ -68,28 +67,25 @@ class Session:
         self.config, self.scheduler = config, scheduler
         self.name = config.name or ""
         self.rank, self.parties = -1, 1
-        self.incarnation = self.job = self.workers = self.party = self.replica = 0
+        self.incarnation = self.job = self.workers = self.party = self.replica = self.epoch = 0
         self.batches = Batches()
         self.substitutes = Substitutes()
         self.lookahead = Lookahead()
-        self.launched = launched
+        self.launched, self.snapshots, self._goes_on = launched, False, False
         self.identity_file = identity_file
         self._now = now
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._newest = 0
         self._view = scheduler_pb2.View()
         self._end: ParameterServerError | None = None
-        self._left = False
-        self._away = False
-        self._heartbeat_s = 1.0
-        self._lease_s = 10.0
+        self._left = self._away = False
+        self._heartbeat_s, self._lease_s = 1.0, 10.0
         self._clocks: dict[str, Callable[[], int]] = {}
         self._settles: list[Callable[[], None]] = []
         self._chores: list[Callable[[], None]] = []
         self._listeners: list[Callable[[scheduler_pb2.HeartbeatReply], None]] = []
         self._figures = Figures()
-        self._fastest = 0.0
+        self._newest, self._fastest = 0, 0.0
         self._stop = threading.Event()
         self.run_file = RunFile()
         self.speed = Speed(now, self._stop.wait, config.emulation)
@@ -129,13 +125,15 @@ class Session:
         self.incarnation, self.job, self.workers = who.incarnation, who.job, reply.workers
         self.party, self.parties, self.replica = reply.party, max(reply.parties, 1), reply.replica
         self._heartbeat_s, self._lease_s = reply.heartbeat_s, reply.lease_s
+        self.snapshots, self._goes_on = reply.snapshots, reply.goes_on
         self.saw_view(who.view)
         if self.identity_file is not None:
             write_identity(self.identity_file, self)
 
     def _await_start(self) -> None:
         timeout = self.config.timeout
-        deadline = self._now() + timeout
+        patience = self.config.wait_timeout if self._goes_on else timeout
+        deadline = self._now() + patience
         arrivals = -1
         waiting = Waiting("the start of the job", self._now)
         while True:
@@ -147,10 +145,10 @@ class Session:
                 self._learn(reply.view)
                 return
             if arrivals not in (-1, reply.arrivals):
-                deadline = self._now() + timeout
+                deadline = self._now() + patience
             elif self._now() >= deadline:
                 raise WaitTimeoutError(
-                    f"{reply.pending}: nobody came for {timeout:g} s; start the missing "
+                    f"{reply.pending}: nobody came for {patience:g} s; start the missing "
                     "processes, or raise timeout= of paramserver.connect"
                 )
             arrivals = reply.arrivals
@@ -389,9 +387,12 @@ class Session:
                 method, request = farewell(self.identity(), failure, fatal=fatal, code=code)
                 self.scheduler.call(method, request, timeout=LEAVE_S)
         except FencedError as error:
+            self._end = error
             logger.warning("left already: %s", error)
         finally:
             self.stop()
+        if failure is None and isinstance(self._end, RolledBackError):
+            raise self._end  # what was finished was undone
 
     @property
     def left(self) -> bool:

@@ -40,6 +40,7 @@ class Lookup(Request):
         self._group = await self.service.group(lookup.group, lookup.map_version)
         if self._group.spec.table is None:
             raise InvalidRequestError(f"group {lookup.group!r} is no table: pull its tensors")
+        self._table = self._group.spec.table
         self._group.check_slices(lookup.slices)
         if len(lookup.have) not in (0, len(lookup.slices)):
             raise InvalidRequestError("lookup: as many versions as slices, or none")
@@ -54,7 +55,7 @@ class Lookup(Request):
             if index not in self._lookup.slices:
                 raise InvalidRequestError(f"data: slice {index} is not of its lookup")
             if checksum(piece) == mark:
-                self._keys[index] = decode_keys(piece, index)
+                self._keys[index] = decode_keys(piece, index, self._table.rows)
             else:
                 refused.append(index)
         self.refuse(refused)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from paramserver.errors import SnapshotError
+from paramserver.failpoints import failpoint
 from paramserver.snapshot_stores import (
     NewFile,
     Store,
@@ -121,6 +122,7 @@ def _checksum(body: Mapping[str, Any]) -> str:
 def write_manifest(store: Store, manifest: Manifest) -> None:
     """Makes a snapshot exist; its files are there already."""
     check_snapshot_name(manifest.name)
+    failpoint("snapshot.before_manifest")
     with store.create(f"{manifest.name}/{MANIFEST}") as made:
         made.stream.write(manifest.to_json().encode())
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from paramserver.errors import ConfigurationError, SnapshotError
+from paramserver.failpoints import failpoint
 
 CHUNK = 1 << 20
 MAX_PART = 200
@@ -33,6 +34,7 @@ class NewFile:
 
     def finish(self) -> None:
         """Brings all bytes to the disk and reads them back for the checksum."""
+        failpoint("snapshot.before_fsync")
         self.stream.flush()
         os.fsync(self.stream.fileno())
         self.stream.seek(0)
@@ -138,7 +140,9 @@ class LocalStore:
                 made = NewFile(stream)
                 yield made
                 made.finish()
+            failpoint("snapshot.before_rename")
             os.replace(draft, path)
+            failpoint("snapshot.after_rename")
         except BaseException:
             with suppress(OSError):
                 os.unlink(draft)
@@ -216,7 +220,9 @@ class RemoteStore:
                 yield made
                 made.finish()
             self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
+            failpoint("snapshot.before_rename")
             self._system.put_file(draft, path)
+            failpoint("snapshot.after_rename")
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:

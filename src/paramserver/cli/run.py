@@ -9,10 +9,10 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import click
 
@@ -26,8 +26,10 @@ from paramserver.cli.exits import (
     failure_of,
     restart_reason,
     root_cause,
+    was_rolled_back,
 )
 from paramserver.cli.output import Output
+from paramserver.cli.plan import Plan
 from paramserver.cli.progress import Progress
 from paramserver.cli.state import Source, State
 from paramserver.cli.trust import trust_options
@@ -44,7 +46,7 @@ from paramserver.launch import (
     stop,
     worker_environment,
 )
-from paramserver.trust import OPEN, Trust
+from paramserver.trust import Trust
 
 POLL_S = 1.0
 ENOUGH_S = 0.1  # between looks at whether a run has had enough
@@ -80,6 +82,7 @@ OBEY_S = 15.0  # for workers to end by themselves once the scheduler says that t
 @options.lease_option
 @options.scheme_option
 @options.run_dir_option
+@options.snapshot_options
 @click.option("-q", "--quiet", is_flag=True, help="Only what the workers say, and failures.")
 @trust_options
 @options.module_option
@@ -88,6 +91,7 @@ OBEY_S = 15.0  # for workers to end by themselves once the scheduler says that t
 @click.pass_context
 def run(
     ctx: click.Context,
+    /,
     servers: int,
     workers: int,
     parties: int,
@@ -101,6 +105,7 @@ def run(
     module: bool,
     script: str,
     args: tuple[str, ...],
+    **snapshots: Any,
 ) -> None:
     """A whole cluster on this machine, and SCRIPT on each of its workers.
 
@@ -118,32 +123,10 @@ def run(
         command=script_command(script, args, module=module),
         environment=options.worker_settings(scheme, run_dir),
         trust=trust,
+        snapshots=options.snapshot_config(**snapshots),
     )
     with tempfile.TemporaryDirectory(prefix="paramserver-") as folder, Output(quiet=quiet) as out:
         ctx.exit(Supervisor(plan, out, Path(folder)).run())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What ``run`` was asked for.
-
-    Attributes:
-        command: the script's.
-        environment: of the workers, besides what they inherit.
-        trust: of every process.
-        enough: looked at again and again; once true, the run ends well whatever the script does.
-    """
-
-    servers: int
-    workers: int
-    parties: int = 1
-    assign: str
-    lease_s: float
-    max_restarts: int
-    command: list[str]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    trust: Trust = OPEN
-    enough: Callable[[], bool] | None = None
 
 
 class Supervisor:
@@ -206,6 +189,7 @@ class Supervisor:
             parties=plan.parties,
             assign=plan.assign,
             lease=plan.lease_s,
+            **options.snapshot_flags(plan.snapshots),
         )
         self._address = scheduler.wait_ready()
         self._start_servers(plan.servers)
@@ -217,8 +201,7 @@ class Supervisor:
         """Starts servers until there are so many: ``scale`` may have asked for more."""
         free = (name for i in itertools.count() if (name := f"ps-{i}") not in self.children)
         for _ in range(count - sum(c.role == "ps" for c in self.children.values())):
-            name = next(free)
-            self._start_role(name, "ps", scheduler=self._address, name=name, bind="127.0.0.1:0")
+            self._start_server(next(free))
 
     def _start_role(self, name: str, role: str, /, **flags: object) -> Child:
         child = Child(
@@ -231,6 +214,9 @@ class Supervisor:
         )
         self.children[name] = child
         return child
+
+    def _start_server(self, name: str) -> None:
+        self._start_role(name, "ps", scheduler=self._address, name=name, bind="127.0.0.1:0")
 
     def _identity(self, name: str) -> Path:
         return self._folder / f"{name}.json"
@@ -281,11 +267,14 @@ class Supervisor:
             self._output.say(f"{child.name} has no slices any more and left")
             del self.children[child.name]
         elif child.role != "worker":
-            self._fail(child)
+            self._on_role_exit(child)
         elif code == DONE:
             self._todo.discard(child.name)
             identity = self._identity(child.name)
-            report_exit(self._address, identity, child.name, code, self._plan.trust)
+            if report_exit(self._address, identity, child.name, code, self._plan.trust):
+                self._again(child.name)
+        elif was_rolled_back(child):
+            self._again(child.name)
         elif (why := restart_reason(child)) and self._done():
             self._todo.discard(child.name)
             self._output.say(f"{child.name} {why}; the job is done without it")
@@ -302,6 +291,22 @@ class Supervisor:
         state = self._progress.state
         wanted = self._plan.servers if state is None else state["job"]["expected_servers"]
         return sum(c.role == "ps" for c in self.children.values()) > int(wanted)
+
+    def _again(self, name: str) -> None:
+        """A worker whose job went back to a snapshot: no failure of its own."""
+        self._output.say(f"{name} was sent back to a snapshot: starting it again")
+        self._start_worker(name)
+
+    def _on_role_exit(self, child: Child) -> None:
+        """A server that was killed starts again where the job can go back to a snapshot."""
+        code = child.code or 0
+        needed = child.role == "ps" and bool(self._plan.snapshots.directory)
+        if needed and self._rule.restarts(child.name, code):
+            count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
+            self._output.say(f"{child.name} was killed, {describe_exit(code)}: {count}")
+            self._start_server(child.name)
+        else:
+            self._fail(child)
 
     def _done(self) -> bool:
         """Whether the others have finished the job: one that came now would begin the next."""

@@ -99,8 +99,8 @@ def check_reachable(address: str, trust: Trust = OPEN, timeout: float = 3.0) -> 
     host, port = options.split(address)
     try:
         socket.create_connection((host, port), timeout).close()
-    except OSError as error:
-        why = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", "") or "no host of this name"
         raise ConnectionLostError(f"no scheduler at {address}: {why}") from error
     diagnose.check_reachable(address, trust, "scheduler")
 

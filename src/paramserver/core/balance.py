@@ -9,6 +9,7 @@ from dataclasses import dataclass
 GAIN = 1.15  # a step must become so many times as short, else the sizes stay
 SETTLE = 10  # clocks between two changes: what was measured before says little of the new sizes
 KEPT = 16  # changes that a worker far behind may still have to catch up with
+SLOWEST = 1e-9  # samples per second; less was not measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +81,12 @@ def batch_sizes(speeds: Mapping[int, float], total: int) -> dict[int, int]:
     """Sizes in proportion to speeds, by largest remainders; each at least 1, the sum exact.
 
     Args:
-        speeds: samples per second by rank; 0.0: as the mean of the others.
+        speeds: samples per second by rank; 0.0, or next to it: as the mean of the others.
         total: the global batch; at least one sample for each worker.
     """
-    known = [speed for speed in speeds.values() if speed > 0]
+    known = [speed for speed in speeds.values() if speed > SLOWEST]
     mean = sum(known) / len(known) if known else 1.0
-    wanted = {rank: speed if speed > 0 else mean for rank, speed in speeds.items()}
+    wanted = {rank: speed if speed > SLOWEST else mean for rank, speed in speeds.items()}
     sizes: dict[int, int] = {}
     while wanted:
         per_speed = (total - len(sizes)) / sum(wanted.values())

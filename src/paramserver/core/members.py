@@ -71,7 +71,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All members at one moment; servers first, then workers by rank, then readers."""
+    """All members at one moment; servers first, then workers by rank, then readers.
+
+    ``origin``: the job that this one goes on with after roll-backs; itself without any.
+    """
 
     number: int
     job: int
@@ -79,6 +82,7 @@ class View:
     message: str
     members: tuple[Member, ...]
     started: bool
+    origin: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,15 @@ class Caller:
 def worker_id(member: Member) -> WorkerId:
     """A worker as clocks, rounds and leases know it."""
     return WorkerId(member.rank, member.incarnation)
+
+
+def rolled_back(job: int, now: int) -> str:
+    """What a worker of job ``job`` is told once it has become job ``now``."""
+    return (
+        f"job {job} went back to a snapshot, as job {now}: what this process holds is of steps "
+        "that were undone; start it again (`paramserver worker` and `run` do) and it goes on from "
+        "the snapshot"
+    )
 
 
 def view_order(member: Member) -> tuple[int, int, int, str]:

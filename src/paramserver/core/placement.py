@@ -17,6 +17,7 @@ RULES = ("step", "add", "delta", "maximum", "first", "frozen", "rows")
 MAX_DIMENSIONS = 64
 MAX_SLICES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9_.\-/]+")
+_NOT_NEGATIVE = frozenset({"lr", "momentum", "weight_decay", "eps"})
 _CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _INT64 = 1 << 63
 
@@ -169,6 +170,8 @@ def _check_options(number: int, options: Mapping[str, Option]) -> None:
             raise InvalidRequestError(
                 f"param group {number}: {name}={value}: hyper-parameters must be finite"
             )
+        if name in _NOT_NEGATIVE and any(isinstance(v, (int, float)) and v < 0 for v in numbers):
+            raise InvalidRequestError(f"param group {number}: {name}={value}: must be >= 0")
 
 
 def _check_tensor(tensor: TensorSpec, spec: GroupSpec, limits: Limits) -> None:
@@ -263,15 +266,20 @@ def _options_difference(
     return None
 
 
-def place(spec: GroupSpec, servers: Sequence[tuple[str, str]], version: int) -> Group:
+def place(
+    spec: GroupSpec, servers: Sequence[tuple[str, str]], version: int, elements: int = 0
+) -> Group:
     """Cuts a group and deals its slices over servers, given as (name, address).
+
+    Args:
+        elements: of a slice, where the group was cut before; 0: not yet.
 
     Raises:
         ResourceError: more slices than a map may have.
     """
     if spec.table is not None:
         return _place_table(spec, servers, version)
-    elements = slice_elements(spec.tensors, len(servers))
+    elements = elements or slice_elements(spec.tensors, len(servers))
     count = sum(-(-max(t.elements, 1) // elements) for t in spec.tensors)
     if count > MAX_SLICES:
         raise ResourceError(
@@ -346,3 +354,11 @@ class Groups:
         group = place(spec, servers, version)
         self._groups[spec.name] = group
         return group, True
+
+    def restore(
+        self, spec: GroupSpec, servers: Sequence[tuple[str, str]], version: int, elements: int
+    ) -> Group:
+        """A group of a snapshot, whose values are stored; arguments as for ``place``."""
+        group = self._groups[spec.name] = place(spec, servers, version, elements)
+        group.stored = True
+        return group

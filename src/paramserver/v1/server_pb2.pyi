@@ -725,20 +725,22 @@ class SnapshotReply(_message.Message):
     def __init__(self, file: _Optional[str] = ..., bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[CapturedGroup, _Mapping]]] = ..., held_s: _Optional[float] = ..., wrote_s: _Optional[float] = ...) -> None: ...
 
 class CapturedGroup(_message.Message):
-    __slots__ = ("group", "clock", "version", "slices", "versions", "spans")
+    __slots__ = ("group", "clock", "version", "slices", "versions", "spans", "stored")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     CLOCK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SLICES_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
     group: str
     clock: int
     version: int
     slices: _containers.RepeatedScalarFieldContainer[int]
     versions: _containers.RepeatedScalarFieldContainer[int]
     spans: _containers.RepeatedCompositeFieldContainer[_common_pb2.Span]
-    def __init__(self, group: _Optional[str] = ..., clock: _Optional[int] = ..., version: _Optional[int] = ..., slices: _Optional[_Iterable[int]] = ..., versions: _Optional[_Iterable[int]] = ..., spans: _Optional[_Iterable[_Union[_common_pb2.Span, _Mapping]]] = ...) -> None: ...
+    stored: bool
+    def __init__(self, group: _Optional[str] = ..., clock: _Optional[int] = ..., version: _Optional[int] = ..., slices: _Optional[_Iterable[int]] = ..., versions: _Optional[_Iterable[int]] = ..., spans: _Optional[_Iterable[_Union[_common_pb2.Span, _Mapping]]] = ..., stored: bool = ...) -> None: ...
 
 class MoveRequest(_message.Message):
     __slots__ = ("job", "move", "group", "map_version", "step", "pushes", "workers", "frontier", "slices", "source", "map", "limit_s")

@@ -86,11 +86,11 @@ def encode_keys(keys: Keys) -> Piece:
     return as_bytes(torch.from_numpy(keys.view(np.int64)))
 
 
-def decode_keys(piece: Piece, slice_: int) -> Keys:
-    """The keys of a sub-table.
+def decode_keys(piece: Piece, slice_: int, rows: int | None = None) -> Keys:
+    """The keys of a sub-table, of a table whose ids are 0 to ``rows`` - 1 (None: any).
 
     Raises:
-        InvalidRequestError: cut off, not ascending, or of another sub-table.
+        InvalidRequestError: cut off, not ascending, of another sub-table, or of no row.
     """
     if len(piece) % KEY_BYTES:
         raise InvalidRequestError(f"keys: {len(piece)} bytes, must be a multiple of 8")
@@ -101,4 +101,11 @@ def decode_keys(piece: Piece, slice_: int) -> Keys:
         )
     if len(keys) and not int(keys[0]) >> SHIFT == int(keys[-1]) >> SHIFT == slice_:
         raise InvalidRequestError(f"keys of another sub-table were sent for sub-table {slice_}")
+    if rows is not None and len(keys):
+        ids = keys * np.uint64(INVERSE)  # negative ones are the largest
+        if ids.max() >= rows:
+            worst = int(ids.max().view(np.int64))
+            raise InvalidRequestError(
+                f"id {worst} is out of range: the table has {rows} rows, 0 to {rows - 1}"
+            )
     return keys

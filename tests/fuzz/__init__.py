@@ -1,0 +1,1 @@
+"""Garbage for everything that reads bytes of others: ``python -m tests.fuzz --seconds 300``."""
