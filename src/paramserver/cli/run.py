@@ -201,8 +201,7 @@ class Supervisor:
         """Starts servers until there are so many: ``scale`` may have asked for more."""
         free = (name for i in itertools.count() if (name := f"ps-{i}") not in self.children)
         for _ in range(count - sum(c.role == "ps" for c in self.children.values())):
-            name = next(free)
-            self._start_role(name, "ps", scheduler=self._address, name=name, bind="127.0.0.1:0")
+            self._start_server(next(free))
 
     def _start_role(self, name: str, role: str, /, **flags: object) -> Child:
         child = Child(
@@ -264,7 +263,7 @@ class Supervisor:
         assert code is not None
         if child is not self.children[child.name]:
             return
-        if child.role == "ps" and code == DONE:  # only one that is not needed ends well by itself
+        if child.role == "ps" and code == DONE and self._left_over():
             self._output.say(f"{child.name} has no slices any more and left")
             del self.children[child.name]
         elif child.role != "worker":
@@ -285,6 +284,13 @@ class Supervisor:
             self._start_worker(child.name)
         else:
             self._fail(child)
+
+    def _left_over(self) -> bool:
+        """Whether fewer servers are wanted than there were: ``scale`` has let one go."""
+        self._last_look()
+        state = self._progress.state
+        wanted = self._plan.servers if state is None else state["job"]["expected_servers"]
+        return sum(c.role == "ps" for c in self.children.values()) > int(wanted)
 
     def _again(self, name: str) -> None:
         """A worker whose job went back to a snapshot: no failure of its own."""
