@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 from paramserver.core.dataset import DatasetSpec, Leased
@@ -10,6 +10,7 @@ from paramserver.core.members import Caller, JobState, Member, Role, State, View
 from paramserver.core.parties import ReplicaQueue
 from paramserver.core.placement import Group
 from paramserver.core.replicas import Formed, Offer
+from paramserver.core.replication import Place
 from paramserver.core.rounds import Arrival
 from paramserver.core.shards import ShardQueue
 from paramserver.errors import InvalidRequestError
@@ -59,7 +60,25 @@ def member_to_proto(member: Member) -> scheduler_pb2.Member:
     )
 
 
-def view_to_proto(view: View, bounds: Mapping[str, int]) -> scheduler_pb2.View:
+def place_to_proto(place: Place) -> scheduler_pb2.Place:
+    made = scheduler_pb2.Place(
+        server=place.server,
+        epoch=place.epoch,
+        address=place.address,
+        primary=place.primary.name,
+        primary_incarnation=place.primary.incarnation,
+        ready=place.ready,
+    )
+    if place.backup is not None:
+        made.backup = place.backup.name
+        made.backup_incarnation = place.backup.incarnation
+        made.backup_address = place.backup.address
+    return made
+
+
+def view_to_proto(
+    view: View, bounds: Mapping[str, int], places: Iterable[Place] = ()
+) -> scheduler_pb2.View:
     """``bounds``: of the adaptive groups."""
     return scheduler_pb2.View(
         number=view.number,
@@ -69,6 +88,7 @@ def view_to_proto(view: View, bounds: Mapping[str, int]) -> scheduler_pb2.View:
         members=[member_to_proto(m) for m in view.members],
         started=view.started,
         bounds=bounds,
+        places=map(place_to_proto, places),
     )
 
 

@@ -116,7 +116,7 @@ class SchedulerService(CoordinationMethods, DataMethods):
     def _current(self) -> pb.View:
         view = self.state.members.view()
         if self._view is None or self._view.number != view.number:
-            self._view = view_to_proto(view, self.state.adaptation.bounds)
+            self._view = view_to_proto(view, self.state.adaptation.bounds, self.state.places.all)
         return self._view
 
     async def _poll(
@@ -244,6 +244,12 @@ class SchedulerService(CoordinationMethods, DataMethods):
         self.state.fail(caller, request.reason, request.fatal, request.exit_code, self._now())
         self._after()
         return pb.FailReply()
+
+    async def BackupReady(self, request: pb.BackupReadyRequest) -> pb.BackupReadyReply:
+        caller = self._enter(request.member)
+        self.state.backup_ready(caller, request.server, request.epoch, self._now())
+        self._after()
+        return pb.BackupReadyReply()
 
     # -- groups
 

@@ -22,16 +22,14 @@ from paramserver.core.membership import Membership
 from paramserver.core.placement import Group, Groups, GroupSpec, check_name
 from paramserver.core.replicas import Formed, Offer
 from paramserver.core.rounds import Released, Rounds, Waiting
-from paramserver.errors import (
-    InvalidRequestError,
-    ResourceError,
-)
+from paramserver.errors import InvalidRequestError, ResourceError
 from paramserver.scheduler.adaptation import Adaptation
 from paramserver.scheduler.data_events import DataEvents
 from paramserver.scheduler.datasets import Datasets
 from paramserver.scheduler.facts import Loss, Schedule, Storing
 from paramserver.scheduler.figures import Figures
 from paramserver.scheduler.journal import Journal
+from paramserver.scheduler.places import Places
 from paramserver.scheduler.replicas import ReplicaGroups, replicated
 from paramserver.scheduler.topics import EVERYTHING, group_topic, round_topic
 from paramserver.scheduler.warm_start import WarmStarts
@@ -50,6 +48,7 @@ class SchedulerState(DataEvents):
     def __init__(self, config: SchedulerConfig, now: float, first_incarnation: int = 1) -> None:
         self.config = config
         self.members = Membership(config.workers, config.servers, config.lease_s, first_incarnation)
+        self.members.mends = config.durability == "replica"
         self.journal = Journal(now)
         self._leases = itertools.count(1)
         self._map_version = 0
@@ -61,6 +60,7 @@ class SchedulerState(DataEvents):
 
     def _reset(self) -> None:
         self.groups = Groups(self.config.limits)
+        self.places = Places(self.members, self.groups, self.journal)
         self.replicas = ReplicaGroups(self.members, self.groups, self.journal)
         self.figures = Figures()
         self.data = Datasets(
@@ -118,6 +118,7 @@ class SchedulerState(DataEvents):
         if done.replaced is not None and not done.new_job:
             self._gone(done.replaced, heir=member)
             self._lose_mates(done.replaced, now)
+        self.places.come(member)
         if role is Role.WORKER:
             self._names[worker_id(member)] = member.name
             self.data.join(member)
@@ -187,6 +188,7 @@ class SchedulerState(DataEvents):
     def _gone(self, *members: Member, heir: Member | None = None) -> None:
         workers = [m for m in members if m.role is Role.WORKER]
         for member in members:
+            self.places.go(member)
             if self.members.find(member.name) is None:
                 self.figures.forget(member.name)
         for member in workers:
@@ -204,6 +206,7 @@ class SchedulerState(DataEvents):
 
     def _after(self, now: float, *topics: str) -> None:
         self._wakes.update(topics)
+        self.places.look(now)
         if self.members.state is not self._state:
             self._state = self.members.state
             cause = f": {self.members.message}" if self.members.message else ""
@@ -256,7 +259,7 @@ class SchedulerState(DataEvents):
             ResourceError: servers are missing, or too many groups.
         """
         member = self.worker(caller)
-        servers = [(s.name, s.address) for s in self.members.live(Role.SERVER)]
+        servers = self.places.servers()
         if len(servers) < self.config.servers:
             raise ResourceError(self.members.missing())
         group, new = self.groups.register(spec, servers, self._map_version + 1)
@@ -378,7 +381,13 @@ class SchedulerState(DataEvents):
 
     def start_reason(self) -> str:
         """Whom the start waits for, in words; empty: the job has started."""
-        return self.members.missing() if self.members.state is JobState.WAITING else ""
+        return self.places.missing()
+
+    def backup_ready(self, caller: Caller, server: str, epoch: int, now: float) -> None:
+        """As ``Places.filled``."""
+        self.members.check(caller)
+        self.places.filled(caller, server, epoch)
+        self._after(now, EVERYTHING)
 
     def check_invariants(self) -> None:
         """Raises AssertionError when the parts disagree."""

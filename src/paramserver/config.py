@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from paramserver.emulation import Emulation
 from paramserver.errors import ConfigurationError
 from paramserver.scheme_text import Choice
+from paramserver.types import DURABILITIES, Durability
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
@@ -49,6 +50,19 @@ def check_parties(workers: int, parties: int) -> None:
         )
 
 
+def check_durability(durability: str, servers: int) -> None:
+    """Raises ConfigurationError for an unknown one, or one that so few servers cannot keep."""
+    if durability not in DURABILITIES:
+        raise ConfigurationError(
+            f"durability={durability!r}: must be one of {', '.join(DURABILITIES)}"
+        )
+    if durability == "replica" and servers < 2:
+        raise ConfigurationError(
+            f"durability='replica', servers={servers}: a backup is kept by another server; use at "
+            "least 2 servers, or durability 'wal'"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
     """What a scheduler is told.
@@ -61,6 +75,7 @@ class SchedulerConfig:
         lease_s: seconds without a heartbeat after which a member is lost.
         heartbeat_s: seconds between heartbeats.
         once: end when the job ends.
+        durability: what a lost server costs: "memory", "wal" or "replica".
     """
 
     bind: str = "127.0.0.1:0"
@@ -71,6 +86,7 @@ class SchedulerConfig:
     lease_s: float = 10.0
     heartbeat_s: float = 1.0
     once: bool = False
+    durability: Durability = "memory"
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -78,6 +94,7 @@ class SchedulerConfig:
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}={getattr(self, name)}: must be >= 1")
         check_parties(self.workers, self.parties)
+        check_durability(self.durability, self.servers)
         if not 0 < self.heartbeat_s < self.lease_s:
             raise ConfigurationError(
                 f"heartbeat_s={self.heartbeat_s}, lease_s={self.lease_s}: "

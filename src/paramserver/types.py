@@ -14,6 +14,8 @@ ScaleLr = Literal["inverse", "sqrt", "polynomial", "none"]
 SCALES = ("inverse", "sqrt", "polynomial", "none")
 ASSIGNMENTS = ("round-robin", "random", "dynamic")
 BALANCES = ("speed",)
+Durability = Literal["memory", "wal", "replica"]
+DURABILITIES = ("memory", "wal", "replica")
 
 ITEM_SIZES = {
     "float32": 4,

@@ -74,7 +74,7 @@ class Member(_message.Message):
     def __init__(self, name: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., state: _Optional[_Union[MemberState, str]] = ..., address: _Optional[str] = ..., groups: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., heard_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class View(_message.Message):
-    __slots__ = ("number", "job", "state", "message", "members", "started", "bounds")
+    __slots__ = ("number", "job", "state", "message", "members", "started", "bounds", "places")
     class BoundsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +89,7 @@ class View(_message.Message):
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
     BOUNDS_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
     number: int
     job: int
     state: JobState
@@ -96,7 +97,44 @@ class View(_message.Message):
     members: _containers.RepeatedCompositeFieldContainer[Member]
     started: bool
     bounds: _containers.ScalarMap[str, int]
-    def __init__(self, number: _Optional[int] = ..., job: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., started: bool = ..., bounds: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    places: _containers.RepeatedCompositeFieldContainer[Place]
+    def __init__(self, number: _Optional[int] = ..., job: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., started: bool = ..., bounds: _Optional[_Mapping[str, int]] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ...) -> None: ...
+
+class Place(_message.Message):
+    __slots__ = ("server", "epoch", "address", "primary", "primary_incarnation", "backup", "backup_incarnation", "backup_address", "ready")
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PRIMARY_FIELD_NUMBER: _ClassVar[int]
+    PRIMARY_INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    BACKUP_FIELD_NUMBER: _ClassVar[int]
+    BACKUP_INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    BACKUP_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    server: str
+    epoch: int
+    address: str
+    primary: str
+    primary_incarnation: int
+    backup: str
+    backup_incarnation: int
+    backup_address: str
+    ready: bool
+    def __init__(self, server: _Optional[str] = ..., epoch: _Optional[int] = ..., address: _Optional[str] = ..., primary: _Optional[str] = ..., primary_incarnation: _Optional[int] = ..., backup: _Optional[str] = ..., backup_incarnation: _Optional[int] = ..., backup_address: _Optional[str] = ..., ready: bool = ...) -> None: ...
+
+class BackupReadyRequest(_message.Message):
+    __slots__ = ("member", "server", "epoch")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    server: str
+    epoch: int
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., server: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class BackupReadyReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("protocol", "role", "name", "address", "host", "pid")

@@ -576,3 +576,27 @@ class Tally(_message.Message):
     samples: int
     total: float
     def __init__(self, samples: _Optional[int] = ..., total: _Optional[float] = ...) -> None: ...
+
+class ReplicateRequest(_message.Message):
+    __slots__ = ("server", "job", "epoch", "number", "records", "more", "fill")
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    FILL_FIELD_NUMBER: _ClassVar[int]
+    server: str
+    job: int
+    epoch: int
+    number: int
+    records: _containers.RepeatedScalarFieldContainer[bytes]
+    more: bool
+    fill: bool
+    def __init__(self, server: _Optional[str] = ..., job: _Optional[int] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., records: _Optional[_Iterable[bytes]] = ..., more: bool = ..., fill: bool = ...) -> None: ...
+
+class ReplicateReply(_message.Message):
+    __slots__ = ("applied",)
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    applied: int
+    def __init__(self, applied: _Optional[int] = ...) -> None: ...

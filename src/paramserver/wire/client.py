@@ -14,6 +14,7 @@ from paramserver.errors import ConnectionLostError
 from paramserver.wire.methods import METHODS
 from paramserver.wire.options import CLIENT_OPTIONS, tune_allocator
 from paramserver.wire.status import from_rpc_error
+from paramserver.wire.targets import call_target
 from paramserver.wire.transport import Channel, FrameStream
 
 LINGER_S = 2.0  # that closing waits for gRPC's threads
@@ -35,11 +36,16 @@ class _GrpcStream:
 
 
 class GrpcChannel:
-    """A connection to one peer, kept open; thread-safe."""
+    """A connection to one peer, kept open; thread-safe.
+
+    Args:
+        address: HOST:PORT, or HOST:PORT/NAME of one of several servers that a process hosts.
+    """
 
     def __init__(self, address: str, peer: str = "") -> None:
         self._peer = f"{peer or 'peer'} at {address}"
-        self._channel = grpc.insecure_channel(address, options=CLIENT_OPTIONS)
+        target, self._metadata = call_target(address)
+        self._channel = grpc.insecure_channel(target, options=CLIENT_OPTIONS)
         self._calls = {
             name: self._channel.unary_unary(
                 m.path,
@@ -59,7 +65,12 @@ class GrpcChannel:
         while True:
             left = deadline - time.monotonic()
             try:
-                return self._calls[method](request, timeout=max(left, 0.001), wait_for_ready=True)
+                return self._calls[method](
+                    request,
+                    timeout=max(left, 0.001),
+                    wait_for_ready=True,
+                    metadata=self._metadata,
+                )
             except grpc.RpcError as error:
                 cause = from_rpc_error(error, self._peer)
                 if not isinstance(cause, ConnectionLostError) or left <= pause:
@@ -70,7 +81,7 @@ class GrpcChannel:
     def exchange(self, outgoing: Iterator[bytes]) -> FrameStream:
         """Opens ``Exchange``; fails at once when the peer is not there."""
         before = set(threading.enumerate())
-        stream = _GrpcStream(self._exchange(outgoing), self._peer)
+        stream = _GrpcStream(self._exchange(outgoing, metadata=self._metadata), self._peer)
         self._threads = [t for t in self._threads if t.is_alive()]
         self._threads += [t for t in threading.enumerate() if t not in before and _is_grpc(t)]
         return stream
@@ -129,14 +140,17 @@ class AsyncGrpcChannel:
 
     def __init__(self, address: str, peer: str = "peer") -> None:
         self._peer = f"{peer} at {address}"
-        self._channel = grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
+        target, self._metadata = call_target(address)
+        self._channel = grpc.aio.insecure_channel(target, options=CLIENT_OPTIONS)
 
     async def call(self, method: str, request: Message, *, timeout: float = 30.0) -> Any:
         """The reply of a unary rpc; waits for the peer to be there, but tries once."""
         m = METHODS[method]
         call = self._channel.unary_unary(m.path, m.request.SerializeToString, m.reply.FromString)
         try:
-            return await call(request, timeout=timeout, wait_for_ready=True)
+            return await call(
+                request, timeout=timeout, wait_for_ready=True, metadata=self._metadata
+            )
         except grpc.RpcError as error:
             raise from_rpc_error(error, self._peer) from None
 
@@ -145,7 +159,7 @@ class AsyncGrpcChannel:
         m = METHODS[method]
         call = self._channel.unary_stream(m.path, m.request.SerializeToString, m.reply.FromString)
         try:
-            async for reply in call(request):
+            async for reply in call(request, metadata=self._metadata):
                 yield reply
         except grpc.RpcError as error:
             raise from_rpc_error(error, self._peer) from None
@@ -155,7 +169,7 @@ class AsyncGrpcChannel:
         m = METHODS[method]
         call = self._channel.stream_stream(m.path, m.request.SerializeToString, m.reply.FromString)
         try:
-            async for reply in call(requests):
+            async for reply in call(requests, metadata=self._metadata):
                 yield reply
         except grpc.RpcError as error:
             raise from_rpc_error(error, self._peer) from None

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import signal
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Protocol, runtime_checkable
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -20,8 +20,24 @@ from paramserver.errors import ParameterServerError as Refusal
 from paramserver.wire.methods import Method
 from paramserver.wire.options import SERVER_OPTIONS, tune_allocator
 from paramserver.wire.status import to_status
+from paramserver.wire.targets import called_server
 
 log = logging.getLogger("paramserver")
+
+
+Find = Callable[[Any], Any]  # from the metadata of a call
+
+
+@runtime_checkable
+class Hosts(Protocol):
+    """Several servicers behind one port."""
+
+    def hosted(self, name: str) -> object:
+        """The one that is called ``name``; empty: the process's own.
+
+        Raises:
+            MovedError: it is not here.
+        """
 
 
 def as_refusal(error: Exception) -> Refusal:
@@ -46,10 +62,12 @@ def parse(method: Method, message: bytes) -> Message:
     return parsed
 
 
-def _unary(method: Method, function: Callable[[Any], Awaitable[Message]]) -> Any:
+def _unary(method: Method, find: Find) -> Any:
     async def handle(message: bytes, context: Any) -> bytes:
         try:
-            return (await function(parse(method, message))).SerializeToString()
+            function = find(context.invocation_metadata())
+            reply: bytes = (await function(parse(method, message))).SerializeToString()
+            return reply
         except Exception as error:
             await context.abort_with_status(to_status(as_refusal(error)))
             raise AssertionError("abort raises") from None
@@ -57,9 +75,10 @@ def _unary(method: Method, function: Callable[[Any], Awaitable[Message]]) -> Any
     return grpc.unary_unary_rpc_method_handler(handle)
 
 
-def _stream(method: Method, function: Callable[[Any], AsyncIterator[Message]]) -> Any:
+def _stream(method: Method, find: Find) -> Any:
     async def handle(message: bytes, context: Any) -> None:
         try:
+            function = find(context.invocation_metadata())
             async for reply in function(parse(method, message)):
                 await context.write(reply.SerializeToString())
         except Exception as error:
@@ -68,13 +87,14 @@ def _stream(method: Method, function: Callable[[Any], AsyncIterator[Message]]) -
     return grpc.unary_stream_rpc_method_handler(handle)
 
 
-def _duplex(method: Method, function: Callable[[Any], AsyncIterator[Message]]) -> Any:
+def _duplex(method: Method, find: Find) -> Any:
     async def parsed(messages: AsyncIterator[bytes]) -> AsyncIterator[Message]:
         async for message in messages:
             yield parse(method, message)
 
     async def handle(messages: AsyncIterator[bytes], context: Any) -> None:
         try:
+            function = find(context.invocation_metadata())
             async for reply in function(parsed(messages)):
                 await context.write(reply.SerializeToString())
         except Exception as error:
@@ -83,10 +103,10 @@ def _duplex(method: Method, function: Callable[[Any], AsyncIterator[Message]]) -
     return grpc.stream_stream_rpc_method_handler(handle)
 
 
-def _frames(function: Callable[[AsyncIterator[bytes], Any], Awaitable[None]]) -> Any:
+def _frames(find: Find) -> Any:
     async def handle(messages: AsyncIterator[bytes], context: Any) -> None:
         try:
-            await function(messages, context.write)
+            await find(context.invocation_metadata())(messages, context.write)
         except Exception as error:
             await context.abort_with_status(to_status(as_refusal(error)))
 
@@ -94,16 +114,27 @@ def _frames(function: Callable[[AsyncIterator[bytes], Any], Awaitable[None]]) ->
 
 
 def _handler(name: str, method: Method, servicer: object) -> Any:
-    function = getattr(servicer, name)
+    own = getattr(servicer, name, None)
+
+    def find(metadata: Any) -> Any:
+        """The function that a call is for: the process's, or of one of the servers it hosts."""
+        if own is not None or not isinstance(servicer, Hosts):
+            return own
+        return getattr(servicer.hosted(called_server(metadata)), name)
+
     if name == "Exchange":
-        return _frames(function)
+        return _frames(find)
     if method.client_streams:
-        return _duplex(method, function)
-    return _stream(method, function) if method.server_streams else _unary(method, function)
+        return _duplex(method, find)
+    return _stream(method, find) if method.server_streams else _unary(method, find)
 
 
 class RoleServer:
-    """A gRPC server of one role, with health."""
+    """A gRPC server of one role, with health.
+
+    Args:
+        servicer: has a method for each rpc; being ``Hosts``, servicers by name for the others.
+    """
 
     def __init__(self, service: str, methods: dict[str, Method], servicer: object) -> None:
         self._service = service
