@@ -36,7 +36,7 @@ class Places:
         return [(s.name, s.address) for s in self._members.live(Role.SERVER)]
 
     def missing(self) -> str:
-        """Whom the start of a job waits for, in words; empty: nobody. Backups are waited for too."""
+        """Whom the start of a job waits for, in words; empty: nobody. Backups belong to it."""
         if self._members.state is JobState.WAITING:
             return self._members.missing()
         return self._state.missing() if self._state is not None and not any(self._groups) else ""

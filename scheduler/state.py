@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from paramserver.config import SchedulerConfig
 from paramserver.core.members import (
     Caller,
-    JobState,
     Member,
     Registered,
     Role,

@@ -249,7 +249,7 @@ class Group(VectorMethods):
             skip=skip,
         )
         address = self.plan.map.addresses[self.plan.map.lead]
-        reply = self._transport.server(address).call("Activate", request)
+        reply = self.session.directory.call(self._transport, address, "Activate", request)
         self.clock = max(self.clock, reply.clock)
         self._activated = True
 

@@ -26,6 +26,7 @@ from paramserver.types import PROTOCOL_VERSION, StepResult
 from paramserver.v1 import common_pb2, scheduler_pb2
 from paramserver.wire.transport import Channel
 from paramserver.worker.batches import Batches, Ticket
+from paramserver.worker.directory import Directory
 from paramserver.worker.figures import Figures
 from paramserver.worker.identity import check_version, farewell, forked_error, write_identity
 from paramserver.worker.lookahead import Lookahead
@@ -53,7 +54,7 @@ class Session:
         speed: how fast this worker computes.
         substitutes: what acts for this worker while it waits for others.
         run_file: what is written down of the run.
-        lookahead: the batch that comes next.
+        lookahead: the batch that comes next. directory: where servers are now.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Session:
         self.name = config.name or ""
         self.rank, self.parties = -1, 1
         self.incarnation = self.job = self.workers = self.party = self.replica = 0
+        self.directory = Directory(scheduler)
         self.batches = Batches()
         self.substitutes = Substitutes()
         self.lookahead = Lookahead()
@@ -80,10 +82,8 @@ class Session:
         self._newest = 0
         self._view = scheduler_pb2.View()
         self._end: ParameterServerError | None = None
-        self._left = False
-        self._away = False
-        self._heartbeat_s = 1.0
-        self._lease_s = 10.0
+        self._left = self._away = False
+        self._heartbeat_s, self._lease_s = 1.0, 10.0
         self._clocks: dict[str, Callable[[], int]] = {}
         self._settles: list[Callable[[], None]] = []
         self._chores: list[Callable[[], None]] = []
@@ -175,12 +175,13 @@ class Session:
         """The newest view, fetched if another reply named a newer one; else the last one known."""
         if self._view.number < self._newest:
             try:
-                self._learn(self.scheduler.call("GetView", scheduler_pb2.GetViewRequest()))
+                self._learn(self.directory.fetch())
             except ConnectionLostError:
                 logger.debug("scheduler away: going by view %d", self._view.number)
         return self._view
 
     def _learn(self, view: scheduler_pb2.View) -> None:
+        self.directory.learn(view)
         with self._lock:
             if view.number >= self._view.number:
                 self._view = view
