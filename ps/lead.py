@@ -10,10 +10,13 @@ from typing import TypeAlias
 
 from paramserver.core.clock import Advance, Close, Contribution, Decision, Drop, GroupClock
 from paramserver.errors import ParameterServerError
+from paramserver.ps import records
 from paramserver.ps.group import GroupState
 from paramserver.ps.views import Views
 from paramserver.types import WorkerId
 from paramserver.v1 import server_pb2 as pb
+from paramserver.v1.journal_pb2 import LeadEvent
+from paramserver.wire.convert import consistency_from_proto
 from paramserver.wire.transport import AsyncChannel
 
 log = logging.getLogger("paramserver")
@@ -41,20 +44,60 @@ class Leadership:
 
     def observe(self, views: Views) -> None:
         """Takes the newest view."""
-        self.clock.consistency = self._group.consistency
-        active = views.active(self._group.spec.name)
-        self._decide(
-            self.clock.observe(started=views.current.started, active=active, lost=views.lost())
-        )
+        active, lost = views.active(self._group.spec.name), views.lost()
+        started, consistency = views.current.started, self._group.consistency
+        if self._group.journal is not None:
+            self._note(records.observed(started, active, lost, consistency))
+        self.clock.consistency = consistency
+        self._decide(self.clock.observe(started=started, active=active, lost=lost))
 
     def skip(self, worker: WorkerId) -> None:
         """A worker leaves the open clock to the others."""
+        self._note(LeadEvent(skip=pb.Drop(rank=worker.rank, incarnation=worker.incarnation)))
         self._decide(self.clock.skip(worker))
 
     def staged(self, server: str, staged: pb.Staged) -> None:
         """A server has a push complete."""
         worker = WorkerId(staged.rank, staged.incarnation)
+        if self._group.journal is not None:
+            self._note(LeadEvent(staged=pb.Report(server=server, staged=[staged])))
         self._decide(self.clock.staged(server, worker, staged.clock, staged.weight))
+
+    def replay(self, event: LeadEvent) -> None:
+        """Hears again what it heard before; its decisions were carried out, or will be."""
+        kind = event.WhichOneof("kind")
+        if kind == "observed":
+            self.clock.consistency = consistency_from_proto(event.observed.consistency)
+            self.clock.observe(
+                started=event.observed.started,
+                active=[WorkerId(w.rank, w.incarnation) for w in event.observed.active],
+                lost=[WorkerId(w.rank, w.incarnation) for w in event.observed.lost],
+            )
+        elif kind == "skip":
+            self.clock.skip(WorkerId(event.skip.rank, event.skip.incarnation))
+        elif kind == "restated":
+            self.clock.restate(event.restated)
+        for s in event.staged.staged:
+            worker = WorkerId(s.rank, s.incarnation)
+            self.clock.staged(event.staged.server, worker, s.clock, s.weight)
+
+    def resume(self) -> None:
+        """After a replay: carries out here what was decided and not done yet."""
+        self.restate(self._group.server)
+        if not self._group.sync:
+            self._group.frontier.advance(self.clock.min_clock)
+            return
+        for close in self.clock.closes_from(self._group.frontier.value):
+            self._group.decide(close)
+
+    def restate(self, server: str) -> None:
+        """What a server said of its staged pushes is void; it says so anew."""
+        self._note(LeadEvent(restated=server))
+        self.clock.restate(server)
+
+    def _note(self, event: LeadEvent) -> None:
+        if self._group.journal is not None:
+            records.lead(self._group.journal, self._group.spec.name, event)
 
     def follow(
         self, server: str, next_clock: int, lost: Iterable[WorkerId], notices: Notices
@@ -65,6 +108,7 @@ class Leadership:
         """
         name = self._group.spec.name
         self._followers[server] = notices
+        self.restate(server)
         if self._group.sync:
             for close in self.clock.closes_from(next_clock):
                 notices.put_nowait(_notice(name, close))
@@ -84,6 +128,11 @@ class Leadership:
             for notices in self._followers.values():
                 notices.put_nowait(notice)
             carry_out(self._group, decision)
+
+
+def staged_of(worker: WorkerId, clock: int, weight: float) -> pb.Staged:
+    """What a server says of a complete push."""
+    return pb.Staged(rank=worker.rank, incarnation=worker.incarnation, clock=clock, weight=weight)
 
 
 def _notice(group: str, decision: Decision) -> pb.Notice:
@@ -133,13 +182,15 @@ class Following:
         """Follows the lead in one more group."""
         name = group.spec.name
         self._groups[name] = group
-        self._sent[name] = deque(maxlen=KEPT_REPORTS)
+        before = [] if group.sync else [staged_of(w, c, 0.0) for w, c in group.ledger.applied()]
+        self._sent[name] = deque(before, maxlen=KEPT_REPORTS)
         self._reports.put_nowait(self._hello(group))
 
     def report(self, group: GroupState, staged: pb.Staged) -> None:
         """Tells the lead that a push is complete on this server."""
         name = group.spec.name
-        self._sent[name].append(staged)
+        if not group.sync:
+            self._sent[name].append(staged)
         self._reports.put_nowait(self._report(group, [staged]))
 
     def close(self) -> None:
@@ -158,8 +209,12 @@ class Following:
     def _hello(self, group: GroupState) -> pb.Report:
         """After a break the lead may have missed reports: it hears the kept ones again."""
         name, next_clock = group.spec.name, group.frontier.value
-        if group.sync:
-            staged = [s for s in self._sent[name] if s.clock >= next_clock]
+        if group.sync:  # all that is staged now: the lead forgets what it heard before
+            staged = [
+                staged_of(push.worker, push.clock, push.weight)
+                for push in group.staged.values()
+                if push.clock >= next_clock
+            ]
         else:
             staged = list(self._sent[name])
         report = self._report(group, staged)
@@ -188,4 +243,8 @@ class Following:
     async def _outgoing(self) -> AsyncIterator[pb.Report]:
         reports = self._reports
         while True:
-            yield await reports.get()
+            report = await reports.get()
+            journal = self._groups[report.group].journal
+            if journal is not None:  # nobody counts on a push that a restart would lose
+                await journal.durable()
+            yield report

@@ -51,6 +51,7 @@ MEANS = frozenset({"step", "delta"})
 Gradients = Mapping[int, Tensor]
 Contribution = tuple[float, Gradients]
 Options = Sequence[Mapping[str, Any]]
+Keep = Callable[[Gradients, Gradients], None]  # means, values
 
 
 class Bucket:
@@ -137,19 +138,38 @@ class Bucket:
             self._build()
         return True
 
-    def close(self, contributions: Sequence[Contribution], options: Options = ()) -> None:
+    def close(
+        self,
+        contributions: Sequence[Contribution],
+        options: Options = (),
+        keep: Keep | None = None,
+    ) -> None:
         """Applies one Sync clock: one step on the weighted mean. All slices tick.
 
         Args:
             contributions: (weight, {slice: gradient}) in rank order. The tensors may be written to.
             options: hyper-parameters of each param group; empty: as registered.
+            keep: told what ``replay`` needs, before the step: the means, and the new values of the
+                slices that no optimizer steps.
         """
         self._require_stored()
         self.tick(self.indices)
         live = [c for c in contributions if c[0] > 0]
         means = _mean(live, self._rules, self._sums)
+        changed = self._close_rest(contributions, live, means)
+        if keep is not None:
+            steps = {i: mean for i, mean in means.items() if self._rules[i] == "step"}
+            keep(steps, {i: self.values[i] for i in changed})
         self._apply_step(means, options, 1.0)
-        self._close_rest(contributions, live, means)
+
+    def replay(self, means: Gradients, values: Gradients, options: Options) -> None:
+        """A Sync clock again, as ``close`` told ``keep`` of it."""
+        self._require_stored()
+        self.tick(self.indices)
+        for index, value in values.items():
+            self.values[index].copy_(value)
+            self.changed[index] = self.versions[index]
+        self._apply_step(means, options, 1.0)
 
     def arrive(
         self,
@@ -254,8 +274,9 @@ class Bucket:
         contributions: Sequence[Contribution],
         live: Sequence[Contribution],
         means: Gradients,
-    ) -> None:
-        """A clock for the slices that no optimizer steps."""
+    ) -> list[int]:
+        """A clock for the slices that no optimizer steps; those that it changed."""
+        touched = []
         for index in self._rest:
             value, rule = self.values[index], self._rules[index]
             # A sum takes every push, whatever its weight.
@@ -263,6 +284,7 @@ class Bucket:
             parts = [gradients[index] for _, gradients in pushes if index in gradients]
             if not parts:
                 continue
+            touched.append(index)
             self.changed[index] = self.versions[index]
             if rule == "delta":
                 value.add_(means[index])
@@ -271,6 +293,7 @@ class Bucket:
             else:
                 for part in parts[:1] if rule == "first" else parts:
                     _arrive_one(rule, value, part, 1.0)
+        return touched
 
 
 def _mean(

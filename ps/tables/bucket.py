@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,14 @@ import torch
 
 from paramserver.core.placement import GroupSpec
 from paramserver.core.tables import SUB_TABLE_BITS
+from paramserver.ps.tables.life import Moment
 from paramserver.ps.tables.rules import complete, row_rule
 from paramserver.ps.tables.store import Layout, Rows, SubTable
 from paramserver.types import ScaleLr, lr_factor
 
 Gradients = Mapping[int, Rows]
 Options = Sequence[Mapping[str, Any]]
+Keep = Callable[[Gradients, Mapping[int, Any]], None]
 FIRST = 1  # the version before any push
 
 
@@ -29,6 +31,7 @@ class RowBucket:
     Attributes:
         versions: by slice: plus one per push or clock, whether it touched rows here or not.
         table: the rows.
+        moment: the time, for rows that are forgotten by it.
     """
 
     stored = True
@@ -36,7 +39,8 @@ class RowBucket:
     def __init__(self, index: int, layout: Layout, skip: int) -> None:
         self.indices = (index,)
         self.versions = {index: FIRST}
-        self.table = SubTable(layout, skip, index)
+        self.moment = Moment()
+        self.table = SubTable(layout, skip, index, self.moment)
         self._index = index
 
     @property
@@ -44,7 +48,10 @@ class RowBucket:
         return self.table.nbytes
 
     def close(
-        self, contributions: Sequence[tuple[float, Gradients]], options: Options = ()
+        self,
+        contributions: Sequence[tuple[float, Gradients]],
+        options: Options = (),
+        keep: Keep | None = None,
     ) -> None:
         """Applies one Sync clock: one step on the weighted mean; as ``Bucket.close``."""
         self.tick(self.indices)
@@ -55,8 +62,17 @@ class RowBucket:
             if (weight > 0 or additive) and self._index in gradients
         ]
         weights = [1.0] if additive else [w for w, _ in contributions if w > 0]
-        if given:
-            self._step(_combine(given, weights, mean=not additive), options, 1.0)
+        means = {self._index: _combine(given, weights, mean=not additive)} if given else {}
+        if keep is not None:
+            keep(means, {})
+        for rows in means.values():
+            self._step(rows, options, 1.0)
+
+    def replay(self, means: Gradients, options: Options) -> None:
+        """A Sync clock again, as ``close`` told ``keep`` of it."""
+        self.tick(self.indices)
+        for rows in means.values():
+            self._step(rows, options, 1.0)
 
     def arrive(
         self, gradients: Gradients, options: Options, bases: Mapping[int, int], scale: ScaleLr

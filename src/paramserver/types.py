@@ -13,6 +13,8 @@ PROTOCOL_VERSION = 1
 ScaleLr = Literal["inverse", "sqrt", "polynomial", "none"]
 SCALES = ("inverse", "sqrt", "polynomial", "none")
 ASSIGNMENTS = ("round-robin", "random", "dynamic")
+Durability = Literal["memory", "wal", "replica"]
+DURABILITIES = ("memory", "wal", "replica")
 BALANCES = ("speed",)
 
 ITEM_SIZES = {
@@ -170,6 +172,8 @@ class StepResult:
         waited: seconds blocked.
         sent_bytes, received_bytes: payload bytes.
         dropped: the clock had closed without this push (``Sync(backup=...)``).
+        durability: what it survives: "memory", "wal" (a server that ends and begins again) or
+            "replica" (a server that is lost).
     """
 
     clock: int
@@ -179,6 +183,7 @@ class StepResult:
     sent_bytes: int
     received_bytes: int
     dropped: bool = False
+    durability: Durability = "memory"
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,6 +155,21 @@ class GroupClock:
         self._advance(known)
         return self._proceed()
 
+    def restate(self, server: str) -> None:
+        """A server that follows again says next what it has staged; what it said before is void.
+
+        Its process may have ended in between, and pushes that it had staged with it: no clock
+        closes on them. Under Stale and Async what was applied stays applied.
+        """
+        if not self._sync:
+            return
+        for known in self._workers.values():
+            for mark in known.marks.values():
+                mark.servers.discard(server)
+            known.clock = min(
+                [known.clock, *(c for c in known.marks if not self._complete(known, c))]
+            )
+
     def activate(self, worker: WorkerId) -> int:
         """The clock that an active worker is on: max(its own, min_clock). Idempotent.
 

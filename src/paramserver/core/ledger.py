@@ -255,6 +255,36 @@ class Ledger:
         known = self._workers.get(worker)
         return known.receipts.get(clock) if known else None
 
+    def applied(self) -> list[tuple[WorkerId, int]]:
+        """The pushes whose receipts say that they were applied, of each worker in order."""
+        return [
+            (worker, clock)
+            for worker, known in self._workers.items()
+            for clock, receipt in known.receipts.items()
+            if receipt.applied
+        ]
+
+    def restore(self, worker: WorkerId, receipt: Receipt, samples: Sequence[Span] = ()) -> None:
+        """A journal tells what became of a push; a second time changes nothing."""
+        clock = receipt.clock
+        known = self._workers.setdefault(worker, _Worker())
+        self._newest[worker.rank] = max(
+            worker.incarnation, self._newest.get(worker.rank, worker.incarnation)
+        )
+        before = known.receipts.get(clock)
+        if before is not None and before.settled:
+            return
+        if before is not None:
+            del known.pending[clock]
+            known.staged -= 1
+        known.open.pop(clock, None)
+        known.holes.discard(clock)
+        known.next = max(known.next or 0, clock + 1)
+        known.receipts[clock] = receipt
+        if receipt.applied:
+            _count(known, check_spans(samples))
+        self._trim(known)
+
     def applied_spans(self, worker: WorkerId) -> list[Span]:
         """Samples of applied pushes, merged, by lease; of the newest ``KEPT_LEASES`` leases."""
         known = self._workers.get(worker)
