@@ -6,13 +6,13 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from paramserver.core.clock import Close, Drop, may_read
+from paramserver.core.clock import Close, Cut, Drop, may_read
 from paramserver.core.ledger import Ledger, Receipt
 from paramserver.core.placement import GroupSpec, SliceMap, slices_of
 from paramserver.core.slices import Slice, pack, travels_as
@@ -108,12 +108,13 @@ class GroupState:
         self.version = 0
         self._unset = set(self.slices) if spec.table is None else set()
         self.staged: dict[tuple[WorkerId, int], Staged] = {}
-        self._decisions: asyncio.Queue[Close | Drop] = asyncio.Queue()
+        self._decisions: asyncio.Queue[Close | Drop | Cut] = asyncio.Queue()
         self._applier: asyncio.Task[None] | None = None
         self.lost: frozenset[WorkerId] = frozenset()
         self._stirred = asyncio.Event()  # something was staged, or somebody lost
         self.settled = Gate()  # clocks whose pushes have their final receipts
         self.failure: InternalError | None = None
+        self.on_cut: Callable[[Cut], None] = lambda cut: None
 
     @property
     def sync(self) -> bool:
@@ -224,7 +225,7 @@ class GroupState:
             records.ticked(self.journal, self.spec.name, rest)
         cell.bucket.tick(rest)
 
-    def decide(self, decision: Close | Drop) -> None:
+    def decide(self, decision: Close | Drop | Cut) -> None:
         """Queues what the lead decided; decisions are carried out one after the other, in order.
 
         A clock may close with a push of a worker that is dropped right after.
@@ -239,6 +240,8 @@ class GroupState:
             try:
                 if isinstance(decision, Drop):
                     self._free(decision.worker)
+                elif isinstance(decision, Cut):
+                    self.on_cut(decision)
                 else:
                     await self._apply(decision)
             except Exception as error:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import TypeAlias
 
-from paramserver.core.clock import Advance, Close, Contribution, Decision, Drop, GroupClock
+from paramserver.core.clock import Advance, Close, Contribution, Cut, Decision, Drop, GroupClock
 from paramserver.errors import ParameterServerError
 from paramserver.ps import records
 from paramserver.ps.group import GroupState
@@ -56,6 +56,14 @@ class Leadership:
         self._note(LeadEvent(skip=pb.Drop(rank=worker.rank, incarnation=worker.incarnation)))
         self._decide(self.clock.skip(worker))
 
+    def cut(self, id_: int, clock: int) -> None:
+        """Cuts the group at a clock, for a snapshot."""
+        self._decide(self.clock.cut(id_, clock))
+
+    def cut_now(self, id_: int) -> None:
+        """A cut that is still due is made where the group stands."""
+        self._decide(self.clock.cut_now(id_))
+
     def staged(self, server: str, staged: pb.Staged) -> None:
         """A server has a push complete."""
         worker = WorkerId(staged.rank, staged.incarnation)
@@ -87,8 +95,8 @@ class Leadership:
         if not self._group.sync:
             self._group.frontier.advance(self.clock.min_clock)
             return
-        for close in self.clock.closes_from(self._group.frontier.value):
-            self._group.decide(close)
+        for decision in self.clock.closes_from(self._group.frontier.value):
+            carry_out(self._group, decision)
 
     def restate(self, server: str) -> None:
         """What a server said of its staged pushes is void; it says so anew."""
@@ -110,8 +118,8 @@ class Leadership:
         self._followers[server] = notices
         self.restate(server)
         if self._group.sync:
-            for close in self.clock.closes_from(next_clock):
-                notices.put_nowait(_notice(name, close))
+            for decision in self.clock.closes_from(next_clock):
+                notices.put_nowait(_notice(name, decision))
         else:
             notices.put_nowait(pb.Notice(group=name, min_clock=self.clock.min_clock))
         for worker in lost:
@@ -149,6 +157,8 @@ def _notice(group: str, decision: Decision) -> pb.Notice:
         return pb.Notice(group=group, close=pb.Close(clock=decision.clock, contributors=listed))
     if isinstance(decision, Advance):
         return pb.Notice(group=group, min_clock=decision.min_clock)
+    if isinstance(decision, Cut):
+        return pb.Notice(group=group, cut=pb.Cut(id=decision.id, clock=decision.clock))
     worker = decision.worker
     return pb.Notice(group=group, drop=pb.Drop(rank=worker.rank, incarnation=worker.incarnation))
 
@@ -163,6 +173,8 @@ def _decision(notice: pb.Notice) -> Decision:
         return Close(notice.close.clock, listed)
     if kind == "min_clock":
         return Advance(notice.min_clock)
+    if kind == "cut":
+        return Cut(notice.cut.id, notice.cut.clock)
     return Drop(WorkerId(notice.drop.rank, notice.drop.incarnation))
 
 

@@ -17,6 +17,7 @@ from paramserver.errors import (
     ParameterServerError,
 )
 from paramserver.ps import records
+from paramserver.ps.capture import Captures
 from paramserver.ps.collectives import Collectives
 from paramserver.ps.exchange import Session
 from paramserver.ps.group import GroupState, Staged
@@ -63,6 +64,7 @@ class ServerService(Lasting):
         self.collectives = Collectives(config.limits)
         self.vectors = Vectors(config.limits, self.workshop)
         self.reduces = Reduces(config.limits)
+        self.captures = Captures(self)
         self.received_bytes = self.sent_bytes = self.refusals = 0
         self._scheduler = scheduler
         self._connect = connect
@@ -330,6 +332,22 @@ class ServerService(Lasting):
             return pb.ShrinkReply(pending=await self.explain(group))
         await self.durable()
         return pb.ShrinkReply(evicted=evicted)
+
+    async def Hold(self, request: pb.HoldRequest) -> pb.HoldReply:
+        """New pushes of groups without closing clocks wait."""
+        return await self.captures.hold(request)
+
+    async def Drain(self, request: pb.DrainRequest) -> pb.DrainReply:
+        """Held pushes up to some clocks are let through, and complete."""
+        return await self.captures.drain(request)
+
+    async def Release(self, request: pb.ReleaseRequest) -> pb.ReleaseReply:
+        """A hold ends."""
+        return await self.captures.release(request)
+
+    async def Snapshot(self, request: pb.SnapshotRequest) -> pb.SnapshotReply:
+        """Groups are captured at a cut and written to a file."""
+        return await self.captures.snapshot(request)
 
     async def Describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
         """What status shows of this server."""
