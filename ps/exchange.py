@@ -59,7 +59,7 @@ class Session:
         self.service = service
         self.number = next(_numbers)
         self.closed = False
-        self.outbox = Outbox(send, service.config.limits, service.sent)
+        self.outbox = Outbox(send, service.config.limits, service.sent, service.journal)
         self._inbound: dict[int, Inbound] = {}
         self._pulls: dict[int, asyncio.Task[None]] = {}
         self._work: set[asyncio.Task[None]] = set()
@@ -71,7 +71,8 @@ class Session:
             async for message in frames:
                 self.service.received_bytes += len(message)
                 await self.receive(message)
-                await self.outbox.send()
+                if self.service.journal is None:  # else the writer waits until it may be sent
+                    await self.outbox.send()
             await self.settle()
             await asyncio.gather(*self._pulls.values(), return_exceptions=True)
         finally:

@@ -6,18 +6,21 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from paramserver.core.clock import Close, Drop, may_read
+from paramserver.core.clock import Close, Cut, Drop, may_read
 from paramserver.core.ledger import Ledger, Receipt
 from paramserver.core.placement import GroupSpec, SliceMap, slices_of
 from paramserver.core.slices import Slice, pack, travels_as
 from paramserver.errors import InternalError, InvalidRequestError, MovedError
+from paramserver.failpoints import failpoint
+from paramserver.ps import records
 from paramserver.ps.gate import Gate
+from paramserver.ps.journal import Journal
 from paramserver.ps.rules import Bucket
 from paramserver.ps.tables.bucket import RowBucket, row_bucket
 from paramserver.ps.workshop import Workshop
@@ -54,6 +57,10 @@ class Cell:
         self.lock = threading.Lock()
         self.closed = Gate()
 
+    def look(self) -> float:
+        """A change begins: its time in seconds, where rows are forgotten by it; else 0."""
+        return self.rows.moment.look() if self.rows is not None else 0.0
+
     @property
     def dense(self) -> Bucket:
         """The bucket; raises InvalidRequestError for a sub-table."""
@@ -72,13 +79,19 @@ class GroupState:
     """
 
     def __init__(
-        self, spec: GroupSpec, slice_map: SliceMap, server: str, workshop: Workshop
+        self,
+        spec: GroupSpec,
+        slice_map: SliceMap,
+        server: str,
+        workshop: Workshop,
+        journal: Journal | None = None,
     ) -> None:
         self.spec = spec
         self.map = slice_map
         self.server = server
         self.lead = slice_map.servers[slice_map.lead]
         self.consistency = spec.consistency
+        self.journal = journal
         self._workshop = workshop
         mine = [
             s
@@ -95,10 +108,13 @@ class GroupState:
         self.version = 0
         self._unset = set(self.slices) if spec.table is None else set()
         self.staged: dict[tuple[WorkerId, int], Staged] = {}
-        self._decisions: asyncio.Queue[Close | Drop] = asyncio.Queue()
+        self._decisions: asyncio.Queue[Close | Drop | Cut] = asyncio.Queue()
         self._applier: asyncio.Task[None] | None = None
+        self.lost: frozenset[WorkerId] = frozenset()
+        self._stirred = asyncio.Event()  # something was staged, or somebody lost
         self.settled = Gate()  # clocks whose pushes have their final receipts
         self.failure: InternalError | None = None
+        self.on_cut: Callable[[Cut], None] = lambda cut: None
 
     @property
     def sync(self) -> bool:
@@ -177,8 +193,16 @@ class GroupState:
         cell = self.cell_of[index]
         if isinstance(cell.bucket, RowBucket):
             raise InvalidRequestError("a table takes no first values: rows begin by themselves")
-        await self._workshop.run(cell.lock, value.nbytes, cell.bucket.store, index, value)
+        await self._workshop.run(cell.lock, value.nbytes, self._store, cell.bucket, index, value)
+        self.has_value(index)
+
+    def has_value(self, index: int) -> None:
+        """A slice has its first value."""
         self._unset.discard(index)
+
+    def _store(self, bucket: Bucket, index: int, value: Tensor) -> None:
+        if bucket.store(index, value) and self.journal is not None:
+            records.stored(self.journal, self.spec.name, index, bucket.values[index])
 
     @property
     def scale(self) -> ScaleLr:
@@ -194,9 +218,14 @@ class GroupState:
         for cell in self.cells:
             rest = [i for i in cell.slices if i not in pushed]
             if rest:
-                await self._workshop.run(cell.lock, 0, cell.bucket.tick, rest)
+                await self._workshop.run(cell.lock, 0, self._tick, cell, rest)
 
-    def decide(self, decision: Close | Drop) -> None:
+    def _tick(self, cell: Cell, rest: Sequence[int]) -> None:
+        if self.journal is not None:
+            records.ticked(self.journal, self.spec.name, rest)
+        cell.bucket.tick(rest)
+
+    def decide(self, decision: Close | Drop | Cut) -> None:
         """Queues what the lead decided; decisions are carried out one after the other, in order.
 
         A clock may close with a push of a worker that is dropped right after.
@@ -211,6 +240,8 @@ class GroupState:
             try:
                 if isinstance(decision, Drop):
                     self._free(decision.worker)
+                elif isinstance(decision, Cut):
+                    self.on_cut(decision)
                 else:
                     await self._apply(decision)
             except Exception as error:
@@ -221,13 +252,12 @@ class GroupState:
         clock = decision.clock
         if clock < self.frontier.value:
             return
+        await self._all_staged(decision)
         listed = [
             (c.weight, self.staged[c.worker, clock])
             for c in decision.contributors
             if (c.worker, clock) in self.staged
         ]
-        if len(listed) != len(decision.contributors):
-            raise InvalidRequestError(f"clock {clock} closes with a push that is not staged here")
         options = listed[0][1].options if listed else ()
         by_cell = [(weight, self._by_cell(push.gradients)) for weight, push in listed]
         await asyncio.gather(
@@ -236,18 +266,60 @@ class GroupState:
                     cell, clock, [(w, part.get(cell, {})) for w, part in by_cell], options
                 )
                 for cell in self.cells
+                if cell.closed.value <= clock  # after a restart some may have closed it already
             )
         )
         self.version += 1
+        said = []
         for _, push in listed:
             receipt = Receipt(clock, self.version, 0.0, applied=True)
             self.ledger.amend(push.worker, clock, receipt)
             del self.staged[push.worker, clock]
+            said.append(records.settled(push.worker, clock, push.samples))
         for worker, staged_clock in list(self.staged):
             if staged_clock <= clock:
                 self._drop(worker, staged_clock)
+                said.append(records.settled(worker, staged_clock, dropped=True))
+        if self.journal is not None:
+            records.closed(self.journal, self.spec.name, clock, self.version, said)
         self.frontier.advance(clock + 1)
         self.settled.advance(clock + 1)
+
+    async def _all_staged(self, decision: Close) -> None:
+        """Waits for pushes on the list that a restart lost: their workers send them again.
+
+        Raises:
+            InvalidRequestError: one of these workers is lost too.
+        """
+        clock = decision.clock
+        while missing := [
+            c.worker for c in decision.contributors if (c.worker, clock) not in self.staged
+        ]:
+            gone = next((w for w in missing if w in self.lost), None)
+            if gone is not None or self.journal is None:
+                raise InvalidRequestError(
+                    f"clock {clock} closes with a push of rank {(gone or missing[0]).rank} that is "
+                    f"not staged on {self.server}: both were lost in the same step; restore the "
+                    "newest snapshot"
+                )
+            self._stirred.clear()
+            await self._stirred.wait()
+
+    def stage(self, push: Staged) -> None:
+        """A push is complete; its clock may close."""
+        self.staged[push.worker, push.clock] = push
+        self._stirred.set()
+
+    def observe(self, lost: Collection[WorkerId]) -> None:
+        """These workers send nothing any more."""
+        self.lost = frozenset(lost)
+        self._stirred.set()
+
+    def expect(self, worker: WorkerId, clock: int) -> None:
+        """The lead set a worker's clock; as ``Ledger.expect``."""
+        if self.ledger.expected(worker) != clock and self.journal is not None:
+            records.expected(self.journal, self.spec.name, worker, clock)
+        self.ledger.expect(worker, clock)
 
     def _by_cell(self, gradients: Mapping[int, Any]) -> dict[Cell, dict[int, Any]]:
         parts: dict[Cell, dict[int, Any]] = {}
@@ -265,8 +337,28 @@ class GroupState:
         size = cell.size
         if cell.rows is not None:  # known only by what came
             size = sum(rows.nbytes for _, part in contributions for rows in part.values())
-        await self._workshop.run(cell.lock, size, cell.bucket.close, contributions, options)
+        await self._workshop.run(
+            cell.lock, size, self._step_cell, cell, clock, contributions, options
+        )
+        failpoint("ps.after_apply")
         cell.closed.advance(clock + 1)
+
+    def _step_cell(
+        self,
+        cell: Cell,
+        clock: int,
+        contributions: Sequence[tuple[float, Mapping[int, Any]]],
+        options: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """One clock of one bucket, written down before its step; under its lock, any thread."""
+        now, journal = cell.look(), self.journal
+
+        def keep(means: Mapping[int, Any], values: Mapping[int, Tensor]) -> None:
+            assert journal is not None
+            group = self.spec.name
+            records.stepped(journal, group, clock, cell.slices, options, means, values, now)
+
+        cell.bucket.close(contributions, options, keep if journal is not None else None)
 
     def _drop(self, worker: WorkerId, clock: int) -> None:
         del self.staged[worker, clock]
@@ -277,6 +369,11 @@ class GroupState:
         """Frees what a lost worker staged and no clock closed."""
         for key in [k for k in self.staged if k[0] == worker]:
             del self.staged[key]
+
+    def close(self) -> None:
+        """Carries out nothing more."""
+        if self._applier is not None:
+            self._applier.cancel()
 
     async def drained(self) -> None:
         """Waits until every decision so far is carried out."""

@@ -8,12 +8,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import TypeAlias
 
-from paramserver.core.clock import Advance, Close, Contribution, Decision, Drop, GroupClock
+from paramserver.core.clock import Advance, Close, Contribution, Cut, Decision, Drop, GroupClock
 from paramserver.errors import ParameterServerError
+from paramserver.ps import records
 from paramserver.ps.group import GroupState
 from paramserver.ps.views import Views
 from paramserver.types import WorkerId
 from paramserver.v1 import server_pb2 as pb
+from paramserver.v1.journal_pb2 import LeadEvent
+from paramserver.wire.convert import consistency_from_proto
 from paramserver.wire.transport import AsyncChannel
 
 log = logging.getLogger("paramserver")
@@ -41,20 +44,68 @@ class Leadership:
 
     def observe(self, views: Views) -> None:
         """Takes the newest view."""
-        self.clock.consistency = self._group.consistency
-        active = views.active(self._group.spec.name)
-        self._decide(
-            self.clock.observe(started=views.current.started, active=active, lost=views.lost())
-        )
+        active, lost = views.active(self._group.spec.name), views.lost()
+        started, consistency = views.current.started, self._group.consistency
+        if self._group.journal is not None:
+            self._note(records.observed(started, active, lost, consistency))
+        self.clock.consistency = consistency
+        self._decide(self.clock.observe(started=started, active=active, lost=lost))
 
     def skip(self, worker: WorkerId) -> None:
         """A worker leaves the open clock to the others."""
+        self._note(LeadEvent(skip=pb.Drop(rank=worker.rank, incarnation=worker.incarnation)))
         self._decide(self.clock.skip(worker))
+
+    def cut(self, id_: int, clock: int) -> None:
+        """Cuts the group at a clock, for a snapshot."""
+        self._decide(self.clock.cut(id_, clock))
+
+    def cut_now(self, id_: int) -> None:
+        """A cut that is still due is made where the group stands."""
+        self._decide(self.clock.cut_now(id_))
 
     def staged(self, server: str, staged: pb.Staged) -> None:
         """A server has a push complete."""
         worker = WorkerId(staged.rank, staged.incarnation)
+        if self._group.journal is not None:
+            self._note(LeadEvent(staged=pb.Report(server=server, staged=[staged])))
         self._decide(self.clock.staged(server, worker, staged.clock, staged.weight))
+
+    def replay(self, event: LeadEvent) -> None:
+        """Hears again what it heard before; its decisions were carried out, or will be."""
+        kind = event.WhichOneof("kind")
+        if kind == "observed":
+            self.clock.consistency = consistency_from_proto(event.observed.consistency)
+            self.clock.observe(
+                started=event.observed.started,
+                active=[WorkerId(w.rank, w.incarnation) for w in event.observed.active],
+                lost=[WorkerId(w.rank, w.incarnation) for w in event.observed.lost],
+            )
+        elif kind == "skip":
+            self.clock.skip(WorkerId(event.skip.rank, event.skip.incarnation))
+        elif kind == "restated":
+            self.clock.restate(event.restated)
+        for s in event.staged.staged:
+            worker = WorkerId(s.rank, s.incarnation)
+            self.clock.staged(event.staged.server, worker, s.clock, s.weight)
+
+    def resume(self) -> None:
+        """After a replay: carries out here what was decided and not done yet."""
+        self.restate(self._group.server)
+        if not self._group.sync:
+            self._group.frontier.advance(self.clock.min_clock)
+            return
+        for decision in self.clock.closes_from(self._group.frontier.value):
+            carry_out(self._group, decision)
+
+    def restate(self, server: str) -> None:
+        """What a server said of its staged pushes is void; it says so anew."""
+        self._note(LeadEvent(restated=server))
+        self.clock.restate(server)
+
+    def _note(self, event: LeadEvent) -> None:
+        if self._group.journal is not None:
+            records.lead(self._group.journal, self._group.spec.name, event)
 
     def follow(
         self, server: str, next_clock: int, lost: Iterable[WorkerId], notices: Notices
@@ -65,9 +116,10 @@ class Leadership:
         """
         name = self._group.spec.name
         self._followers[server] = notices
+        self.restate(server)
         if self._group.sync:
-            for close in self.clock.closes_from(next_clock):
-                notices.put_nowait(_notice(name, close))
+            for decision in self.clock.closes_from(next_clock):
+                notices.put_nowait(_notice(name, decision))
         else:
             notices.put_nowait(pb.Notice(group=name, min_clock=self.clock.min_clock))
         for worker in lost:
@@ -86,6 +138,11 @@ class Leadership:
             carry_out(self._group, decision)
 
 
+def staged_of(worker: WorkerId, clock: int, weight: float) -> pb.Staged:
+    """What a server says of a complete push."""
+    return pb.Staged(rank=worker.rank, incarnation=worker.incarnation, clock=clock, weight=weight)
+
+
 def _notice(group: str, decision: Decision) -> pb.Notice:
     if isinstance(decision, Close):
         listed = [
@@ -100,6 +157,8 @@ def _notice(group: str, decision: Decision) -> pb.Notice:
         return pb.Notice(group=group, close=pb.Close(clock=decision.clock, contributors=listed))
     if isinstance(decision, Advance):
         return pb.Notice(group=group, min_clock=decision.min_clock)
+    if isinstance(decision, Cut):
+        return pb.Notice(group=group, cut=pb.Cut(id=decision.id, clock=decision.clock))
     worker = decision.worker
     return pb.Notice(group=group, drop=pb.Drop(rank=worker.rank, incarnation=worker.incarnation))
 
@@ -114,6 +173,8 @@ def _decision(notice: pb.Notice) -> Decision:
         return Close(notice.close.clock, listed)
     if kind == "min_clock":
         return Advance(notice.min_clock)
+    if kind == "cut":
+        return Cut(notice.cut.id, notice.cut.clock)
     return Drop(WorkerId(notice.drop.rank, notice.drop.incarnation))
 
 
@@ -133,13 +194,15 @@ class Following:
         """Follows the lead in one more group."""
         name = group.spec.name
         self._groups[name] = group
-        self._sent[name] = deque(maxlen=KEPT_REPORTS)
+        before = [] if group.sync else [staged_of(w, c, 0.0) for w, c in group.ledger.applied()]
+        self._sent[name] = deque(before, maxlen=KEPT_REPORTS)
         self._reports.put_nowait(self._hello(group))
 
     def report(self, group: GroupState, staged: pb.Staged) -> None:
         """Tells the lead that a push is complete on this server."""
         name = group.spec.name
-        self._sent[name].append(staged)
+        if not group.sync:
+            self._sent[name].append(staged)
         self._reports.put_nowait(self._report(group, [staged]))
 
     def close(self) -> None:
@@ -158,8 +221,12 @@ class Following:
     def _hello(self, group: GroupState) -> pb.Report:
         """After a break the lead may have missed reports: it hears the kept ones again."""
         name, next_clock = group.spec.name, group.frontier.value
-        if group.sync:
-            staged = [s for s in self._sent[name] if s.clock >= next_clock]
+        if group.sync:  # all that is staged now: the lead forgets what it heard before
+            staged = [
+                staged_of(push.worker, push.clock, push.weight)
+                for push in group.staged.values()
+                if push.clock >= next_clock
+            ]
         else:
             staged = list(self._sent[name])
         report = self._report(group, staged)
@@ -188,4 +255,8 @@ class Following:
     async def _outgoing(self) -> AsyncIterator[pb.Report]:
         reports = self._reports
         while True:
-            yield await reports.get()
+            report = await reports.get()
+            journal = self._groups[report.group].journal
+            if journal is not None:  # nobody counts on a push that a restart would lose
+                await journal.durable()
+            yield report

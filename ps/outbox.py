@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from paramserver.config import Limits
+from paramserver.failpoints import failpoint
+from paramserver.ps.journal import Journal
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.frames import Piece, encode
 
@@ -17,6 +19,7 @@ class Outbox:
     Args:
         send: sends one frame.
         sent: told of the bytes of each.
+        journal: nothing is sent before what it may depend on is kept.
     """
 
     def __init__(
@@ -24,12 +27,14 @@ class Outbox:
         send: Callable[[bytes], Awaitable[None]],
         limits: Limits,
         sent: Callable[[int], None] = lambda size: None,
+        journal: Journal | None = None,
     ) -> None:
         self._send = send
         self._limits = limits
         self._records: list[pb.Record] = []
         self._pieces: list[Piece] = []
-        self._frames: deque[bytes] = deque()
+        self._journal = journal
+        self._frames: deque[tuple[bytes, int]] = deque()  # with their places in the journal
         self._queued = 0
         self._closed = False
         self._small = 0
@@ -76,7 +81,10 @@ class Outbox:
             self._filled.clear()
             self._flush()
             while self._frames:
-                frame = self._frames.popleft()
+                frame, position = self._frames.popleft()
+                if self._journal is not None:
+                    await self._journal.durable(position)
+                    failpoint("ps.before_reply")
                 await self._send(frame)
                 self._sent(len(frame))
                 self._queued -= len(frame)
@@ -89,7 +97,7 @@ class Outbox:
             self._records, self._pieces, self._small = [], [], 0
 
     def _enqueue(self, frame: bytes) -> None:
-        self._frames.append(frame)
+        self._frames.append((frame, self._journal.position if self._journal else 0))
         self._queued += len(frame)
         if self._queued > self._limits.outbox_bytes and not self._closed:
             self._room.clear()

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from paramserver.core.slices import Slice, TensorSpec
 from paramserver.errors import InvalidRequestError
+from paramserver.ps.means import HALF, Contribution, Gradients, add_all, arrive_one, mean
 from paramserver.ps.optimizers import (
     KERNELS,
     OPTIMIZERS,
@@ -22,6 +23,7 @@ from paramserver.ps.optimizers import (
     plain,
     resolve,
 )
+from paramserver.ps.state import VALUE, SliceState, SliceStates
 from paramserver.types import ScaleLr, lr_factor
 
 __all__ = [
@@ -45,12 +47,9 @@ DTYPES = {
     "uint8": torch.uint8,
     "bool": torch.bool,
 }
-HALF = frozenset({torch.bfloat16, torch.float16})
-MEANS = frozenset({"step", "delta"})
 
-Gradients = Mapping[int, Tensor]
-Contribution = tuple[float, Gradients]
 Options = Sequence[Mapping[str, Any]]
+Keep = Callable[[Gradients, Gradients], None]  # means, values
 
 
 class Bucket:
@@ -101,6 +100,7 @@ class Bucket:
         self._optimizer: Optimizer | None = None
         self._step: Callable[[Optimizer], Any] = Optimizer.step
         self._as_registered = True
+        self._loaded: dict[int, SliceState] = {}  # their optimizer state waits for the last slice
 
     @property
     def stored(self) -> bool:
@@ -121,35 +121,126 @@ class Bucket:
         Raises:
             InvalidRequestError: another dtype or number of elements.
         """
-        piece, dtype = self._slices[slice_], self._dtypes[slice_]
-        if value.numel() != piece.elements or value.dtype != dtype:
-            raise InvalidRequestError(
-                f"slice {slice_}: {value.numel()} elements of {value.dtype}; "
-                f"the group has {piece.elements} of {dtype}"
-            )
+        self._check_value(slice_, value)
         if slice_ in self.values:
             return False
-        own = torch.empty(piece.elements, dtype=dtype)
-        own.copy_(value.detach().reshape(-1))
-        self.values[slice_] = own
+        self._set(slice_, value)
         self.versions[slice_] = self.changed[slice_] = 1
-        if self._stepped and self.stored:
-            self._build()
+        self._ready()
         return True
 
-    def close(self, contributions: Sequence[Contribution], options: Options = ()) -> None:
+    def _check_value(self, slice_: int, value: Tensor) -> None:
+        elements, dtype = self._slices[slice_].elements, self._dtypes[slice_]
+        if value.numel() != elements or value.dtype != dtype:
+            raise InvalidRequestError(
+                f"slice {slice_}: {value.numel()} elements of {value.dtype}; "
+                f"the group has {elements} of {dtype}"
+            )
+
+    def _set(self, slice_: int, value: Tensor) -> None:
+        own = self.values.get(slice_)
+        if own is None:
+            own = torch.empty(self._slices[slice_].elements, dtype=self._dtypes[slice_])
+            self.values[slice_] = own
+        own.copy_(value.detach().reshape(-1))
+
+    def dump(self, slices: Iterable[int] | None = None) -> dict[int, SliceState]:
+        """Copies of all that these slices (None: all of the bucket) need to go on elsewhere."""
+        return {i: self._dump(i) for i in (self.indices if slices is None else slices)}
+
+    def _dump(self, index: int) -> SliceState:
+        numbers: dict[str, Any] = {"version": self.versions[index], "changed": self.changed[index]}
+        if index not in self.values:
+            return SliceState({}, numbers)
+        value = self.values[index]
+        known = self._optimizer.state.get(value, {}) if self._optimizer else {}
+        tensors = {VALUE: value.clone()}
+        plain_state = {}
+        for name, part in known.items():
+            if isinstance(part, Tensor):
+                tensors[name] = part.clone()
+            else:
+                plain_state[name] = part
+        if plain_state:
+            numbers["state"] = plain_state
+        return SliceState(tensors, numbers)
+
+    def load(self, states: SliceStates) -> None:
+        """Takes slices as they were dumped, from any bucket; what was here of them is replaced.
+
+        Raises:
+            InvalidRequestError: a slice of another bucket, or of another shape or data type.
+        """
+        for index, state in states.items():
+            self._check_state(index, state)
+        for index, state in states.items():
+            self.versions[index] = int(state.numbers["version"])
+            self.changed[index] = int(state.numbers["changed"])
+            if VALUE in state.tensors:
+                self._set(index, state.tensors[VALUE])
+                self._loaded[index] = state
+        self._ready()
+
+    def _check_state(self, index: int, state: SliceState) -> None:
+        if index not in self._slices:
+            raise InvalidRequestError(f"slice {index} is not of this bucket")
+        for name, tensor in state.tensors.items():
+            if name == VALUE:
+                self._check_value(index, tensor)
+            elif tensor.dim() and tensor.numel() != self._slices[index].elements:
+                raise InvalidRequestError(
+                    f"slice {index}: {tensor.numel()} elements of {name}; "
+                    f"the slice has {self._slices[index].elements}"
+                )
+
+    def _ready(self) -> None:
+        """The optimizer, once every slice is here, with what was loaded of its state."""
+        if not (self._stepped and self.stored):
+            return
+        if self._optimizer is None:
+            self._build()
+        assert self._optimizer is not None
+        for index, state in self._loaded.items():
+            kept = {n: t.clone() for n, t in state.tensors.items() if n != VALUE}
+            kept.update(state.numbers.get("state", {}))
+            if kept:
+                self._optimizer.state[self.values[index]] = kept
+            else:
+                self._optimizer.state.pop(self.values[index], None)
+        self._loaded.clear()
+
+    def close(
+        self,
+        contributions: Sequence[Contribution],
+        options: Options = (),
+        keep: Keep | None = None,
+    ) -> None:
         """Applies one Sync clock: one step on the weighted mean. All slices tick.
 
         Args:
             contributions: (weight, {slice: gradient}) in rank order. The tensors may be written to.
             options: hyper-parameters of each param group; empty: as registered.
+            keep: told what ``replay`` needs, before the step: the means, and the new values of the
+                slices that no optimizer steps.
         """
         self._require_stored()
         self.tick(self.indices)
         live = [c for c in contributions if c[0] > 0]
-        means = _mean(live, self._rules, self._sums)
+        means = mean(live, self._rules, self._sums)
+        changed = self._close_rest(contributions, live, means)
+        if keep is not None:
+            steps = {i: g for i, g in means.items() if self._rules[i] == "step"}
+            keep(steps, {i: self.values[i] for i in changed})
         self._apply_step(means, options, 1.0)
-        self._close_rest(contributions, live, means)
+
+    def replay(self, means: Gradients, values: Gradients, options: Options) -> None:
+        """A Sync clock again, as ``close`` told ``keep`` of it."""
+        self._require_stored()
+        self.tick(self.indices)
+        for index, value in values.items():
+            self.values[index].copy_(value)
+            self.changed[index] = self.versions[index]
+        self._apply_step(means, options, 1.0)
 
     def arrive(
         self,
@@ -184,7 +275,7 @@ class Bucket:
             if rules[index] == "step":
                 steps[index] = gradient
             else:
-                _arrive_one(rules[index], self.values[index], gradient, factor)
+                arrive_one(rules[index], self.values[index], gradient, factor)
                 self.changed[index] = versions[index]
         if steps:
             self._apply_step(steps, options, factor)
@@ -254,8 +345,9 @@ class Bucket:
         contributions: Sequence[Contribution],
         live: Sequence[Contribution],
         means: Gradients,
-    ) -> None:
-        """A clock for the slices that no optimizer steps."""
+    ) -> list[int]:
+        """A clock for the slices that no optimizer steps; those that it changed."""
+        touched = []
         for index in self._rest:
             value, rule = self.values[index], self._rules[index]
             # A sum takes every push, whatever its weight.
@@ -263,64 +355,13 @@ class Bucket:
             parts = [gradients[index] for _, gradients in pushes if index in gradients]
             if not parts:
                 continue
+            touched.append(index)
             self.changed[index] = self.versions[index]
             if rule == "delta":
                 value.add_(means[index])
             elif rule == "add":
-                _add_all(value, parts)
+                add_all(value, parts)
             else:
                 for part in parts[:1] if rule == "first" else parts:
-                    _arrive_one(rule, value, part, 1.0)
-
-
-def _mean(
-    live: Sequence[Contribution], rules: Mapping[int, str], sums: Mapping[int, torch.dtype]
-) -> dict[int, Tensor]:
-    """(g_0 + Σ (n_i/n_0) g_i) / Σ n_i/n_0 by slice; a gradient that one lacks counts as zero.
-
-    Sums grow in place, in the first gradient of each slice.
-    """
-    if len(live) == 1:
-        return {index: g for index, g in live[0][1].items() if rules[index] in MEANS}
-    result: dict[int, Tensor] = {}
-    total = 0.0
-    for weight, gradients in live:
-        ratio = weight / live[0][0]
-        total += ratio
-        into: list[Tensor] = []
-        add: list[Tensor] = []
-        for index, given in gradients.items():
-            if rules[index] not in MEANS:
-                continue
-            gradient = given if given.dtype == sums[index] else given.to(sums[index])
-            if index in result:
-                into.append(result[index])
-                add.append(gradient)
-            else:
-                result[index] = gradient if ratio == 1.0 else gradient.mul_(ratio)
-        if into:
-            torch._foreach_add_(into, add, alpha=ratio)
-    if result and total != 1.0:
-        torch._foreach_div_(list(result.values()), total)
-    return result
-
-
-def _add_all(value: Tensor, parts: Sequence[Tensor]) -> None:
-    """value += each part in order; half precision is rounded once."""
-    into = value.float() if value.dtype in HALF and len(parts) > 1 else value
-    for part in parts:
-        into.add_(part)
-    if into is not value:
-        value.copy_(into)
-
-
-def _arrive_one(rule: str, value: Tensor, gradient: Tensor, factor: float) -> None:
-    """One push to one slice that no optimizer steps."""
-    if rule == "delta" and factor != 1.0:
-        value.add_(gradient, alpha=factor)
-    elif rule == "maximum":
-        torch.maximum(value, gradient, out=value)
-    elif rule == "frozen":
-        raise InvalidRequestError("a frozen tensor takes no pushes; it is stored once")
-    else:
-        value.add_(gradient)
+                    arrive_one(rule, value, part, 1.0)
+        return touched

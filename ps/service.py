@@ -16,9 +16,12 @@ from paramserver.errors import (
     MovedError,
     ParameterServerError,
 )
+from paramserver.ps import records
+from paramserver.ps.capture import Captures
 from paramserver.ps.collectives import Collectives
 from paramserver.ps.exchange import Session
 from paramserver.ps.group import GroupState, Staged
+from paramserver.ps.lasting import Lasting
 from paramserver.ps.lead import Following, Leadership
 from paramserver.ps.push import Incoming, Parcel
 from paramserver.ps.reduces import Reduces
@@ -37,7 +40,7 @@ log = logging.getLogger("paramserver")
 _Key = tuple[str, WorkerId, int]
 
 
-class ServerService:
+class ServerService(Lasting):
     """A server: its groups, its streams, its place in the job.
 
     Args:
@@ -61,6 +64,7 @@ class ServerService:
         self.collectives = Collectives(config.limits)
         self.vectors = Vectors(config.limits, self.workshop)
         self.reduces = Reduces(config.limits)
+        self.captures = Captures(self)
         self.received_bytes = self.sent_bytes = self.refusals = 0
         self._scheduler = scheduler
         self._connect = connect
@@ -92,20 +96,30 @@ class ServerService:
     async def _fetch(self, name: str) -> GroupState:
         request = scheduler_pb2.GetGroupRequest(group=name)
         reply = await self._scheduler.call("GetGroup", request)
-        slice_map = map_from_proto(reply.map)
-        group = GroupState(group_from_proto(reply.spec), slice_map, self.name, self.workshop)
+        if self.journal is not None:
+            records.made(self.journal, reply)
+        group = self._make(reply)
+        if group.lead == self.name:
+            self._leads[name].observe(self.views)
+        elif group.slices:
+            self._follow(group)
+        return group
+
+    def _make(self, reply: scheduler_pb2.GetGroupReply) -> GroupState:
+        spec, slice_map = group_from_proto(reply.spec), map_from_proto(reply.map)
+        group = GroupState(spec, slice_map, self.name, self.workshop, self.journal)
         group.follow_bounds(self.views.current.bounds)
         if group.lead == self.name:
-            self._leads[name] = lead = Leadership(group)
-            lead.observe(self.views)
-        elif group.slices:
-            address = slice_map.addresses[slice_map.lead]
-            if address not in self._followings:
-                self._followings[address] = Following(
-                    self.name, self.views, lambda: self._connect(address)
-                )
-            self._followings[address].add(group)
+            self._leads[spec.name] = Leadership(group)
         return group
+
+    def _follow(self, group: GroupState) -> None:
+        address = group.map.addresses[group.map.lead]
+        if address not in self._followings:
+            self._followings[address] = Following(
+                self.name, self.views, lambda: self._connect(address)
+            )
+        self._followings[address].add(group)
 
     def sent(self, size: int) -> None:
         """Bytes went out to a client."""
@@ -123,15 +137,21 @@ class ServerService:
             raise ConnectionLostError("this stream is over: its client has opened a newer one")
         ledger = group.ledger
         if activated and ledger.receipt(worker, clock) is None:
-            ledger.expect(worker, clock)
+            group.expect(worker, clock)
         late = group.sync and clock < group.frontier.value
         if late and ledger.receipt(worker, clock) is None:  # the clock closed without it
             ledger.abandon(worker, clock)
-            ledger.expect(worker, group.frontier.value)
+            group.expect(worker, group.frontier.value)
             return Receipt(clock, group.version, 0.0, applied=False, dropped=True)
+        if group.journal is not None and ledger.receipt(worker, clock) is None:
+            group.journal.check()
         receipt = ledger.open(worker, clock, sorted(push.declared))
         if receipt is not None:
             return receipt
+        if group.journal is not None and not group.sync:
+            records.opened(
+                group.journal, push.group.spec.name, worker, clock, sorted(push.declared)
+            )
         self._owners[key] = session
         return None
 
@@ -154,20 +174,22 @@ class ServerService:
         if group.sync and clock < group.frontier.value:  # it closed while the bytes came in
             receipt = Receipt(clock, group.version, 0.0, applied=False, dropped=True)
             group.ledger.complete(worker, clock, receipt, push.samples)
-            group.ledger.expect(worker, group.frontier.value)
+            group.expect(worker, group.frontier.value)
             self._owners.pop(key, None)
             return receipt
         if group.sync:
             receipt = Receipt(clock, 0, 0.0, applied=False)
             group.ledger.complete(worker, clock, receipt, push.samples)
             staged = Staged(worker, clock, push.weight, push.options, push.samples, push.gradients)
-            group.staged[worker, clock] = staged
+            group.stage(staged)
         else:
             await group.tick_others(push.declared if push.counts else set())
             group.version += 1
             staleness = push.staleness / max(1, len(push.declared))
             receipt = Receipt(clock, group.version, staleness, applied=True)
             group.ledger.complete(worker, clock, receipt, push.samples)
+            if group.journal is not None:
+                records.completed(group.journal, group.spec.name, worker, receipt, push.samples)
         self._owners.pop(key, None)
         self._report(group, worker, clock, push.weight)
         return receipt
@@ -179,6 +201,9 @@ class ServerService:
             del self._owners[key]
             if push.group.sync or rejected:
                 push.group.ledger.abandon(push.worker, push.clock)
+                journal = push.group.journal
+                if journal is not None and not push.group.sync:
+                    records.abandoned(journal, push.group.spec.name, push.worker, push.clock)
 
     def _report(self, group: GroupState, worker: WorkerId, clock: int, weight: float) -> None:
         staged = pb.Staged(
@@ -225,7 +250,8 @@ class ServerService:
         if request.skip:
             lead.skip(worker)
         clock = lead.clock.activate(worker)
-        group.ledger.expect(worker, clock)
+        group.expect(worker, clock)
+        await self.durable()
         return pb.ActivateReply(clock=clock)
 
     async def Follow(self, reports: AsyncIterator[pb.Report]) -> AsyncIterator[pb.Notice]:
@@ -240,7 +266,9 @@ class ServerService:
                 if not getter.done():
                     reader.result()
                     return
-                yield getter.result()
+                notice = getter.result()
+                await self.durable()
+                yield notice
         finally:
             reader.cancel()
             if getter is not None:
@@ -275,7 +303,9 @@ class ServerService:
         group = await self.group(request.group, request.map_version)
         job = request.worker.job
         space = self.vectors.of(group)
-        return await space.operate(worker, request, lambda: self.views.check(worker, job))
+        reply = await space.operate(worker, request, lambda: self.views.check(worker, job))
+        await self.durable()
+        return reply
 
     async def AppliedSpans(self, request: pb.AppliedSpansRequest) -> pb.AppliedSpansReply:
         """What a lost worker's pushes were computed on, as far as they were applied."""
@@ -290,6 +320,7 @@ class ServerService:
             await group.drained()
             spans = spans_to_proto(group.ledger.applied_spans(worker))
             groups.append(pb.GroupSpans(group=group.spec.name, spans=spans))
+        await self.durable()
         return pb.AppliedSpansReply(groups=groups)
 
     async def Shrink(self, request: pb.ShrinkRequest) -> pb.ShrinkReply:
@@ -299,7 +330,24 @@ class ServerService:
         evicted = await shrink(group, self.workshop, request.clock, request.park_seconds)
         if evicted is None:
             return pb.ShrinkReply(pending=await self.explain(group))
+        await self.durable()
         return pb.ShrinkReply(evicted=evicted)
+
+    async def Hold(self, request: pb.HoldRequest) -> pb.HoldReply:
+        """New pushes of groups without closing clocks wait."""
+        return await self.captures.hold(request)
+
+    async def Drain(self, request: pb.DrainRequest) -> pb.DrainReply:
+        """Held pushes up to some clocks are let through, and complete."""
+        return await self.captures.drain(request)
+
+    async def Release(self, request: pb.ReleaseRequest) -> pb.ReleaseReply:
+        """A hold ends."""
+        return await self.captures.release(request)
+
+    async def Snapshot(self, request: pb.SnapshotRequest) -> pb.SnapshotReply:
+        """Groups are captured at a cut and written to a file."""
+        return await self.captures.snapshot(request)
 
     async def Describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
         """What status shows of this server."""
@@ -347,6 +395,7 @@ class ServerService:
             for task in self._groups.values():
                 if task.done() and not task.exception():
                     task.result().follow_bounds(view.bounds)
+                    task.result().observe(self.views.lost())
             for lead in self._leads.values():
                 lead.observe(self.views)
             self.reduces.observe(self.views)
@@ -355,6 +404,9 @@ class ServerService:
         """Drops everything that belongs to a job."""
         for following in self._followings.values():
             following.close()
+        for task in self._groups.values():
+            if task.done() and not task.cancelled() and not task.exception():
+                task.result().close()
         for held in (self._groups, self._leads, self._followings, self._owners):
             held.clear()
         self.collectives.clear()

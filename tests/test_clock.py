@@ -22,6 +22,7 @@ from paramserver.core.clock import (
     Advance,
     Close,
     Contribution,
+    Cut,
     Decision,
     Drop,
     GroupClock,
@@ -306,6 +307,7 @@ class Server:
     applied: set[tuple[WorkerId, int, int]] = field(default_factory=set)
     completed: list[tuple[WorkerId, int]] = field(default_factory=list)
     closes: list[Close] = field(default_factory=list)
+    cuts: dict[int, list[Close]] = field(default_factory=dict)
 
     def push(self, message: Message) -> list[tuple[WorkerId, int]]:
         """Returns the pushes to report; raises what the ledger raises."""
@@ -346,8 +348,15 @@ class Server:
         elif isinstance(decision, Advance):
             assert decision.min_clock >= self.frontier, "I2: min_clock fell"
             self.frontier = decision.min_clock
+        elif isinstance(decision, Cut):
+            self.cut(decision)
         elif decision.clock >= self.frontier:
             self.close(decision)
+
+    def cut(self, cut: Cut) -> None:
+        if cut.id not in self.cuts:
+            assert cut.clock == self.frontier, "a cut between other clocks than it says"
+            self.cuts[cut.id] = list(self.closes)
 
     def close(self, close: Close) -> None:
         assert close.clock == self.frontier, "I11: a clock was left out"
@@ -393,6 +402,7 @@ class ClusterMachine(RuleBasedStateMachine):
     def begin(self, servers: int, workers: int) -> None:
         self.servers = [Server(k, self.sync) for k in range(servers)]
         self.lead = GroupClock(self.consistency, [f"ps-{k}" for k in range(servers)])
+        self.cuts = 0
         # Between the lead and each server: ordered, but it may break and be made anew.
         self.reports: list[list[tuple[WorkerId, int]]] = [[] for _ in range(servers)]
         self.notices: list[list[Decision]] = [[] for _ in range(servers)]
@@ -542,6 +552,13 @@ class ClusterMachine(RuleBasedStateMachine):
         again += [Drop(worker) for worker in sorted(self.gone)]
         self.notices[server.index] = again
 
+    @precondition(lambda self: self.sync and all(len(s.cuts) == self.cuts for s in self.servers))
+    @rule(ahead=st.integers(0, 3))
+    def cut(self, ahead: int) -> None:
+        """A snapshot at a clock that has not closed."""
+        self.cuts += 1
+        self.tell(self.lead.cut(self.cuts, self.lead.next_clock + ahead))
+
     @rule(data=st.data(), what=st.sampled_from(["idle", "release", "lose", "return", "arrive"]))
     def change_members(self, data: st.DataObject, what: str) -> None:
         if what == "release":
@@ -604,6 +621,14 @@ class ClusterMachine(RuleBasedStateMachine):
 
     def check_settled(self) -> None:
         assert len({server.frontier for server in self.servers}) == 1
+        if self.sync:
+            self.tell(self.lead.cut_now(self.cuts))
+            for server in self.servers:
+                for decision in self.notices[server.index]:
+                    server.obey(decision)
+                self.notices[server.index].clear()
+            assert all(len(server.cuts) == self.cuts for server in self.servers)
+            assert all(server.cuts == self.servers[0].cuts for server in self.servers)
         active = [w for w, state in self.workers.items() if state.active]
         for worker in active:
             state = self.workers[worker]

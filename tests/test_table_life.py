@@ -107,6 +107,7 @@ def test_seconds_are_told_apart_by_marks() -> None:
     now = [0.0]
     oldest = Oldest(ps.TTL(seconds=8.0), 0, now=lambda: now[0])
     changed = np.array([2, NEVER, 3, 4])
+    entries = np.array([7, 8, 9], np.uint64), np.array([0, 2, 3], np.int32)
     for version, at in ((2, 0.0), (3, 2.0), (4, 6.0)):
         now[0] = at
         oldest.pushed(version)
@@ -119,7 +120,7 @@ def test_seconds_are_told_apart_by_marks() -> None:
         14.1: [2, 3, 4],
     }.items():
         now[0] = at
-        assert changed[oldest.gone(changed, None, 4)].tolist() == gone
+        assert changed[oldest.gone(changed, None, 4, entries)].tolist() == gone
 
 
 def test_the_least_recently_pushed_rows_go() -> None:

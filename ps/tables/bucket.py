@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from paramserver.core.placement import GroupSpec
 from paramserver.core.tables import SUB_TABLE_BITS
+from paramserver.errors import InvalidRequestError
+from paramserver.ps.state import SliceState, SliceStates
+from paramserver.ps.tables.life import Moment
 from paramserver.ps.tables.rules import complete, row_rule
 from paramserver.ps.tables.store import Layout, Rows, SubTable
 from paramserver.types import ScaleLr, lr_factor
 
 Gradients = Mapping[int, Rows]
 Options = Sequence[Mapping[str, Any]]
+Keep = Callable[[Gradients, Mapping[int, Any]], None]
+ROW_COLUMNS = ("keys", "rows", "changed", "scores")
 FIRST = 1  # the version before any push
 
 
@@ -29,6 +36,7 @@ class RowBucket:
     Attributes:
         versions: by slice: plus one per push or clock, whether it touched rows here or not.
         table: the rows.
+        moment: the time, for rows that are forgotten by it.
     """
 
     stored = True
@@ -36,15 +44,19 @@ class RowBucket:
     def __init__(self, index: int, layout: Layout, skip: int) -> None:
         self.indices = (index,)
         self.versions = {index: FIRST}
-        self.table = SubTable(layout, skip, index)
-        self._index = index
+        self.moment = Moment()
+        self.table = SubTable(layout, skip, index, self.moment)
+        self._index, self._skip = index, skip
 
     @property
     def nbytes(self) -> int:
         return self.table.nbytes
 
     def close(
-        self, contributions: Sequence[tuple[float, Gradients]], options: Options = ()
+        self,
+        contributions: Sequence[tuple[float, Gradients]],
+        options: Options = (),
+        keep: Keep | None = None,
     ) -> None:
         """Applies one Sync clock: one step on the weighted mean; as ``Bucket.close``."""
         self.tick(self.indices)
@@ -55,8 +67,17 @@ class RowBucket:
             if (weight > 0 or additive) and self._index in gradients
         ]
         weights = [1.0] if additive else [w for w, _ in contributions if w > 0]
-        if given:
-            self._step(_combine(given, weights, mean=not additive), options, 1.0)
+        means = {self._index: _combine(given, weights, mean=not additive)} if given else {}
+        if keep is not None:
+            keep(means, {})
+        for rows in means.values():
+            self._step(rows, options, 1.0)
+
+    def replay(self, means: Gradients, options: Options) -> None:
+        """A Sync clock again, as ``close`` told ``keep`` of it."""
+        self.tick(self.indices)
+        for rows in means.values():
+            self._step(rows, options, 1.0)
 
     def arrive(
         self, gradients: Gradients, options: Options, bases: Mapping[int, int], scale: ScaleLr
@@ -70,6 +91,42 @@ class RowBucket:
     def tick(self, slices: Sequence[int]) -> None:
         """One version further."""
         self.versions[self._index] += 1
+
+    def dump(self, slices: Iterable[int] | None = None, since: int = 0) -> dict[int, SliceState]:
+        """A copy of all that the sub-table needs to go on elsewhere; as ``Bucket.dump``.
+
+        Args:
+            since: only rows that changed after this version (0: all rows).
+        """
+        if slices is not None and self._index not in slices:
+            return {}
+        columns, counters = self.table.dump(since)
+        numbers: dict[str, Any] = {"version": self.versions[self._index], **counters}
+        if since:
+            numbers["since"] = since
+        return {self._index: SliceState({n: _tensor(c) for n, c in columns.items()}, numbers)}
+
+    def load(self, states: SliceStates) -> None:
+        """Takes a sub-table as it was dumped; what was here is replaced.
+
+        Raises:
+            InvalidRequestError: another sub-table, rows of another width, or only changes.
+        """
+        for index, state in states.items():
+            table = SubTable(self.table.layout, self._skip, self._index, self.moment)
+            if index != self._index or "since" in state.numbers:
+                raise InvalidRequestError(
+                    f"sub-table {self._index} cannot load {index}, or changes"
+                )
+            columns = {name: _column(name, tensor) for name, tensor in state.tensors.items()}
+            width = columns["rows"].shape[-1]
+            if columns["rows"].shape != (len(columns["keys"]), table.layout.width):
+                raise InvalidRequestError(
+                    f"sub-table {index}: rows of {width} numbers, the table has "
+                    f"{table.layout.width}: another dim or optimizer"
+                )
+            table.load(columns, state.numbers)
+            self.table, self.versions = table, {index: int(state.numbers["version"])}
 
     def shrink(self) -> int:
         """Forgets the rows whose time has come, and gives memory back; how many."""
@@ -99,6 +156,36 @@ def row_bucket(index: int, spec: GroupSpec) -> RowBucket:
     table = spec.table
     layout = Layout(table.dim, rule, options, table.initial, table.admit, table.evict)
     return RowBucket(index, layout, SUB_TABLE_BITS)
+
+
+def with_changes(base: SliceState, later: SliceState) -> SliceState:
+    """A sub-table as it was when ``later`` was dumped with ``since`` the version of ``base``.
+
+    Raises:
+        InvalidRequestError: the changes are of another base.
+    """
+    since, version = later.numbers.get("since", 0), base.numbers["version"]
+    if since != version:
+        raise InvalidRequestError(f"changes since version {since} of a table at {version}")
+    old = {name: base.tensors[name].numpy() for name in ROW_COLUMNS if name in base.tensors}
+    new = {name: later.tensors[name].numpy() for name in ROW_COLUMNS if name in later.tensors}
+    kept = ~np.isin(old["keys"], new["keys"])
+    if "living" in later.tensors:
+        kept &= np.isin(old["keys"], later.tensors["living"].numpy())
+    both = {name: np.concatenate([old[name][kept], new[name]]) for name in new}
+    order = np.argsort(both["keys"].view(np.uint64), kind="stable")
+    rest = {n: t for n, t in later.tensors.items() if n not in ROW_COLUMNS and n != "living"}
+    numbers = {n: v for n, v in later.numbers.items() if n != "since"}
+    return SliceState({n: torch.from_numpy(c[order]) for n, c in both.items()} | rest, numbers)
+
+
+def _tensor(column: npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(column.view(np.int64) if column.dtype == np.uint64 else column)
+
+
+def _column(name: str, tensor: Tensor) -> npt.NDArray[Any]:
+    column: npt.NDArray[Any] = tensor.numpy()
+    return column.view(np.uint64) if name.endswith("keys") else column
 
 
 def _combine(given: Sequence[tuple[float, Rows]], weights: Sequence[float], *, mean: bool) -> Rows:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from paramserver.core.tables import SUB_TABLES
 from paramserver.life_cycle import LRU, TTL, Admission, CountFilter, Decay, Eviction
 from paramserver.ps.tables.columns import Allocator, Column
-from paramserver.ps.tables.index import Index
+from paramserver.ps.tables.index import Index, Places
 from paramserver.ps.tables.initial import unit_numbers
 from paramserver.wire.rows import Keys
 
@@ -22,6 +23,27 @@ Versions = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.int64]
 NEVER = np.iinfo(np.int64).max  # the version of a free place: no rule picks it
 SWEEPS = 8  # in the life of a row
+
+
+class Moment:
+    """The time, standing still within a change, so that the change can be made again."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+        self._now = time.monotonic()
+
+    def __call__(self) -> float:
+        """Seconds."""
+        return self._now
+
+    def look(self) -> float:
+        """A change begins now."""
+        self._now = time.monotonic() + self._ahead
+        return self._now
+
+    def replay(self, now: float) -> None:
+        """A change that began then is made again; the time goes on from there."""
+        self._now, self._ahead = now, now - time.monotonic()
 
 
 class Draw:
@@ -39,6 +61,13 @@ class Draw:
         return drawn
 
     def forget(self, rule: Oldest, version: int) -> None:
+        """Nothing is kept."""
+
+    def dump(self) -> dict[str, npt.NDArray[Any]]:
+        """Nothing is kept."""
+        return {}
+
+    def load(self, columns: Mapping[str, npt.NDArray[Any]]) -> None:
         """Nothing is kept."""
 
 
@@ -85,10 +114,26 @@ class Counter:
 
     def forget(self, rule: Oldest, version: int) -> None:
         """Rows that were counted long ago begin at zero again."""
-        gone = rule.gone(self._changed.array[: self._places.used], None, version)
-        if gone.any():
-            keys, places = self._index.entries()
-            self._remove(keys[gone[places]])
+        entries = self._index.entries()
+        keys, places = entries
+        gone = rule.gone(self._changed.array[: self._places.used], None, version, entries)
+        self._remove(keys[gone[places]])
+
+    def dump(self) -> dict[str, npt.NDArray[Any]]:
+        """Rows that are not born yet, by column; keys ascend."""
+        keys, places = in_order(self._index)
+        return {
+            "unborn_keys": keys,
+            "unborn_counts": self._counts.array[places],
+            "unborn_changed": self._changed.array[places],
+        }
+
+    def load(self, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Into an empty one, what another has dumped."""
+        keys = columns["unborn_keys"]
+        places = self._create(keys)
+        self._counts.array[places] = columns["unborn_counts"]
+        self._changed.array[places] = columns["unborn_changed"]
 
 
 class Oldest:
@@ -127,17 +172,23 @@ class Oldest:
         return version - self._swept >= max(1.0, life / SWEEPS)
 
     def gone(
-        self, changed: Versions, scores: npt.NDArray[np.float32] | None, version: int
+        self,
+        changed: Versions,
+        scores: npt.NDArray[np.float32] | None,
+        version: int,
+        entries: tuple[Keys, Places],
     ) -> Flags:
         """Which places hold rows that are to be forgotten.
 
         Args:
             changed: when each was touched last, NEVER where there is no row.
             scores: at that moment; None: 1.
+            entries: keys and their places. What goes is a matter of keys, never of places: a table
+                that was moved or restored forgets the same rows.
         """
         rule = self.rule
         if isinstance(rule, LRU):
-            return self._beyond(changed)
+            return self._beyond(changed, *entries)
         if isinstance(rule, Decay) and scores is not None:
             age = np.where(changed == NEVER, 0, version - changed)
             low: Flags = (scores * rule.rate**age < rule.threshold) & (changed != NEVER)
@@ -164,7 +215,7 @@ class Oldest:
             self._marks.popleft()
         return self._marks[0][1] if self._marks and self._marks[0][0] <= before else -1
 
-    def _beyond(self, changed: Versions) -> Flags:
+    def _beyond(self, changed: Versions, keys: Keys, places: Places) -> Flags:
         """The oldest ones, down to a little below the share, so that sweeps are rare."""
         rows = int((changed != NEVER).sum())
         excess = rows - (self._share - self._share // 16)
@@ -172,9 +223,38 @@ class Oldest:
             return np.zeros(len(changed), np.bool_)
         newest = np.partition(changed, excess - 1)[excess - 1]
         picked: Flags = changed < newest
-        ties = np.flatnonzero(changed == newest)
+        tied = changed[places] == newest
+        ties = places[tied][np.argsort(keys[tied])]
         picked[ties[: excess - int(picked.sum())]] = True
         return picked
+
+    def dump(self) -> dict[str, Any]:
+        """How far it is; of moments, how many seconds ago they were."""
+        now = self._now()
+        return {
+            "swept": self._swept,
+            "begun": now - self._begun,
+            "touched": None if self._touched == -math.inf else now - self._touched,
+            "marks": [[now - t if t > -math.inf else None, version] for t, version in self._marks],
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """What another has dumped."""
+        now = self._now()
+
+        def moment(age: float | None) -> float:
+            return -math.inf if age is None else now - age
+
+        self._swept, self._begun = state["swept"], moment(state["begun"])
+        self._touched = moment(state["touched"])
+        self._marks = deque((moment(age), version) for age, version in state["marks"])
+
+
+def in_order(index: Index) -> tuple[Keys, Places]:
+    """Keys, ascending, and their places."""
+    keys, places = index.entries()
+    order = np.argsort(keys, kind="stable")
+    return keys[order], places[order]
 
 
 def admission_of(rule: Admission | None, seed: int, skip: int) -> Draw | Counter | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from paramserver.life_cycle import Admission, Decay, Eviction
 from paramserver.ps.tables.columns import Allocator, Column
 from paramserver.ps.tables.index import Index, Places
 from paramserver.ps.tables.initial import initial_values
-from paramserver.ps.tables.life import NEVER, Counts, Oldest, admission_of
+from paramserver.ps.tables.life import NEVER, Counts, Oldest, admission_of, in_order
 from paramserver.ps.tables.rules import RowRule
 from paramserver.wire.rows import Keys
 
@@ -73,6 +74,7 @@ class SubTable:
     Args:
         skip: how many bits they share.
         number: of the sub-table: it has that share of what the rules allow.
+        now: seconds, for rows that are forgotten by time.
 
     Attributes:
         index: from keys to places in the slab.
@@ -80,13 +82,19 @@ class SubTable:
         not_admitted: gradients that met a row that was not born.
     """
 
-    def __init__(self, layout: Layout, skip: int = 0, number: int = 0) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        skip: int = 0,
+        number: int = 0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.layout = layout
         self.index = Index(skip, number)
         self.evicted = self.not_admitted = 0
         self._skip, self._number = skip, number
         self._admission = admission_of(layout.admit, layout.initial.seed, skip)
-        self._oldest = Oldest(layout.evict, number) if layout.evict else None
+        self._oldest = Oldest(layout.evict, number, now) if layout.evict else None
         self._evicted_at = 0  # the version of the newest eviction
         self._allocate()
 
@@ -220,13 +228,13 @@ class SubTable:
             return 0
         used = self._places.used
         scores = None if self._scores is None else self._scores.array[:used]
-        gone = self._oldest.gone(self._changed.array[:used], scores, version)
+        keys, places = entries = self.index.entries()
+        gone = self._oldest.gone(self._changed.array[:used], scores, version, entries)
         self._oldest.swept(version)
         if self._admission is not None:
             self._admission.forget(self._oldest, version)
         if not gone.any():
             return 0
-        keys, places = self.index.entries()
         keys = keys[gone[places]]
         self.remove(keys)
         self.evicted += len(keys)
@@ -246,6 +254,58 @@ class SubTable:
         for column, values in zip(self._columns, old, strict=True):
             column.reserve(len(keys))
             column.array[new] = values
+
+    def dump(self, since: int = 0) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+        """Copies of rows and all that their life cycle knows, by column; keys ascend.
+
+        Args:
+            since: rows unchanged after this version are left out (0: none are); if rows were
+                forgotten meanwhile, the column "living" has all keys that are left.
+
+        Returns:
+            Columns and plain numbers.
+        """
+        keys, places = in_order(self.index)
+        columns: dict[str, npt.NDArray[Any]] = {}
+        if since:
+            if self._evicted_at > since:
+                columns["living"] = keys
+            later = self._changed.array[places] > since
+            keys, places = keys[later], places[later]
+        columns |= {"keys": keys, "rows": self._slab.take(places)}
+        columns["changed"] = self._changed.array[places]
+        if self._scores is not None:
+            columns["scores"] = self._scores.array[places]
+        if self._admission is not None:
+            columns |= self._admission.dump()
+        numbers: dict[str, Any] = {
+            "evicted": self.evicted,
+            "not_admitted": self.not_admitted,
+            "evicted_at": self._evicted_at,
+        }
+        if self._oldest is not None:
+            numbers["oldest"] = self._oldest.dump()
+        return columns, numbers
+
+    def load(self, columns: Mapping[str, npt.NDArray[Any]], numbers: Mapping[str, Any]) -> None:
+        """Takes what another sub-table has dumped whole; to be called on an empty one."""
+        assert not len(self), "rows are loaded into an empty sub-table"
+        keys = columns["keys"]
+        places = self._places.take(len(keys))
+        for column in self._columns:
+            column.reserve(self._places.used)
+        self.index.add(keys, places)
+        if len(keys):
+            self._slab.put(places, np.ascontiguousarray(columns["rows"]))
+        self._changed.array[places] = columns["changed"]
+        if self._scores is not None:
+            self._scores.array[places] = columns["scores"]
+        if self._admission is not None:
+            self._admission.load(columns)
+        self.evicted, self.not_admitted = numbers["evicted"], numbers["not_admitted"]
+        self._evicted_at = numbers["evicted_at"]
+        if self._oldest is not None:
+            self._oldest.load(numbers["oldest"])
 
     def check_invariants(self) -> None:
         """Raises AssertionError where the state cannot be."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from paramserver import failpoints
 from paramserver.config import ClientConfig
 from paramserver.emulation import parse_emulation
 from paramserver.errors import ConfigurationError
@@ -16,7 +17,10 @@ from paramserver.worker.client import Client
 from paramserver.worker.session import Session
 
 PREFIX = "PARAMSERVER_"
-ANYWHERE = {f"{PREFIX}{name}" for name in ("EMULATE", "RUN_DIR", "SCHEME", "SEED")}
+ANYWHERE = {
+    f"{PREFIX}{name}"
+    for name in ("EMULATE", "FAILPOINTS", "FAILPOINTS_DIR", "RUN_DIR", "SCHEME", "SEED")
+}
 
 
 def connect(
@@ -49,6 +53,7 @@ def connect(
         WaitTimeoutError: servers or workers are missing; says which.
     """
     config = _configuration(address, name, reader, timeout, wait_timeout)
+    failpoints.arm_from(os.environ)
     identity = None if reader else os.environ.get("PARAMSERVER_IDENTITY_FILE")
     transport = _transport(config.scheduler)
     session = Session(

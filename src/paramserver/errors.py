@@ -19,6 +19,7 @@
     ├── ConnectionLostError        a peer cannot be reached
     ├── ResourceError              a limit of the server: too many parked calls, too large
     ├── WaitTimeoutError           a wait passed its deadline; says whom it waited for
+    ├── SnapshotError              a snapshot that is not there, damaged, or cannot be written
     ├── JobFailedError             the job failed elsewhere; says where
     └── InternalError              a bug of ours
 
@@ -157,6 +158,12 @@ class WaitTimeoutError(ParameterServerError, TimeoutError):
     """A wait passed its deadline; the message names whom it waited for."""
 
     reason = "WAIT_TIMEOUT"
+
+
+class SnapshotError(ParameterServerError):
+    """A snapshot that is not there, that is damaged, or that could not be made."""
+
+    reason = "SNAPSHOT"
 
 
 class JobFailedError(ParameterServerError):

@@ -13,9 +13,9 @@ PROTOCOL_VERSION = 1
 ScaleLr = Literal["inverse", "sqrt", "polynomial", "none"]
 SCALES = ("inverse", "sqrt", "polynomial", "none")
 ASSIGNMENTS = ("round-robin", "random", "dynamic")
-BALANCES = ("speed",)
 Durability = Literal["memory", "wal", "replica"]
 DURABILITIES = ("memory", "wal", "replica")
+BALANCES = ("speed",)
 
 ITEM_SIZES = {
     "float32": 4,
@@ -172,6 +172,8 @@ class StepResult:
         waited: seconds blocked.
         sent_bytes, received_bytes: payload bytes.
         dropped: the clock had closed without this push (``Sync(backup=...)``).
+        durability: what it survives: "memory", "wal" (a server that ends and begins again) or
+            "replica" (a server that is lost).
     """
 
     clock: int
@@ -181,6 +183,7 @@ class StepResult:
     sent_bytes: int
     received_bytes: int
     dropped: bool = False
+    durability: Durability = "memory"
 
 
 @dataclass(frozen=True, slots=True)

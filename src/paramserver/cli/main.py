@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from paramserver import failpoints
 from paramserver.errors import ParameterServerError, UsageError
 
 # Name: module, and the line that `paramserver --help` shows without importing it.
@@ -60,6 +61,7 @@ class Commands(click.Group):
         if not standalone_mode:
             return super().main(args, prog_name, standalone_mode=False, **extra)
         try:
+            failpoints.arm_from(os.environ)
             code = super().main(args, prog_name, standalone_mode=False, **extra)
             sys.stdout.flush()
         except click.ClickException as error:

@@ -5,44 +5,25 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from paramserver.core.decisions import Advance, Close, Contribution, Cut, Decision, Drop
 from paramserver.errors import ClockError, ConfigurationError, FencedError, InvalidRequestError
 from paramserver.types import Async, Consistency, Stale, Sync, WorkerId, canonical
 
+__all__ = [
+    "KEPT_CLOSES",
+    "Advance",
+    "Close",
+    "Contribution",
+    "Cut",
+    "Decision",
+    "Drop",
+    "GroupClock",
+    "may_read",
+]
+
 KEPT_CLOSES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Contribution:
-    """A push on the list of a closed clock."""
-
-    worker: WorkerId
-    weight: float
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Sync: apply exactly these pushes of this clock, in this order (by rank)."""
-
-    clock: int
-    contributors: tuple[Contribution, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Advance:
-    """Stale, Async: all pushes of active workers with clock < min_clock are applied everywhere."""
-
-    min_clock: int
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Free what this incarnation staged and no clock has closed."""
-
-    worker: WorkerId
-
-
-Decision = Close | Advance | Drop
 
 
 def may_read(consistency: Consistency, clock: int, frontier: int) -> bool:
@@ -101,6 +82,8 @@ class GroupClock:
         self._started = False
         self._min = 0
         self._closes: deque[Close] = deque(maxlen=KEPT_CLOSES)
+        self._cuts: dict[int, int] = {}  # by id: the clock at which it is due
+        self._cut: Cut | None = None  # the newest one made
         self.next_clock = 0
 
     @property
@@ -155,6 +138,21 @@ class GroupClock:
         self._advance(known)
         return self._proceed()
 
+    def restate(self, server: str) -> None:
+        """A server that follows again says next what it has staged; what it said before is void.
+
+        Its process may have ended in between, and pushes that it had staged with it: no clock
+        closes on them. Under Stale and Async what was applied stays applied.
+        """
+        if not self._sync:
+            return
+        for known in self._workers.values():
+            for mark in known.marks.values():
+                mark.servers.discard(server)
+            known.clock = min(
+                [known.clock, *(c for c in known.marks if not self._complete(known, c))]
+            )
+
     def activate(self, worker: WorkerId) -> int:
         """The clock that an active worker is on: max(its own, min_clock). Idempotent.
 
@@ -183,6 +181,43 @@ class GroupClock:
             self._raise_to(worker, self.next_clock + 1)
         return self._proceed()
 
+    def cut(self, id_: int, clock: int) -> list[Decision]:
+        """Cuts the group once all clocks below this one have closed; at once where they have.
+
+        Raises:
+            InvalidRequestError: the group has no clocks that close (Stale, Async).
+            ClockError: the clock has closed.
+        """
+        if not self._sync:
+            raise InvalidRequestError("only Sync groups are cut at a clock; hold the others")
+        if clock < self.next_clock:
+            raise ClockError(f"cut at clock {clock}: it has closed, {self.next_clock} is the next")
+        self._cuts[id_] = clock
+        return self._due()
+
+    def cut_now(self, id_: int) -> list[Decision]:
+        """A cut that is still due is made where the group stands."""
+        if id_ not in self._cuts:
+            return []
+        self._cuts[id_] = self.next_clock
+        return self._due()
+
+    def cancel(self, id_: int) -> None:
+        """A cut that is still due is not made."""
+        self._cuts.pop(id_, None)
+
+    def _due(self) -> list[Decision]:
+        made = [Cut(id_, clock) for id_, clock in self._cuts.items() if clock == self.next_clock]
+        for each in made:
+            del self._cuts[each.id]
+            self._cut = each
+        return list(made)
+
+    def resume(self, clock: int) -> None:
+        """A restored group goes on at this clock; to be called before anything else."""
+        self.next_clock = clock if self._sync else 0
+        self._min = 0 if self._sync else clock
+
     def worker_clock(self, worker: WorkerId) -> int:
         """The first clock of the worker that is not complete on every server."""
         known = self._workers.get(worker)
@@ -203,8 +238,8 @@ class GroupClock:
         told = ", ".join(f"{names.get(w, f'rank {w.rank}')} ({self._progress(w)})" for w in missing)
         return f"clock {clock} waits for {count}{told}"
 
-    def closes_from(self, clock: int) -> list[Close]:
-        """The closes of ``clock`` and later, for a server that follows again.
+    def closes_from(self, clock: int) -> list[Decision]:
+        """The closes of ``clock`` and later, and the newest cut, for a server that follows again.
 
         Raises:
             ClockError: they are not kept any more.
@@ -212,7 +247,49 @@ class GroupClock:
         oldest = self.next_clock - len(self._closes)
         if clock < oldest:
             raise ClockError(f"close of clock {clock} is gone: the oldest kept is {oldest}")
-        return [close for close in self._closes if close.clock >= clock]
+        decided: list[Decision] = [close for close in self._closes if close.clock >= clock]
+        if self._cut is not None and self._cut.clock >= clock:
+            decided.insert(self._cut.clock - clock, self._cut)
+        return decided
+
+    def dump(self) -> dict[str, Any]:
+        """All of it as JSON-able values; cuts that are due are left out."""
+        return {
+            "next_clock": self.next_clock,
+            "min": self._min,
+            "started": self._started,
+            "active": sorted(self._active),
+            "fence": sorted(self._fence.items()),
+            "workers": [
+                [
+                    *worker,
+                    known.clock,
+                    [[c, mark.weight, sorted(mark.servers)] for c, mark in known.marks.items()],
+                ]
+                for worker, known in sorted(self._workers.items())
+            ],
+            "closes": [
+                [close.clock, [[*c.worker, c.weight] for c in close.contributors]]
+                for close in self._closes
+            ],
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Becomes what another of the same consistency and servers has dumped."""
+        self.next_clock, self._min = state["next_clock"], state["min"]
+        self._started = state["started"]
+        self._active = frozenset(WorkerId(*worker) for worker in state["active"])
+        self._fence = dict(state["fence"])
+        self._workers = {
+            WorkerId(rank, incarnation): _Worker(
+                clock, {c: _Mark(weight, set(servers)) for c, weight, servers in marks}
+            )
+            for rank, incarnation, clock, marks in state["workers"]
+        }
+        self._closes.clear()
+        for clock, listed in state["closes"]:
+            contributors = (Contribution(WorkerId(r, i), weight) for r, i, weight in listed)
+            self._closes.append(Close(clock, tuple(contributors)))
 
     def check_invariants(self) -> None:
         """Raises AssertionError where the state cannot be."""
@@ -275,7 +352,7 @@ class GroupClock:
         decisions: list[Decision] = []
         if self._sync:
             while (close := self._close()) is not None:
-                decisions.append(close)
+                decisions += [close, *self._due()]
         else:
             lowest = min((self._workers[w].clock for w in self._active), default=self._min)
             if lowest > self._min:

@@ -2,59 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from paramserver.core.receipts import KEPT_LEASES, OpenPush, Pushed, Receipt
+from paramserver.core.spans import check_spans
 from paramserver.errors import ClockError, FencedError, InvalidRequestError, ResourceError
 from paramserver.types import Span, WorkerId
 
+__all__ = ["KEPT_LEASES", "WINDOW", "Ledger", "Receipt"]
+
 WINDOW = 64
-KEPT_LEASES = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What a completed push did on this server.
-
-    Attributes:
-        clock: that the push carried.
-        version: of the group here after it; meaningless until applied.
-        staleness: in versions, mean over its slices.
-        applied: False while it is staged under Sync.
-        dropped: its clock closed without it.
-    """
-
-    clock: int
-    version: int
-    staleness: float
-    applied: bool
-    dropped: bool = False
-
-    @property
-    def settled(self) -> bool:
-        """Nothing more will happen to the push."""
-        return self.applied or self.dropped
-
-
-@dataclass(slots=True)
-class _Push:
-    """A push under way: the slices it declared, and checksums of those taken."""
-
-    slices: frozenset[int]
-    taken: dict[int, int] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Worker:
-    """``next`` is the clock that the next new push must carry; None: any."""
-
-    next: int | None = None
-    holes: set[int] = field(default_factory=set)
-    open: dict[int, _Push] = field(default_factory=dict)
-    receipts: dict[int, Receipt] = field(default_factory=dict)
-    pending: dict[int, tuple[Span, ...]] = field(default_factory=dict)
-    staged: int = 0
-    leases: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
 
 
 class Ledger:
@@ -72,7 +30,7 @@ class Ledger:
 
     def __init__(self, *, keep: int = 128) -> None:
         self._keep = max(keep, WINDOW)
-        self._workers: dict[WorkerId, _Worker] = {}
+        self._workers: dict[WorkerId, Pushed] = {}
         self._newest: dict[int, int] = {}
         self.duplicates = 0
 
@@ -92,7 +50,7 @@ class Ledger:
         """
         self._fence(worker)
         declared = _declared(clock, slices)
-        known = self._workers.get(worker) or _Worker()
+        known = self._workers.get(worker) or Pushed()
         receipt = known.receipts.get(clock)
         if receipt is not None:
             self.duplicates += len(declared)
@@ -104,7 +62,7 @@ class Ledger:
         self._admit(known, clock)
         self._newest[worker.rank] = worker.incarnation
         self._workers[worker] = known
-        known.open[clock] = _Push(declared)
+        known.open[clock] = OpenPush(declared)
         return None
 
     def redeclare(self, worker: WorkerId, clock: int, slices: Sequence[int]) -> None:
@@ -181,7 +139,7 @@ class Ledger:
         del known.open[clock]
         known.receipts[clock] = receipt
         if receipt.applied:
-            _count(known, spans)
+            known.count(spans)
         elif not receipt.dropped:
             known.staged += 1
             known.pending[clock] = spans
@@ -207,7 +165,7 @@ class Ledger:
             known.staged -= 1
             spans = known.pending.pop(clock)
             if receipt.applied:
-                _count(known, spans)
+                known.count(spans)
         known.receipts[clock] = receipt
         self._trim(known)
 
@@ -240,7 +198,7 @@ class Ledger:
         """
         self._fence(worker)
         self._newest[worker.rank] = worker.incarnation
-        known = self._workers.setdefault(worker, _Worker())
+        known = self._workers.setdefault(worker, Pushed())
         if known.next is None or clock > known.next:
             known.next = clock
         known.holes = {hole for hole in known.holes if hole >= clock}
@@ -255,6 +213,36 @@ class Ledger:
         known = self._workers.get(worker)
         return known.receipts.get(clock) if known else None
 
+    def applied(self) -> list[tuple[WorkerId, int]]:
+        """The pushes whose receipts say that they were applied, of each worker in order."""
+        return [
+            (worker, clock)
+            for worker, known in self._workers.items()
+            for clock, receipt in known.receipts.items()
+            if receipt.applied
+        ]
+
+    def restore(self, worker: WorkerId, receipt: Receipt, samples: Sequence[Span] = ()) -> None:
+        """A journal tells what became of a push; a second time changes nothing."""
+        clock = receipt.clock
+        known = self._workers.setdefault(worker, Pushed())
+        self._newest[worker.rank] = max(
+            worker.incarnation, self._newest.get(worker.rank, worker.incarnation)
+        )
+        before = known.receipts.get(clock)
+        if before is not None and before.settled:
+            return
+        if before is not None:
+            del known.pending[clock]
+            known.staged -= 1
+        known.open.pop(clock, None)
+        known.holes.discard(clock)
+        known.next = max(known.next or 0, clock + 1)
+        known.receipts[clock] = receipt
+        if receipt.applied:
+            known.count(check_spans(samples))
+        self._trim(known)
+
     def applied_spans(self, worker: WorkerId) -> list[Span]:
         """Samples of applied pushes, merged, by lease; of the newest ``KEPT_LEASES`` leases."""
         known = self._workers.get(worker)
@@ -265,6 +253,43 @@ class Ledger:
             for lease, spans in sorted(known.leases.items())
             for start, stop in spans
         ]
+
+    def all_spans(self) -> list[Span]:
+        """Samples of applied pushes of all workers, merged, by lease."""
+        return [span for worker in sorted(self._workers) for span in self.applied_spans(worker)]
+
+    def next_clocks(self) -> dict[WorkerId, int]:
+        """By worker the first clock that no push has opened, where one is known."""
+        return {w: known.next for w, known in self._workers.items() if known.next is not None}
+
+    def under_way(self, worker: WorkerId, below: int) -> bool:
+        """Whether a push of a clock below this one is open, or has yet to come again."""
+        known = self._workers.get(worker)
+        return known is not None and any(c < below for c in (*known.open, *known.holes))
+
+    def dump(self, *, settled: bool = False) -> dict[str, Any]:
+        """All of it as JSON-able values.
+
+        Args:
+            settled: without what is under way or staged, as if it had never come.
+        """
+        return {
+            "newest": sorted(self._newest.items()),
+            "duplicates": self.duplicates,
+            "workers": [
+                [*worker, (known.settled() if settled else known).dump()]
+                for worker, known in sorted(self._workers.items())
+            ],
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Becomes what another has dumped."""
+        self._newest = dict(state["newest"])
+        self.duplicates = state["duplicates"]
+        self._workers = {
+            WorkerId(rank, incarnation): Pushed.load(known)
+            for rank, incarnation, known in state["workers"]
+        }
 
     def forget(self, rank: int, below: int) -> None:
         """Frees all records of incarnations below ``below``, and keeps them fenced."""
@@ -300,7 +325,7 @@ class Ledger:
                 f"{newest} has come; stop this process or register again"
             )
 
-    def _admit(self, known: _Worker, clock: int) -> None:
+    def _admit(self, known: Pushed, clock: int) -> None:
         """Checks that a new push may carry this clock, and moves the next one."""
         if clock < 0:
             raise ClockError(f"clock {clock}: must be >= 0")
@@ -314,13 +339,13 @@ class Ledger:
             raise ClockError(f"clock {clock} {what}: expected clock {known.next}")
         known.next = clock + 1
 
-    def _open(self, worker: WorkerId, clock: int) -> _Push:
+    def _open(self, worker: WorkerId, clock: int) -> OpenPush:
         known = self._workers.get(worker)
         if known is None or clock not in known.open:
             raise InvalidRequestError(f"clock {clock}: rank {worker.rank} has no open push of it")
         return known.open[clock]
 
-    def _trim(self, known: _Worker) -> None:
+    def _trim(self, known: Pushed) -> None:
         """Forgets the oldest settled receipts beyond the number kept."""
         while len(known.receipts) > self._keep:
             # A dict keeps the order of arrival, which is that of the clocks.
@@ -332,35 +357,3 @@ def _declared(clock: int, slices: Sequence[int]) -> frozenset[int]:
     if len(declared) != len(slices):
         raise InvalidRequestError(f"clock {clock}: a slice is declared twice")
     return declared
-
-
-def check_spans(samples: Sequence[Span]) -> tuple[Span, ...]:
-    """The spans that hold samples.
-
-    Raises:
-        InvalidRequestError: a span that begins below 0 or ends before it begins.
-    """
-    for span in samples:
-        if not 0 <= span.start <= span.stop:
-            raise InvalidRequestError(
-                f"samples [{span.start}, {span.stop}) of lease {span.lease}: "
-                "must begin at 0 or later and not end before they begin"
-            )
-    return tuple(span for span in samples if span.start < span.stop)
-
-
-def _count(known: _Worker, spans: Sequence[Span]) -> None:
-    for span in spans:
-        merged = _merge(known.leases.pop(span.lease, []), span.start, span.stop)
-        known.leases[span.lease] = merged  # the lease touched last is the newest
-    while len(known.leases) > KEPT_LEASES:
-        del known.leases[next(iter(known.leases))]
-
-
-def _merge(spans: list[tuple[int, int]], start: int, stop: int) -> list[tuple[int, int]]:
-    """Sorted disjoint spans with one more; spans that touch become one."""
-    apart = [span for span in spans if span[1] < start or span[0] > stop]
-    for low, high in spans:
-        if not (high < start or low > stop):
-            start, stop = min(start, low), max(stop, high)
-    return sorted([*apart, (start, stop)])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from paramserver.errors import InvalidRequestError
 from paramserver.types import Span
 
 Range = tuple[int, int]
@@ -58,3 +59,27 @@ def common(one: Iterable[Span], other: Iterable[Span]) -> frozenset[Span]:
         if a.lease == b.lease
     )
     return frozenset(span for span in found if span.start < span.stop)
+
+
+def check_spans(samples: Sequence[Span]) -> tuple[Span, ...]:
+    """The spans that hold samples.
+
+    Raises:
+        InvalidRequestError: a span that begins below 0 or ends before it begins.
+    """
+    for span in samples:
+        if not 0 <= span.start <= span.stop:
+            raise InvalidRequestError(
+                f"samples [{span.start}, {span.stop}) of lease {span.lease}: "
+                "must begin at 0 or later and not end before they begin"
+            )
+    return tuple(span for span in samples if span.start < span.stop)
+
+
+def merge(spans: list[tuple[int, int]], start: int, stop: int) -> list[tuple[int, int]]:
+    """Sorted disjoint spans with one more; spans that touch become one."""
+    apart = [span for span in spans if span[1] < start or span[0] > stop]
+    for low, high in spans:
+        if not (high < start or low > stop):
+            start, stop = min(start, low), max(stop, high)
+    return sorted([*apart, (start, stop)])

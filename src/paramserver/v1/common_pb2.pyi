@@ -178,6 +178,26 @@ class SliceMap(_message.Message):
     lead: int
     def __init__(self, version: _Optional[int] = ..., servers: _Optional[_Iterable[str]] = ..., addresses: _Optional[_Iterable[str]] = ..., slice_elements: _Optional[int] = ..., owners: _Optional[_Iterable[int]] = ..., lead: _Optional[int] = ...) -> None: ...
 
+class Restore(_message.Message):
+    __slots__ = ("directory", "clock", "version", "files")
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    directory: str
+    clock: int
+    version: int
+    files: _containers.RepeatedCompositeFieldContainer[RestoreFile]
+    def __init__(self, directory: _Optional[str] = ..., clock: _Optional[int] = ..., version: _Optional[int] = ..., files: _Optional[_Iterable[_Union[RestoreFile, _Mapping]]] = ...) -> None: ...
+
+class RestoreFile(_message.Message):
+    __slots__ = ("file", "slices")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    file: str
+    slices: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, file: _Optional[str] = ..., slices: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class Identity(_message.Message):
     __slots__ = ("name", "incarnation", "rank", "view", "job")
     NAME_FIELD_NUMBER: _ClassVar[int]

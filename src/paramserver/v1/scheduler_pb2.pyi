@@ -272,14 +272,16 @@ class GetGroupRequest(_message.Message):
     def __init__(self, group: _Optional[str] = ...) -> None: ...
 
 class GetGroupReply(_message.Message):
-    __slots__ = ("spec", "map", "stored")
+    __slots__ = ("spec", "map", "stored", "restore")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     MAP_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_FIELD_NUMBER: _ClassVar[int]
     spec: _common_pb2.GroupSpec
     map: _common_pb2.SliceMap
     stored: bool
-    def __init__(self, spec: _Optional[_Union[_common_pb2.GroupSpec, _Mapping]] = ..., map: _Optional[_Union[_common_pb2.SliceMap, _Mapping]] = ..., stored: bool = ...) -> None: ...
+    restore: _common_pb2.Restore
+    def __init__(self, spec: _Optional[_Union[_common_pb2.GroupSpec, _Mapping]] = ..., map: _Optional[_Union[_common_pb2.SliceMap, _Mapping]] = ..., stored: bool = ..., restore: _Optional[_Union[_common_pb2.Restore, _Mapping]] = ...) -> None: ...
 
 class AwaitGroupRequest(_message.Message):
     __slots__ = ("member", "group", "wait_s")

@@ -326,16 +326,26 @@ class Staged(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., clock: _Optional[int] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class Notice(_message.Message):
-    __slots__ = ("group", "close", "min_clock", "drop")
+    __slots__ = ("group", "close", "min_clock", "drop", "cut")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
     MIN_CLOCK_FIELD_NUMBER: _ClassVar[int]
     DROP_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
     group: str
     close: Close
     min_clock: int
     drop: Drop
-    def __init__(self, group: _Optional[str] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., min_clock: _Optional[int] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ...) -> None: ...
+    cut: Cut
+    def __init__(self, group: _Optional[str] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., min_clock: _Optional[int] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ..., cut: _Optional[_Union[Cut, _Mapping]] = ...) -> None: ...
+
+class Cut(_message.Message):
+    __slots__ = ("id", "clock")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    clock: int
+    def __init__(self, id: _Optional[int] = ..., clock: _Optional[int] = ...) -> None: ...
 
 class Close(_message.Message):
     __slots__ = ("clock", "contributors")
@@ -600,3 +610,130 @@ class ReplicateReply(_message.Message):
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     applied: int
     def __init__(self, applied: _Optional[int] = ...) -> None: ...
+
+class HoldRequest(_message.Message):
+    __slots__ = ("job", "hold", "groups", "limit_s")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_S_FIELD_NUMBER: _ClassVar[int]
+    job: int
+    hold: int
+    groups: _containers.RepeatedCompositeFieldContainer[GroupClocks]
+    limit_s: float
+    def __init__(self, job: _Optional[int] = ..., hold: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupClocks, _Mapping]]] = ..., limit_s: _Optional[float] = ...) -> None: ...
+
+class GroupClocks(_message.Message):
+    __slots__ = ("group", "map_version", "workers")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    map_version: int
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerClock]
+    def __init__(self, group: _Optional[str] = ..., map_version: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerClock, _Mapping]]] = ...) -> None: ...
+
+class HoldReply(_message.Message):
+    __slots__ = ("groups",)
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedCompositeFieldContainer[GroupClocks]
+    def __init__(self, groups: _Optional[_Iterable[_Union[GroupClocks, _Mapping]]] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("job", "hold", "groups")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    job: int
+    hold: int
+    groups: _containers.RepeatedCompositeFieldContainer[GroupClocks]
+    def __init__(self, job: _Optional[int] = ..., hold: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupClocks, _Mapping]]] = ...) -> None: ...
+
+class DrainReply(_message.Message):
+    __slots__ = ("groups",)
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedCompositeFieldContainer[GroupClocks]
+    def __init__(self, groups: _Optional[_Iterable[_Union[GroupClocks, _Mapping]]] = ...) -> None: ...
+
+class ReleaseRequest(_message.Message):
+    __slots__ = ("job", "hold")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
+    job: int
+    hold: int
+    def __init__(self, job: _Optional[int] = ..., hold: _Optional[int] = ...) -> None: ...
+
+class ReleaseReply(_message.Message):
+    __slots__ = ("held_s",)
+    HELD_S_FIELD_NUMBER: _ClassVar[int]
+    held_s: float
+    def __init__(self, held_s: _Optional[float] = ...) -> None: ...
+
+class SnapshotRequest(_message.Message):
+    __slots__ = ("job", "id", "directory", "name", "cuts", "hold", "patience_s")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CUTS_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_S_FIELD_NUMBER: _ClassVar[int]
+    job: int
+    id: int
+    directory: str
+    name: str
+    cuts: _containers.RepeatedCompositeFieldContainer[GroupCut]
+    hold: int
+    patience_s: float
+    def __init__(self, job: _Optional[int] = ..., id: _Optional[int] = ..., directory: _Optional[str] = ..., name: _Optional[str] = ..., cuts: _Optional[_Iterable[_Union[GroupCut, _Mapping]]] = ..., hold: _Optional[int] = ..., patience_s: _Optional[float] = ...) -> None: ...
+
+class GroupCut(_message.Message):
+    __slots__ = ("group", "map_version", "clock", "since")
+    class SinceEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: int
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    map_version: int
+    clock: int
+    since: _containers.ScalarMap[int, int]
+    def __init__(self, group: _Optional[str] = ..., map_version: _Optional[int] = ..., clock: _Optional[int] = ..., since: _Optional[_Mapping[int, int]] = ...) -> None: ...
+
+class SnapshotReply(_message.Message):
+    __slots__ = ("file", "bytes", "sha256", "groups", "held_s", "wrote_s")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    HELD_S_FIELD_NUMBER: _ClassVar[int]
+    WROTE_S_FIELD_NUMBER: _ClassVar[int]
+    file: str
+    bytes: int
+    sha256: str
+    groups: _containers.RepeatedCompositeFieldContainer[CapturedGroup]
+    held_s: float
+    wrote_s: float
+    def __init__(self, file: _Optional[str] = ..., bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[CapturedGroup, _Mapping]]] = ..., held_s: _Optional[float] = ..., wrote_s: _Optional[float] = ...) -> None: ...
+
+class CapturedGroup(_message.Message):
+    __slots__ = ("group", "clock", "version", "slices", "versions", "spans")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    clock: int
+    version: int
+    slices: _containers.RepeatedScalarFieldContainer[int]
+    versions: _containers.RepeatedScalarFieldContainer[int]
+    spans: _containers.RepeatedCompositeFieldContainer[_common_pb2.Span]
+    def __init__(self, group: _Optional[str] = ..., clock: _Optional[int] = ..., version: _Optional[int] = ..., slices: _Optional[_Iterable[int]] = ..., versions: _Optional[_Iterable[int]] = ..., spans: _Optional[_Iterable[_Union[_common_pb2.Span, _Mapping]]] = ...) -> None: ...

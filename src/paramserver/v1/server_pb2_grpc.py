@@ -76,6 +76,26 @@ class ServerStub(object):
                 request_serializer=paramserver_dot_v1_dot_server__pb2.ReplicateRequest.SerializeToString,
                 response_deserializer=paramserver_dot_v1_dot_server__pb2.ReplicateReply.FromString,
                 _registered_method=True)
+        self.Hold = channel.unary_unary(
+                '/paramserver.v1.Server/Hold',
+                request_serializer=paramserver_dot_v1_dot_server__pb2.HoldRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_server__pb2.HoldReply.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/paramserver.v1.Server/Drain',
+                request_serializer=paramserver_dot_v1_dot_server__pb2.DrainRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_server__pb2.DrainReply.FromString,
+                _registered_method=True)
+        self.Release = channel.unary_unary(
+                '/paramserver.v1.Server/Release',
+                request_serializer=paramserver_dot_v1_dot_server__pb2.ReleaseRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_server__pb2.ReleaseReply.FromString,
+                _registered_method=True)
+        self.Snapshot = channel.unary_unary(
+                '/paramserver.v1.Server/Snapshot',
+                request_serializer=paramserver_dot_v1_dot_server__pb2.SnapshotRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_server__pb2.SnapshotReply.FromString,
+                _registered_method=True)
         self.Describe = channel.unary_unary(
                 '/paramserver.v1.Server/Describe',
                 request_serializer=paramserver_dot_v1_dot_server__pb2.DescribeRequest.SerializeToString,
@@ -164,6 +184,44 @@ class ServerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Hold(self, request, context):
+        """Pushes of groups without closing clocks (Stale, Async, Adaptive) of clocks that no push here has
+        opened yet wait from now on; others go on. The answer says which clocks were opened.
+        Order: a hold, then Drain, then Snapshot or moves of slices, then Release. Idempotent by hold.
+        Partial failure: a hold that nobody releases ends by itself after limit_s; whatever comes after
+        that under its number is refused (FENCED). A newer hold takes the place of an older one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Lets held pushes up to the given clocks through, and answers when all of these are complete
+        here, or their worker is lost. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Release(self, request, context):
+        """Ends a hold; what waits goes on. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Snapshot(self, request, context):
+        """Captures groups of this server as they are at a cut, and writes them to one file; answers when
+        the file is whole and safe. Groups under Sync are cut at a clock by their lead; others must be
+        held and drained, and go on as soon as their capture has begun (the hold ends with that).
+        Training waits for no more than the copy of one bucket or sub-table.
+        Idempotent by id: a second call joins the first. Partial failure: without an answer there is no
+        file that counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Describe(self, request, context):
         """Groups, clocks, bytes and versions, for status. Reads only.
         """
@@ -213,6 +271,26 @@ def add_ServerServicer_to_server(servicer, server):
                     servicer.Replicate,
                     request_deserializer=paramserver_dot_v1_dot_server__pb2.ReplicateRequest.FromString,
                     response_serializer=paramserver_dot_v1_dot_server__pb2.ReplicateReply.SerializeToString,
+            ),
+            'Hold': grpc.unary_unary_rpc_method_handler(
+                    servicer.Hold,
+                    request_deserializer=paramserver_dot_v1_dot_server__pb2.HoldRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_server__pb2.HoldReply.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=paramserver_dot_v1_dot_server__pb2.DrainRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_server__pb2.DrainReply.SerializeToString,
+            ),
+            'Release': grpc.unary_unary_rpc_method_handler(
+                    servicer.Release,
+                    request_deserializer=paramserver_dot_v1_dot_server__pb2.ReleaseRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_server__pb2.ReleaseReply.SerializeToString,
+            ),
+            'Snapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.Snapshot,
+                    request_deserializer=paramserver_dot_v1_dot_server__pb2.SnapshotRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_server__pb2.SnapshotReply.SerializeToString,
             ),
             'Describe': grpc.unary_unary_rpc_method_handler(
                     servicer.Describe,
@@ -438,6 +516,114 @@ class Server(object):
             '/paramserver.v1.Server/Replicate',
             paramserver_dot_v1_dot_server__pb2.ReplicateRequest.SerializeToString,
             paramserver_dot_v1_dot_server__pb2.ReplicateReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Hold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Server/Hold',
+            paramserver_dot_v1_dot_server__pb2.HoldRequest.SerializeToString,
+            paramserver_dot_v1_dot_server__pb2.HoldReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Server/Drain',
+            paramserver_dot_v1_dot_server__pb2.DrainRequest.SerializeToString,
+            paramserver_dot_v1_dot_server__pb2.DrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Release(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Server/Release',
+            paramserver_dot_v1_dot_server__pb2.ReleaseRequest.SerializeToString,
+            paramserver_dot_v1_dot_server__pb2.ReleaseReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Snapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Server/Snapshot',
+            paramserver_dot_v1_dot_server__pb2.SnapshotRequest.SerializeToString,
+            paramserver_dot_v1_dot_server__pb2.SnapshotReply.FromString,
             options,
             channel_credentials,
             insecure,

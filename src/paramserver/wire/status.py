@@ -30,6 +30,7 @@ CODES: dict[type[errors.ParameterServerError], grpc.StatusCode] = {
     errors.ConnectionLostError: grpc.StatusCode.UNAVAILABLE,
     errors.ResourceError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.WaitTimeoutError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.SnapshotError: grpc.StatusCode.DATA_LOSS,
     errors.JobFailedError: grpc.StatusCode.ABORTED,
     errors.InternalError: grpc.StatusCode.INTERNAL,
 }
