@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from paramserver.config import ServerConfig
-from paramserver.errors import FencedError, InternalError, MovedError, ParameterServerError
+from paramserver.errors import FencedError, MovedError, WaitTimeoutError
+from paramserver.ps.dump import dump
 from paramserver.ps.journal import Journal
 from paramserver.ps.peer import Peer
-from paramserver.ps.replay import Replay, dump
 from paramserver.ps.service import ServerService
 from paramserver.ps.shadow import Shadow
 from paramserver.ps.views import VIEW_PATIENCE
@@ -25,15 +25,15 @@ T = TypeVar("T")
 
 
 class Served:
-    """A server that this process serves under one or more epochs.
+    """A server that this process serves, under one epoch after the other.
 
-    Its calls end with MovedError when another process serves it: clients look where it is.
+    Calls end with MovedError once another process serves it: clients look where it is.
     """
 
     def __init__(self, service: ServerService) -> None:
         self.service = service
-        self.place = scheduler_pb2.Place()
-        self.peer: Peer | None = None
+        self.epoch = 0
+        self._peer: Peer | None = None
         self._retired = asyncio.Event()
 
     async def Exchange(
@@ -50,6 +50,10 @@ class Served:
         """As ``ServerService.Vectors``."""
         return await self._until_retired(self.service.Vectors(request))
 
+    async def Shrink(self, request: pb.ShrinkRequest) -> pb.ShrinkReply:
+        """As ``ServerService.Shrink``."""
+        return await self._until_retired(self.service.Shrink(request))
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.service, name)
 
@@ -65,20 +69,20 @@ class Served:
             end.cancel()
             work.cancel()
 
-    def settle(self, peer: Peer | None) -> None:
-        """Entries go to this backup from now on."""
+    def settle(self, epoch: int, peer: Callable[[Journal], Peer] | None) -> None:
+        """Under this epoch entries go to that backup; the one before can take over no more."""
         journal = self.service.journal
         assert journal is not None
-        if self.peer is not None:
-            self.peer.close()
-        journal.attach(None)  # the backup before can take over no more
-        self.peer = peer
+        if self._peer is not None:
+            self._peer.close()
+        journal.attach(None)
+        self.epoch, self._peer = epoch, peer(journal) if peer is not None else None
 
     def retire(self) -> None:
         """Acknowledges nothing more."""
         self._retired.set()
-        if self.peer is not None:
-            self.peer.close()
+        if self._peer is not None:
+            self._peer.close()
         self.service.close()
 
 
@@ -88,7 +92,8 @@ class Host:
     Without places it serves the server of its own name.
 
     Attributes:
-        own: the server of its own name, while it serves that.
+        own: the server of its own name.
+        identity: of this process.
     """
 
     def __init__(
@@ -96,17 +101,25 @@ class Host:
         config: ServerConfig,
         scheduler: AsyncChannel,
         connect: Callable[[str], AsyncChannel],
-        own: ServerService,
     ) -> None:
         self._config, self._scheduler, self._connect = config, scheduler, connect
-        self.own = own
         self.identity = common_pb2.Identity()
+        self.own = self._service(config.name or "")
         self._view = scheduler_pb2.View()
         self._served: dict[str, Served] = {}
-        self._shadows: dict[str, Shadow[Replay]] = {}
+        self._shadows: dict[str, Shadow] = {}
         self._epochs: dict[str, int] = {}  # the largest seen of each server
         self._changed = asyncio.Event()
         self._turn = asyncio.Lock()
+
+    def _service(self, name: str) -> ServerService:
+        return ServerService(self._config, name, self._scheduler, self._connect)
+
+    @property
+    def services(self) -> list[ServerService]:
+        """Those that are served here."""
+        served = [s.service for s in self._served.values()]
+        return served if self._view.places else [self.own]
 
     def hosted(self, name: str) -> object:
         """The server of that name; empty: of this process's own.
@@ -122,66 +135,73 @@ class Host:
         return self._served[wanted]
 
     async def take(self, view: scheduler_pb2.View) -> None:
-        """Does what a view says, one after the other."""
+        """Does what a view says; one after the other."""
         async with self._turn:
             if view.number <= self._view.number:
                 return
             if view.job != self._view.job:
-                await self._begin()
+                self._begin()
             self._view = view
+            if self.own.name not in self._served:
+                self.own.on_view(view)
             for place in view.places:
                 self._epochs[place.server] = max(place.epoch, self._epochs.get(place.server, 0))
                 await self._arrange(place)
             for served in self._served.values():
                 served.service.on_view(view)
-            if self.own.name not in self._served:
-                self.own.on_view(view)
             self._changed.set()
 
-    async def _begin(self) -> None:
-        """A new job begins empty."""
+    def _begin(self) -> None:
+        """A job begins empty."""
         for served in self._served.values():
-            served.settle(None)
+            served.settle(0, None)
             if served.service is not self.own:
                 served.retire()
         for shadow in self._shadows.values():
-            await shadow.end()
-        self._served.clear()
-        self._shadows.clear()
-        self._epochs.clear()
+            shadow.close()
+        for held in (self._served, self._shadows, self._epochs):
+            held.clear()
 
     async def _arrange(self, place: scheduler_pb2.Place) -> None:
-        served = self._served.get(place.server)
+        server = place.server
         if not self._is(place.primary, place.primary_incarnation):
-            if served is not None:
-                self._retire(place.server)
-            if not self._is(place.backup, place.backup_incarnation):
-                shadow = self._shadows.pop(place.server, None)
-                if shadow is not None:
-                    await shadow.end()
+            if server in self._served:
+                self._retire(server)
+            if not self._is(place.backup, place.backup_incarnation) and server in self._shadows:
+                self._shadows.pop(server).close()
             return
-        if served is None:
-            served = await self._serve(place)
-        if served.place.epoch != place.epoch:
-            served.settle(self._peer(served.service, place) if place.backup else None)
-        served.place = place
+        if server not in self._served:
+            service = await self._serve(place)
+            if service is None:
+                return
+            self._served[server] = Served(service)
+        served = self._served[server]
+        if served.epoch != place.epoch:
+            served.settle(place.epoch, self._peer(served, place) if place.backup else None)
 
     def _is(self, name: str, incarnation: int) -> bool:
         return (name, incarnation) == (self.identity.name, self.identity.incarnation)
 
-    async def _serve(self, place: scheduler_pb2.Place) -> Served:
-        """Begins to serve: the server of its own name with a job, another one from its backup."""
+    async def _serve(self, place: scheduler_pb2.Place) -> ServerService | None:
+        """Begins to serve: the server of its own name with a job, any other from its backup."""
         shadow = self._shadows.pop(place.server, None)
         if shadow is not None:
-            await shadow.end(self._promote)
+            service = await shadow.end()
+            service.journal = Journal()
+            await service.resume()
             log.warning("serving %s from its backup, epoch %d", place.server, place.epoch)
-        elif place.server == self.own.name:
+            if place.server == self.own.name:
+                self.own.close()
+                self.own = service
+            return service
+        if place.server == self.own.name:
             self.own.journal = Journal()
-        else:
-            raise InternalError(f"{place.server} is to be served here, but no backup of it is")
-        served = self._served[place.server] = Served(self._promoted or self.own)
-        self._promoted = None
-        return served
+            return self.own
+        reason = f"{place.server} is to be served by {self.own.name}, which has no backup of it"
+        log.error("%s", reason)
+        request = scheduler_pb2.FailRequest(member=self.identity, reason=reason, fatal=True)
+        await self._scheduler.call("Fail", request)
+        return None
 
     def _retire(self, server: str) -> None:
         """Another process serves it now: this one was thought lost."""
@@ -190,6 +210,83 @@ class Host:
         served.retire()
         if served.service is self.own:
             self.own = self._service(server)
+            self.own.on_view(self._view)
 
-    def _service(self, name: str) -> ServerService:
-        return ServerService(self._config, name, self._scheduler, self._connect)
+    # The primary's side
+
+    def _peer(self, served: Served, place: scheduler_pb2.Place) -> Callable[[Journal], Peer]:
+        return lambda journal: Peer(
+            journal,
+            place,
+            self._view.job,
+            connect=lambda: self._connect(place.backup_address),
+            dump=lambda: dump(served.service),
+            complete=self._complete,
+        )
+
+    async def _complete(self, place: scheduler_pb2.Place) -> None:
+        request = scheduler_pb2.BackupReadyRequest(
+            member=self.identity, server=place.server, epoch=place.epoch
+        )
+        await self._scheduler.call("BackupReady", request, timeout=5.0)
+
+    # The backup's side
+
+    async def Replicate(
+        self, requests: AsyncIterator[pb.ReplicateRequest]
+    ) -> AsyncIterator[pb.ReplicateReply]:
+        """Keeps the backup of a server whose primary calls.
+
+        Raises:
+            FencedError: for an epoch that is over.
+            WaitTimeoutError: no view has told of this epoch.
+        """
+        async for hello in requests:
+            shadow = await self._shadow(hello)
+            async for reply in shadow.follow(requests):
+                yield reply
+
+    async def _shadow(self, hello: pb.ReplicateRequest) -> Shadow:
+        try:
+            await asyncio.wait_for(self._heard_of(hello), VIEW_PATIENCE)
+        except asyncio.TimeoutError:
+            raise WaitTimeoutError(
+                f"the view in which {hello.server} has epoch {hello.epoch} has not come here"
+            ) from None
+        async with self._turn:
+            known = self._epochs.get(hello.server, 0)
+            if (hello.job, hello.epoch) != (self._view.job, known) or hello.server in self._served:
+                raise FencedError(
+                    f"server {hello.server}, job {hello.job}, epoch {hello.epoch}: this is job "
+                    f"{self._view.job}, epoch {known}; stop serving it"
+                )
+            shadow = self._shadows.get(hello.server)
+            if shadow is None or shadow.epoch != hello.epoch:
+                if shadow is not None:
+                    shadow.close()
+                shadow = Shadow(hello.server, hello.epoch, lambda: self._service(hello.server))
+                self._shadows[hello.server] = shadow
+            return shadow
+
+    async def _heard_of(self, hello: pb.ReplicateRequest) -> None:
+        while (self._view.job, self._epochs.get(hello.server, 0)) < (hello.job, hello.epoch):
+            self._changed.clear()
+            await self._changed.wait()
+
+    # The end
+
+    async def reset(self) -> None:
+        """The scheduler gave this process up, or is another one: it begins empty."""
+        async with self._turn:
+            self._begin()
+            self._view = scheduler_pb2.View()
+            self.own.reset()
+            self.own.views.forget()
+
+    def close(self) -> None:
+        """Ends threads and streams."""
+        for served in self._served.values():
+            served.retire()
+        for shadow in self._shadows.values():
+            shadow.close()
+        self.own.close()

@@ -179,12 +179,25 @@ def _decision(notice: pb.Notice) -> Decision:
 
 
 class Following:
-    """This server's stream to one lead: reports up, notices down; made again when it breaks."""
+    """This server's stream to one lead: reports up, notices down; made again when it breaks.
 
-    def __init__(self, server: str, views: Views, connect: Callable[[], AsyncChannel]) -> None:
+    Args:
+        locate: the lead's address at the moment.
+        connect: opens a channel to an address.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        views: Views,
+        locate: Callable[[], str],
+        connect: Callable[[str], AsyncChannel],
+    ) -> None:
         self._server = server
         self._views = views
-        self._connect = connect
+        self._locate, self._connect = locate, connect
+        self._at = ""  # where the present stream goes
+        self._reading: asyncio.Future[bool] | None = None
         self._groups: dict[str, GroupState] = {}
         self._sent: dict[str, deque[pb.Staged]] = {}
         self._reports: asyncio.Queue[pb.Report] = asyncio.Queue()
@@ -204,6 +217,11 @@ class Following:
         if not group.sync:
             self._sent[name].append(staged)
         self._reports.put_nowait(self._report(group, [staged]))
+
+    def look(self) -> None:
+        """Leaves a stream to where the lead is no more; it may never break by itself."""
+        if self._reading is not None and self._locate() != self._at:
+            self._reading.cancel()
 
     def close(self) -> None:
         """Ends the stream."""
@@ -237,20 +255,32 @@ class Following:
     async def _run(self) -> None:
         pause = 0.05
         while True:
-            channel = self._connect()
+            self._at = self._locate()
+            channel = self._connect(self._at)
+            self._reading = asyncio.ensure_future(self._read(channel))
             try:
-                async for notice in channel.duplex("Follow", self._outgoing()):
+                await asyncio.wait({self._reading})
+                if self._reading.cancelled() or self._reading.result():
                     pause = 0.05
-                    carry_out(self._groups[notice.group], _decision(notice))
-            except ParameterServerError as error:
-                log.warning("lost the lead: %s", error)
             finally:
+                self._reading.cancel()
                 await channel.close()
             await asyncio.sleep(pause)
             pause = min(2 * pause, 2.0)
             self._reports = asyncio.Queue()
             for group in self._groups.values():
                 self._reports.put_nowait(self._hello(group))
+
+    async def _read(self, channel: AsyncChannel) -> bool:
+        """Carries out notices until the stream breaks; whether there were any."""
+        heard = False
+        try:
+            async for notice in channel.duplex("Follow", self._outgoing()):
+                heard = True
+                carry_out(self._groups[notice.group], _decision(notice))
+        except ParameterServerError as error:
+            log.warning("lost the lead: %s", error)
+        return heard
 
     async def _outgoing(self) -> AsyncIterator[pb.Report]:
         reports = self._reports

@@ -30,7 +30,7 @@ async def serve(config: ServerConfig, ready: Callable[[str, str], None]) -> int:
     torch.set_num_threads(1)  # slices are worked on side by side; each by one thread
     scheduler = AsyncGrpcChannel(config.scheduler, "scheduler")
     role = ServerRole(config, scheduler, lambda address: AsyncGrpcChannel(address, "server"))
-    server = RoleServer(SERVER.full_name, SERVER_METHODS, role.service)
+    server = RoleServer(SERVER.full_name, SERVER_METHODS, role.host)
     port = await server.start(config.bind)
     address = f"{_reachable_host(config)}:{port}"
 
@@ -44,7 +44,7 @@ async def serve(config: ServerConfig, ready: Callable[[str, str], None]) -> int:
         await run_until_ended(work(), role.ended)
     finally:
         await server.stop(STOP_GRACE)
-        role.service.close()
+        role.host.close()
         await scheduler.close()
     return 0
 

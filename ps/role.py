@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from paramserver.config import ServerConfig
 from paramserver.errors import ConnectionLostError, ParameterServerError, RefusedError
+from paramserver.ps.hosting import Host
 from paramserver.ps.service import ServerService
 from paramserver.types import PROTOCOL_VERSION
 from paramserver.v1 import common_pb2, scheduler_pb2
@@ -22,9 +23,10 @@ _ENDED = (scheduler_pb2.JOB_DONE, scheduler_pb2.JOB_FAILED)
 
 
 class ServerRole:
-    """Keeps a ServerService a member of the cluster.
+    """Keeps a process with its servers a member of the cluster.
 
     Attributes:
+        host: its servers.
         ended: set when the job is over and the server was started for one job.
     """
 
@@ -39,8 +41,13 @@ class ServerRole:
         self._identity = common_pb2.Identity()
         self._heartbeat_s = 1.0
         self._address = ""
-        self.service = ServerService(config, config.name or "", scheduler, connect)
+        self.host = Host(config, scheduler, connect)
         self.ended = asyncio.Event()
+
+    @property
+    def service(self) -> ServerService:
+        """The server of the process's own name."""
+        return self.host.own
 
     async def register(self, address: str) -> str:
         """Joins the cluster as the server at ``address``; its name."""
@@ -57,7 +64,8 @@ class ServerRole:
         self._identity = reply.identity
         self._heartbeat_s = reply.heartbeat_s
         self.service.name = reply.identity.name
-        self.service.on_view(await self._scheduler.call("GetView", scheduler_pb2.GetViewRequest()))
+        self.host.identity = reply.identity
+        await self.host.take(await self._scheduler.call("GetView", scheduler_pb2.GetViewRequest()))
         return self.service.name
 
     async def _until_there(
@@ -89,8 +97,7 @@ class ServerRole:
             log.debug("the scheduler is away: %s", error)
         except RefusedError as error:  # it gave this server up, or is a new one
             log.warning("registering anew: %s", error)
-            self.service.reset()
-            self.service.views.forget()
+            await self.host.reset()
             await self.register(self._address)
 
     async def _watch(self) -> None:
@@ -100,14 +107,14 @@ class ServerRole:
                 request = scheduler_pb2.WatchRequest(member=self._identity)
                 async for view in self._scheduler.stream("Watch", request):
                     pause = FIRST_PAUSE
-                    self._take(view)
+                    await self._take(view)
             except ParameterServerError as error:
                 if pause == FIRST_PAUSE:
                     log.warning("no views from the scheduler, trying again: %s", error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)
 
-    def _take(self, view: scheduler_pb2.View) -> None:
-        self.service.on_view(view)
+    async def _take(self, view: scheduler_pb2.View) -> None:
+        await self.host.take(view)
         if self._config.once and view.state in _ENDED:
             self.ended.set()

@@ -114,12 +114,15 @@ class ServerService(Lasting):
         return group
 
     def _follow(self, group: GroupState) -> None:
-        address = group.map.addresses[group.map.lead]
-        if address not in self._followings:
-            self._followings[address] = Following(
-                self.name, self.views, lambda: self._connect(address)
+        if group.lead not in self._followings:
+            self._followings[group.lead] = Following(
+                self.name, self.views, lambda: self._lead_address(group), self._connect
             )
-        self._followings[address].add(group)
+        self._followings[group.lead].add(group)
+
+    def _lead_address(self, group: GroupState) -> str:
+        place = self.views.place(group.lead)
+        return place.address if place is not None else group.map.addresses[group.map.lead]
 
     def sent(self, size: int) -> None:
         """Bytes went out to a client."""
@@ -213,14 +216,14 @@ class ServerService(Lasting):
         if lead is not None:
             lead.staged(self.name, staged)
         else:
-            self._followings[group.map.addresses[group.map.lead]].report(group, staged)
+            self._followings[group.lead].report(group, staged)
 
     async def explain(self, group: GroupState) -> str:
         """Whom the open clock of a group waits for, in words."""
         lead = self._leads.get(group.spec.name)
         if lead is not None:
             return lead.clock.waiting_for(self.views.names) or "nobody; the clock is closing"
-        channel = self._connect(group.map.addresses[group.map.lead])
+        channel = self._connect(self._lead_address(group))
         try:
             request = pb.ExplainRequest(group=group.spec.name)
             reason: str = (await channel.call("Explain", request, timeout=2.0)).reason
@@ -398,6 +401,8 @@ class ServerService(Lasting):
                     task.result().observe(self.views.lost())
             for lead in self._leads.values():
                 lead.observe(self.views)
+            for following in self._followings.values():
+                following.look()
             self.reduces.observe(self.views)
 
     def reset(self) -> None:

@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Generic, Protocol, TypeVar
+from collections.abc import AsyncIterator, Callable
 
 from paramserver.errors import FencedError, InvalidRequestError
+from paramserver.ps.replay import Replay
+from paramserver.ps.service import ServerService
 from paramserver.v1 import server_pb2 as pb
 
 
-class Copy(Protocol):
-    """What a shadow fills."""
-
-    async def apply(self, data: bytes) -> None:
-        """One entry; raises InvalidRequestError for bytes that are none."""
-
-    def close(self) -> None: ...
-
-
-T = TypeVar("T", bound=Copy)
-
-
-class Shadow(Generic[T]):
+class Shadow:
     """One server's backup, under one epoch.
 
     Args:
-        make: an empty copy of the server.
+        make: an empty server of that name.
 
     Attributes:
-        copy: what was applied so far.
         applied: number of the newest entry applied.
     """
 
-    def __init__(self, server: str, epoch: int, make: Callable[[], T]) -> None:
+    def __init__(self, server: str, epoch: int, make: Callable[[], ServerService]) -> None:
         self.server, self.epoch = server, epoch
-        self.copy = make()
         self.applied = 0
         self._make = make
+        self._service = make()
+        self._replay = Replay(self._service)
         self._part = b""
         self._stream = 0  # the newest; older ones change nothing
         self._lock = asyncio.Lock()
@@ -64,8 +53,9 @@ class Shadow(Generic[T]):
 
     async def _take(self, request: pb.ReplicateRequest) -> None:
         if request.fill:
-            self.copy.close()
-            self.copy, self.applied = self._make(), 0
+            self._service.close()
+            self._service = self._make()
+            self._replay, self.applied = Replay(self._service), 0
         for number, record in enumerate(request.records, request.number):
             if number <= self.applied:
                 continue  # sent again
@@ -77,14 +67,16 @@ class Shadow(Generic[T]):
             if request.more:  # the only one, then
                 return
             data, self._part = self._part, b""
-            await self.copy.apply(data)
+            await self._replay.apply(number, data)
             self.applied = number
 
-    async def end(self, finish: Callable[[T], Awaitable[None]] | None = None) -> None:
-        """Applies nothing more; ``finish`` takes the copy, else it is freed."""
+    async def end(self) -> ServerService:
+        """Applies nothing more; the server as it is."""
         async with self._lock:
             self._over = True
-            if finish is not None:
-                await finish(self.copy)
-            else:
-                self.copy.close()
+            return self._service
+
+    def close(self) -> None:
+        """Frees it."""
+        self._over = True
+        self._service.close()

@@ -89,6 +89,10 @@ class Views:
             if m.state == scheduler_pb2.MEMBER_ACTIVE and group in m.groups
         }
 
+    def place(self, server: str) -> scheduler_pb2.Place | None:
+        """Where a server is; None while it is where the maps say."""
+        return next((p for p in self.current.places if p.server == server), None)
+
     def lost(self) -> set[WorkerId]:
         """The incarnations of the view that were lost."""
         return {w for w, s in self._states.items() if s == scheduler_pb2.MEMBER_LOST}

@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 import paramserver as ps
 from paramserver.config import SchedulerConfig, ServerConfig
 from paramserver.ps.role import ServerRole
+from paramserver.ps.service import ServerService
 from paramserver.scheduler.service import SchedulerService
+from paramserver.types import Durability
 from paramserver.wire.client import AsyncGrpcChannel
 from paramserver.wire.methods import SCHEDULER, SCHEDULER_METHODS, SERVER, SERVER_METHODS
 from paramserver.wire.serve import RoleServer
@@ -40,8 +42,10 @@ class Cluster:
         assign: str,
         proxies: bool,
         parties: int = 1,
+        durability: Durability = "memory",
     ) -> None:
         self.config = SchedulerConfig(
+            durability=durability,
             workers=workers,
             servers=servers,
             parties=parties,
@@ -53,7 +57,8 @@ class Cluster:
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
         self._stops: list[Callable[[], Any]] = []
-        self.servers: list[Any] = []
+        self.roles: list[ServerRole] = []
+        self._ends: dict[str, Callable[[], Any]] = {}
         self.proxies: list[Proxy] | None = [] if proxies else None
         self.run(self._start(servers))
 
@@ -70,11 +75,16 @@ class Cluster:
         for _ in range(servers):
             await self._start_server()
 
-    async def _start_server(self) -> None:
-        config = ServerConfig(scheduler=self.address)
+    @property
+    def servers(self) -> list[ServerService]:
+        """The server of each process's own name."""
+        return [role.service for role in self.roles]
+
+    async def _start_server(self, name: str | None = None) -> None:
+        config = ServerConfig(scheduler=self.address, name=name)
         channel = AsyncGrpcChannel(self.address)
         role = ServerRole(config, channel, AsyncGrpcChannel)
-        shell = RoleServer(SERVER.full_name, SERVER_METHODS, role.service)
+        shell = RoleServer(SERVER.full_name, SERVER_METHODS, role.host)
         address = f"127.0.0.1:{await shell.start('127.0.0.1:0')}"
         if self.proxies is not None:
             proxy = Proxy(len(self.proxies))
@@ -84,14 +94,30 @@ class Cluster:
             self._stops.append(proxy.stop)
         await role.register(address)
         beats = asyncio.create_task(role.run())
-        self.servers.append(role.service)
-        self._stops += [beats.cancel, lambda: shell.stop(0), role.service.close, channel.close]
+        self.roles.append(role)
+
+        async def end() -> None:
+            beats.cancel()
+            await shell.stop(0)
+            role.host.close()
+            await channel.close()
+
+        self._ends[role.service.name] = end
+
+    def kill(self, name: str) -> None:
+        """Ends a server process; it says nothing to anybody."""
+        self.roles = [r for r in self.roles if r.host.identity.name != name]
+        self.run(self._ends.pop(name)())
+
+    def start(self, name: str) -> None:
+        """Starts a server process of this name."""
+        self.run(self._start_server(name))
 
     def check_invariants(self) -> None:
         """The invariants of every group of every server."""
 
         async def check() -> None:
-            for service in self.servers:
+            for service in [s for role in self.roles for s in role.host.services]:
                 for task in service._groups.values():
                     (await task).check_invariants()
                 for lead in service._leads.values():
@@ -100,6 +126,8 @@ class Cluster:
         self.run(check())
 
     async def _stop(self) -> None:
+        for end in self._ends.values():
+            await end()
         for stop in reversed(self._stops):
             result = stop()
             if asyncio.iscoroutine(result):
@@ -147,6 +175,7 @@ def cluster(
     assign: str = "round-robin",
     proxies: bool = False,
     parties: int = 1,
+    durability: Durability = "memory",
 ) -> Iterator[Cluster]:
     """A cluster that is checked for its invariants and ended.
 
@@ -155,7 +184,13 @@ def cluster(
         parties: of each replica.
     """
     made = Cluster(
-        servers, workers, lease_s=lease_s, assign=assign, proxies=proxies, parties=parties
+        servers,
+        workers,
+        lease_s=lease_s,
+        assign=assign,
+        proxies=proxies,
+        parties=parties,
+        durability=durability,
     )
     try:
         yield made
