@@ -225,9 +225,10 @@ class Session:
             good, bad = await service.workshop.offload(parcel.size, open_gradients, push, parcel)
             push.held.update({i: parcel.only([i]) for i in good})
         else:
-            service.views.check(push.worker, push.job)
-            bad = await self._apply(push, service.claim(push, self, parcel))
-            push.group.ledger.untake(push.worker, push.clock, bad)
+            async with push.group.taking.change():
+                service.views.check(push.worker, push.job)
+                bad = await self._apply(push, service.claim(push, self, parcel))
+                push.group.ledger.untake(push.worker, push.clock, bad)
         push.refused.extend(bad)
         push.seen(parcel.slices)
         if not push.waiting and push.open and not push.deferred:
@@ -268,8 +269,9 @@ class Session:
             push.open = False
             self._accepted(push, receipt)
             return
-        for index in sorted(push.declared):
-            await self._apply(push, self.service.claim(push, self, push.held.pop(index)))
+        async with push.group.taking.change():
+            for index in sorted(push.declared):
+                await self._apply(push, self.service.claim(push, self, push.held.pop(index)))
         push.seen(list(push.declared))
         await self._complete(push)
 

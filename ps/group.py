@@ -22,6 +22,7 @@ from paramserver.ps import records
 from paramserver.ps.gate import Gate
 from paramserver.ps.journal import Journal
 from paramserver.ps.rules import Bucket
+from paramserver.ps.stillness import Stillness
 from paramserver.ps.tables.bucket import RowBucket, row_bucket
 from paramserver.ps.workshop import Workshop
 from paramserver.types import Adaptive, AllReduce, ScaleLr, Span, Stale, Sync, WorkerId
@@ -45,7 +46,7 @@ class Staged:
 class Cell:
     """A bucket, or a sub-table, with its lock, and how many clocks have closed on it."""
 
-    __slots__ = ("bucket", "closed", "lock", "rows", "size", "slices")
+    __slots__ = ("bucket", "closed", "lock", "rows", "size", "slices", "stepped")
 
     def __init__(self, slices: Sequence[Slice], spec: GroupSpec) -> None:
         self.slices = {s.index: s for s in slices}
@@ -56,6 +57,7 @@ class Cell:
         )
         self.lock = threading.Lock()
         self.closed = Gate()
+        self.stepped = 0  # as ``closed``, under the lock and a little ahead of it
 
     def look(self) -> float:
         """A change begins: its time in seconds, where rows are forgotten by it; else 0."""
@@ -103,6 +105,7 @@ class GroupState:
         self.cells = [Cell(piece, spec) for piece in packed]
         self.cell_of = {i: cell for cell in self.cells for i in cell.slices}
         self.ledger = Ledger()
+        self.taking = Stillness()  # what the ledger has as taken is applied, for onlookers
         self.frontier = Gate()
         self.follow_bounds({})
         self.version = 0
@@ -359,6 +362,7 @@ class GroupState:
             records.stepped(journal, group, clock, cell.slices, options, means, values, now)
 
         cell.bucket.close(contributions, options, keep if journal is not None else None)
+        cell.stepped = clock + 1
 
     def _drop(self, worker: WorkerId, clock: int) -> None:
         del self.staged[worker, clock]

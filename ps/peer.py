@@ -219,11 +219,13 @@ def _messages(batch: Sequence[Numbered]) -> list[pb.ReplicateRequest]:
     """Some entries in one message, or one that is too large for that in several."""
     if len(batch) != 1:
         records = [entry.data for entry in batch]
-        return [pb.ReplicateRequest(number=batch[0].number, records=records)] if batch else []
-    number, _, data = batch[0]
+        number, position, _ = batch[0]
+        return [pb.ReplicateRequest(number=number, position=position, records=records)]
+    number, position, data = batch[0]
     return [
         pb.ReplicateRequest(
             number=number,
+            position=position,
             records=[data[at : at + MESSAGE_BYTES]],
             more=at + MESSAGE_BYTES < len(data),
         )

@@ -44,7 +44,10 @@ class Replay:
         Raises:
             InvalidRequestError: it cannot have been written by a server like this.
         """
-        entry, pieces = decode_entry(data)
+        await self.change(position, *decode_entry(data))
+
+    async def change(self, position: int, entry: pb.Entry, pieces: Pieces) -> None:
+        """As ``apply``, of an entry that was read."""
         kind = entry.WhichOneof("body")
         self.position = position
         if kind == "begun":
@@ -57,17 +60,25 @@ class Replay:
             await self._service.restore_group(entry.made)
         elif kind in _CELLS:
             group = await self._group(entry.group)
-            cell, size = self._cell(group, entry), sum(len(p) for p in pieces)
-            await self._service.workshop.run(
-                cell.lock, size, _CELLS[kind], group, cell, entry, pieces
-            )
-            _account(group, cell, entry)
+            await self.change_cell(group, entry, pieces)
+            _account(group, self._cell(group, entry), entry)
         elif kind in _LEDGER:
             _LEDGER[kind](await self._group(entry.group), getattr(entry, kind))
         elif kind == "lead":
             self._service.lead_of(entry.group).replay(entry.lead)
         else:
             raise InvalidRequestError(f"journal entry {position} of unknown kind {kind!r}")
+
+    async def change_cell(self, group: GroupState, entry: pb.Entry, pieces: Pieces) -> None:
+        """Only what an entry changes in a bucket."""
+        cell, size = self._cell(group, entry), sum(len(p) for p in pieces)
+        change = _CELLS[str(entry.WhichOneof("body"))]
+        await self._service.workshop.run(cell.lock, size, change, group, cell, entry, pieces)
+
+    @staticmethod
+    def is_of_cell(entry: pb.Entry) -> bool:
+        """Whether an entry changes a bucket."""
+        return entry.WhichOneof("body") in _CELLS
 
     async def _group(self, name: str) -> GroupState:
         return await self._service.group_named(name)

@@ -73,6 +73,16 @@ class ServerService(Lasting):
         self._followings: dict[str, Following] = {}
         self._owners: dict[_Key, Session] = {}
 
+    @property
+    def groups(self) -> list[GroupState]:
+        """Those that are here."""
+        done = [task for task in self._groups.values() if task.done() and not task.cancelled()]
+        return [task.result() for task in done if not task.exception()]
+
+    def leadership(self, group: str) -> Leadership | None:
+        """Of a group that this server leads; else None."""
+        return self._leads.get(group)
+
     # What the streams ask for
 
     async def group(self, name: str, map_version: int) -> GroupState:

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import paramserver as ps
 from paramserver.config import SchedulerConfig, ServerConfig
 from paramserver.ps.role import ServerRole
-from paramserver.ps.service import ServerService
 from paramserver.scheduler.service import SchedulerService
 from paramserver.types import Durability
 from paramserver.wire.client import AsyncGrpcChannel
@@ -76,7 +75,7 @@ class Cluster:
             await self._start_server()
 
     @property
-    def servers(self) -> list[ServerService]:
+    def servers(self) -> list[Any]:
         """The server of each process's own name."""
         return [role.service for role in self.roles]
 

@@ -4,60 +4,59 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
+from torch import Tensor
 
 import paramserver as ps
 from paramserver.core.replication import Place
+from paramserver.types import Consistency
 from tests.cluster import Cluster, cluster
 
 STEPS = 12
+LEASE_S = 1.5
 
 
 def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     """Waits for it."""
-    end = time.monotonic() + seconds
+    end, never = time.monotonic() + seconds, threading.Event()
     while not condition():
         assert time.monotonic() < end, "it did not come"
-        time.sleep(0.01)  # noqa: TID251
+        never.wait(0.01)
 
 
-class Killer:
-    """Calls back once, when the first worker has come to a step."""
+class Plan:
+    """Things that happen once each, when the first worker has come to a step."""
 
-    def __init__(self, step: int, call: Callable[[], None]) -> None:
-        self._step, self._call = step, call
+    def __init__(self, *events: tuple[int, Callable[[], None]]) -> None:
+        self._events = list(events)
         self._lock = threading.Lock()
-        self._done = False
 
     def at(self, step: int) -> None:
-        """A worker has come to this step."""
+        """A worker has come to this step; it waits for what happens here."""
         with self._lock:
-            if step >= self._step and not self._done:
-                self._done = True
-                self._call()
+            while self._events and step >= self._events[0][0]:
+                self._events.pop(0)[1]()
 
 
-def gradient(rank: int, step: int) -> dict[str, torch.Tensor]:
+def first() -> dict[str, Tensor]:
+    return {"a": torch.ones(300, 7), "b": torch.zeros(64)}
+
+
+def gradient(rank: int, step: int) -> dict[str, Tensor]:
     made = torch.Generator().manual_seed(1000 * rank + step)
-    return {
-        "a": torch.randn(300, 7, generator=made),
-        "b": torch.randn(64, generator=made),
-    }
+    return {name: torch.randn(t.shape, generator=made) for name, t in first().items()}
 
 
-def train(made: Cluster, killer: Killer | None, consistency: ps.types.Consistency) -> list[object]:
-    """What every worker has at the end."""
+def train(made: Cluster, plan: Plan) -> list[dict[str, Tensor]]:
+    """Sync with Adam: what every worker has at the end."""
 
-    def work(client: ps.Client) -> dict[str, torch.Tensor]:
-        first = {"a": torch.ones(300, 7), "b": torch.zeros(64)}
-        options = {"lr": 0.1, "momentum": 0.9}
-        group = client.register("m", first, torch.optim.SGD, consistency=consistency, **options)
+    def work(client: ps.Client) -> dict[str, Tensor]:
+        group = client.register("m", first(), torch.optim.Adam, lr=0.1)
         for step in range(STEPS):
-            if killer is not None:
-                killer.at(step)
+            plan.at(step)
             group.push_pull(gradient(client.rank, step), weight=1 + client.rank)
         client.barrier("end")
         return group.read()
@@ -65,18 +64,111 @@ def train(made: Cluster, killer: Killer | None, consistency: ps.types.Consistenc
     return made.workers(work)
 
 
+def same(left: Sequence[Mapping[str, Tensor]], right: Sequence[Mapping[str, Tensor]]) -> None:
+    for one, other in zip(left, right, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def places(made: Cluster) -> dict[str, Place]:
     return {p.server: p for p in made.scheduler.state.places.all}
 
 
-@pytest.mark.parametrize("victim", ["ps-0", "ps-1"])
-def test_a_lost_server_costs_nothing_under_sync(victim: str) -> None:
+def complete(made: Cluster) -> bool:
+    return all(p.ready for p in places(made).values())
+
+
+def replicated(servers: int = 2, workers: int = 2) -> object:
+    return cluster(servers, workers, durability="replica", lease_s=LEASE_S)
+
+
+@pytest.fixture(scope="module")
+def plain() -> list[dict[str, Tensor]]:
+    """What a run without faults comes to, on any number of servers."""
     with cluster(2, 2) as made:
-        plain = train(made, None, ps.Sync())
-    with cluster(2, 2, durability="replica", lease_s=1.5) as made:
-        killer = Killer(5, lambda: made.kill(victim))
-        found = train(made, killer, ps.Sync())
-        other = "ps-1" if victim == "ps-0" else "ps-0"
-        assert places(made)[victim].primary.name == other
-        for left, right in zip(plain, found, strict=True):
-            assert all(torch.equal(left[n], right[n]) for n in left)
+        return train(made, Plan())
+
+
+@pytest.mark.parametrize("victim", ["ps-0", "ps-1"])
+def test_a_lost_server_costs_nothing_under_sync(
+    victim: str, plain: list[dict[str, Tensor]]
+) -> None:
+    with cluster(2, 2, durability="replica", lease_s=LEASE_S) as made:
+        same(train(made, Plan((5, lambda: made.kill(victim)))), plain)
+        other = {"ps-0": "ps-1", "ps-1": "ps-0"}[victim]
+        assert [p.primary.name for p in places(made).values()] == [other, other]
+
+
+@pytest.mark.parametrize("victim", ["ps-0", "ps-1", "ps-2"])
+def test_one_of_three_may_be_lost_and_then_another(
+    victim: str, plain: list[dict[str, Tensor]]
+) -> None:
+    second = {"ps-0": "ps-1", "ps-1": "ps-2", "ps-2": "ps-0"}[victim]  # it has two by then
+
+    def lose_second() -> None:
+        until(lambda: len({p.primary.name for p in places(made).values()}) == 2)
+        until(lambda: complete(made))
+        made.kill(second)
+
+    with cluster(3, 2, durability="replica", lease_s=LEASE_S) as made:
+        plan = Plan((4, lambda: made.kill(victim)), (8, lose_second))
+        same(train(made, plan), plain)
+        assert len({p.primary.name for p in places(made).values()}) == 1
+
+
+def test_a_server_that_returns_keeps_the_backups_again(plain: list[dict[str, Tensor]]) -> None:
+    def return_and_lose_other() -> None:
+        made.start("ps-0")
+        until(lambda: complete(made))
+        made.kill("ps-1")
+
+    with cluster(2, 2, durability="replica", lease_s=LEASE_S) as made:
+        plan = Plan((3, lambda: made.kill("ps-0")), (7, return_and_lose_other))
+        same(train(made, plan), plain)
+        assert [p.primary.name for p in places(made).values()] == ["ps-0", "ps-0"]
+
+
+@pytest.mark.parametrize("consistency", [ps.Stale(2), ps.Async()], ids=["stale", "async"])
+def test_every_push_is_added_once_on_arrival(consistency: Consistency) -> None:
+    def return_and_lose_other() -> None:
+        made.start("ps-0")
+        until(lambda: complete(made))
+        made.kill("ps-1")
+
+    plan = Plan((5, lambda: made.kill("ps-0")), (15, return_and_lose_other))
+
+    def work(client: ps.Client) -> dict[str, Tensor]:
+        zeros = {name: torch.zeros_like(t) for name, t in first().items()}
+        group = client.register("m", zeros, consistency=consistency)
+        for step in range(30):
+            plan.at(step)
+            group.push({name: torch.full_like(t, 1 + client.rank) for name, t in zeros.items()})
+        client.barrier("end")
+        return group.read()
+
+    with cluster(2, 2, durability="replica", lease_s=LEASE_S) as made:
+        for found in made.workers(work):
+            for value in found.values():
+                assert torch.equal(value, torch.full_like(value, 30.0 * 3))
+
+
+@pytest.mark.parametrize("consistency", [ps.Sync(), ps.Async()], ids=["sync", "async"])
+def test_rows_of_a_table_survive(consistency: Consistency) -> None:
+    def return_and_lose_other() -> None:
+        made.start("ps-0")
+        until(lambda: complete(made))
+        made.kill("ps-1")
+
+    plan = Plan((4, lambda: made.kill("ps-0")), (9, return_and_lose_other))
+
+    def work(client: ps.Client) -> Tensor:
+        table = client.table("t", dim=4, consistency=consistency)
+        ids = torch.arange(0, 200, 2) + client.rank
+        for step in range(14):
+            plan.at(step)
+            table.push(ids, torch.ones(100, 4))
+        client.barrier("end")
+        return table.pull(torch.arange(200))
+
+    with cluster(2, 2, durability="replica", lease_s=LEASE_S) as made:
+        for found in made.workers(work):
+            assert torch.equal(found, torch.full((200, 4), 14.0))

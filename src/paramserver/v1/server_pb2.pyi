@@ -588,7 +588,7 @@ class Tally(_message.Message):
     def __init__(self, samples: _Optional[int] = ..., total: _Optional[float] = ...) -> None: ...
 
 class ReplicateRequest(_message.Message):
-    __slots__ = ("server", "job", "epoch", "number", "records", "more", "fill")
+    __slots__ = ("server", "job", "epoch", "number", "records", "more", "fill", "position")
     SERVER_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -596,6 +596,7 @@ class ReplicateRequest(_message.Message):
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
     FILL_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
     server: str
     job: int
     epoch: int
@@ -603,7 +604,8 @@ class ReplicateRequest(_message.Message):
     records: _containers.RepeatedScalarFieldContainer[bytes]
     more: bool
     fill: bool
-    def __init__(self, server: _Optional[str] = ..., job: _Optional[int] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., records: _Optional[_Iterable[bytes]] = ..., more: bool = ..., fill: bool = ...) -> None: ...
+    position: int
+    def __init__(self, server: _Optional[str] = ..., job: _Optional[int] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., records: _Optional[_Iterable[bytes]] = ..., more: bool = ..., fill: bool = ..., position: _Optional[int] = ...) -> None: ...
 
 class ReplicateReply(_message.Message):
     __slots__ = ("applied",)
