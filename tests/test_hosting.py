@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import paramserver as ps
+from paramserver.initial import Zeros
 from paramserver.core.replication import Place
 from paramserver.types import Consistency
 from tests.cluster import Cluster, cluster
@@ -151,8 +152,12 @@ def test_every_push_is_added_once_on_arrival(consistency: Consistency) -> None:
                 assert torch.equal(value, torch.full_like(value, 30.0 * 3))
 
 
-@pytest.mark.parametrize("consistency", [ps.Sync(), ps.Async()], ids=["sync", "async"])
-def test_rows_of_a_table_survive(consistency: Consistency) -> None:
+@pytest.mark.parametrize(
+    ("consistency", "value"),
+    [(ps.Sync(), -7.0), (ps.Async(scale_lr="none"), -14.0)],
+    ids=["sync", "async"],
+)
+def test_rows_of_a_table_survive(consistency: Consistency, value: float) -> None:
     def return_and_lose_other() -> None:
         made.start("ps-0")
         until(lambda: complete(made))
@@ -161,7 +166,14 @@ def test_rows_of_a_table_survive(consistency: Consistency) -> None:
     plan = Plan((4, lambda: made.kill("ps-0")), (9, return_and_lose_other))
 
     def work(client: ps.Client) -> Tensor:
-        table = client.table("t", dim=4, consistency=consistency)
+        table = client.table(
+            "t",
+            dim=4,
+            init=Zeros(),
+            optimizer=torch.optim.SGD,
+            lr=1.0,
+            consistency=consistency,
+        )
         ids = torch.arange(0, 200, 2) + client.rank
         for step in range(14):
             plan.at(step)
@@ -171,4 +183,4 @@ def test_rows_of_a_table_survive(consistency: Consistency) -> None:
 
     with cluster(2, 2, durability="replica", lease_s=LEASE_S) as made:
         for found in made.workers(work):
-            assert torch.equal(found, torch.full((200, 4), 14.0))
+            assert torch.equal(found, torch.full((200, 4), value))
