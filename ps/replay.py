@@ -53,6 +53,7 @@ class Replay:
                     f"journal of format {entry.begun.format}: this version reads {FORMAT}"
                 )
             self.begun = entry.begun
+            self._service.reset()
         elif kind == "made":
             await self._service.restore_group(entry.made)
         elif kind in _CELLS:

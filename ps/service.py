@@ -21,10 +21,10 @@ from paramserver.ps.capture import Captures
 from paramserver.ps.collectives import Collectives
 from paramserver.ps.exchange import Session
 from paramserver.ps.group import GroupState, Staged
-from paramserver.ps.lasting import Lasting
 from paramserver.ps.lead import Following, Leadership
 from paramserver.ps.push import Incoming, Parcel
 from paramserver.ps.reduces import Reduces
+from paramserver.ps.restorable import Restorable
 from paramserver.ps.tables.shrink import shrink
 from paramserver.ps.vectors import Vectors
 from paramserver.ps.views import Views
@@ -40,7 +40,7 @@ log = logging.getLogger("paramserver")
 _Key = tuple[str, WorkerId, int]
 
 
-class ServerService(Lasting):
+class ServerService(Restorable):
     """A server: its groups, its streams, its place in the job.
 
     Args:
@@ -391,6 +391,8 @@ class ServerService(Lasting):
         """Takes a newer view; a new job begins empty."""
         if self.views.current.job and view.job != self.views.current.job:
             self.reset()
+            if self.journal is not None:
+                records.begun(self.journal, self.name, view.job)
         if self.views.update(view):
             for task in self._groups.values():
                 if task.done() and not task.exception():

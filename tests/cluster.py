@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import paramserver as ps
@@ -19,6 +21,33 @@ from paramserver.wire.serve import RoleServer
 from tests.proxy import Proxy
 
 T = TypeVar("T")
+
+
+@dataclass
+class _Running:
+    """A server and what it runs on."""
+
+    role: ServerRole
+    shell: RoleServer
+    beats: asyncio.Task[None]
+    channel: AsyncGrpcChannel
+    over: bool = False
+
+    async def stop(self) -> None:
+        if self.over:
+            return
+        self.over = True
+        self.beats.cancel()
+        await self.shell.stop(0)
+        self.role.close()
+        await self.channel.close()
+
+    async def crash(self) -> None:
+        wal = self.role._lasting._wal
+        if wal is not None:
+            with wal._wanted:
+                wal._waiting.clear()
+        await self.stop()
 
 
 class Cluster:
@@ -40,8 +69,14 @@ class Cluster:
         assign: str,
         proxies: bool,
         parties: int = 1,
+        state: Path | None = None,
+        journal_bytes: int = 256 << 20,
     ) -> None:
+        self._state = state
+        self._journal_bytes = journal_bytes
+        self._roles: list[_Running] = []
         self.config = SchedulerConfig(
+            durability="memory" if state is None else "wal",
             workers=workers,
             servers=servers,
             parties=parties,
@@ -67,25 +102,39 @@ class Cluster:
         self.address = f"127.0.0.1:{await shell.start('127.0.0.1:0')}"
         ticks = asyncio.create_task(self.scheduler.run())
         self._stops += [ticks.cancel, lambda: shell.stop(0)]
-        for _ in range(servers):
-            await self._start_server()
+        for number in range(servers):
+            await self._start_server(number)
 
-    async def _start_server(self) -> None:
-        config = ServerConfig(scheduler=self.address)
+    async def _start_server(self, number: int) -> None:
+        state = None if self._state is None else str(self._state / f"ps-{number}")
+        config = ServerConfig(
+            scheduler=self.address, state_dir=state, journal_bytes=self._journal_bytes
+        )
         channel = AsyncGrpcChannel(self.address)
         role = ServerRole(config, channel, AsyncGrpcChannel)
         shell = RoleServer(SERVER.full_name, SERVER_METHODS, role.service)
-        address = f"127.0.0.1:{await shell.start('127.0.0.1:0')}"
+        address = f"127.0.0.1:{await shell.start(f'127.0.0.1:{await role.recover()}')}"
         if self.proxies is not None:
-            proxy = Proxy(len(self.proxies))
-            self.proxies.append(proxy)
+            if number == len(self.proxies):
+                self.proxies.append(Proxy(number))
+                self._stops.append(self.proxies[number].stop)
+                await self.proxies[number].start()
+            proxy = self.proxies[number]
             proxy.forward_to(address)
-            address = await proxy.start()
-            self._stops.append(proxy.stop)
+            address = proxy.address
         await role.register(address)
-        beats = asyncio.create_task(role.run())
-        self.servers.append(role.service)
-        self._stops += [beats.cancel, lambda: shell.stop(0), role.service.close, channel.close]
+        running = _Running(role, shell, asyncio.create_task(role.run()), channel)
+        self.servers[number:] = [role.service, *self.servers[number + 1 :]]
+        self._roles[number:] = [running, *self._roles[number + 1 :]]
+        self._stops.append(running.stop)
+
+    def kill(self, number: int) -> None:
+        """Ends a server as a crash does: what it had not written is gone."""
+        self.run(self._roles[number].crash())
+
+    def restart(self, number: int) -> None:
+        """Starts it again on its state directory."""
+        self.run(self._start_server(number))
 
     def check_invariants(self) -> None:
         """The invariants of every group of every server."""
@@ -147,15 +196,25 @@ def cluster(
     assign: str = "round-robin",
     proxies: bool = False,
     parties: int = 1,
+    state: Path | None = None,
+    journal_bytes: int = 256 << 20,
 ) -> Iterator[Cluster]:
     """A cluster that is checked for its invariants and ended.
 
     Args:
+        state: where the servers keep journals; None: durability "memory".
         proxies: put a breakable proxy in front of every server.
         parties: of each replica.
     """
     made = Cluster(
-        servers, workers, lease_s=lease_s, assign=assign, proxies=proxies, parties=parties
+        servers,
+        workers,
+        lease_s=lease_s,
+        assign=assign,
+        proxies=proxies,
+        parties=parties,
+        state=state,
+        journal_bytes=journal_bytes,
     )
     try:
         yield made

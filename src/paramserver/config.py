@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from paramserver.emulation import Emulation
 from paramserver.errors import ConfigurationError
 from paramserver.scheme_text import Choice
+from paramserver.types import DURABILITIES, Durability
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
@@ -61,6 +62,9 @@ class SchedulerConfig:
         lease_s: seconds without a heartbeat after which a member is lost.
         heartbeat_s: seconds between heartbeats.
         once: end when the job ends.
+        durability: what an applied push survives: "memory": nothing (the job ends with a server);
+            "wal": the end of a server's process, which finds its journal again.
+        server_timeout_s: seconds that a lost server is waited for, where it may come back.
     """
 
     bind: str = "127.0.0.1:0"
@@ -71,9 +75,15 @@ class SchedulerConfig:
     lease_s: float = 10.0
     heartbeat_s: float = 1.0
     once: bool = False
+    durability: Durability = "memory"
+    server_timeout_s: float = 300.0
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
+        if self.durability not in DURABILITIES:
+            raise ConfigurationError(
+                f"durability={self.durability!r}: must be one of {', '.join(DURABILITIES)}"
+            )
         for name in ("workers", "servers"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}={getattr(self, name)}: must be >= 1")
@@ -97,6 +107,8 @@ class ServerConfig:
         name: None lets the scheduler give the lowest free one.
         threads: tensor operations at a time; 0: the number of cores, at most 4.
         once: end when the job ends.
+        state_dir: folder of this server alone, for its journal; None: it keeps none.
+        journal_bytes: a journal that grows beyond is replaced by a dump of the state.
     """
 
     scheduler: str
@@ -105,6 +117,8 @@ class ServerConfig:
     name: str | None = None
     threads: int = 0
     once: bool = False
+    state_dir: str | None = None
+    journal_bytes: int = 256 << 20
     limits: Limits = field(default_factory=Limits)
 
 

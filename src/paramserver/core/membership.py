@@ -45,6 +45,7 @@ class Membership:
     def __init__(
         self, workers: int, servers: int, lease_s: float, first_incarnation: int = 1
     ) -> None:
+        self.mends = False  # whether others decide what becomes of a job that lost a server
         self.workers, self.servers, self.lease_s = workers, servers, lease_s
         self.number = 1
         self.job = 1
@@ -86,6 +87,11 @@ class Membership:
 
     def ended(self) -> bool:
         return self.state in (JobState.DONE, JobState.FAILED)
+
+    @property
+    def holders(self) -> frozenset[str]:
+        """Servers that hold slices of this job."""
+        return frozenset(self._holders)
 
     def heard(self, name: str) -> float:
         """When a member was last heard."""
@@ -199,7 +205,7 @@ class Membership:
         self.arrivals += 1
         self._deserted = None if role is Role.WORKER else self._deserted
         self._count(member, +1)
-        if replaced and name in self._holders:
+        if replaced and name in self._holders and not self.mends:
             self._fail(f"server {name} restarted; the slices it held are gone")
         self.changed()
         return Registered(member, replaced, new_job)
@@ -289,7 +295,7 @@ class Membership:
             return None
         if not self._leave(member, State.FINISHED, ""):  # lost: its last word came late
             self._members[name] = replace(member, state=State.FINISHED, reason="")
-        if member.role is Role.SERVER and self.state is JobState.RUNNING:
+        if member.role is Role.SERVER and self.state is JobState.RUNNING and not self.mends:
             self._fail(f"server {name} was stopped while the job ran")
         elif member.role is Role.WORKER and not self._live_workers:
             self._end()
@@ -308,7 +314,7 @@ class Membership:
         if member is None or not member.live:
             return None
         self._leave(member, State.LOST, reason)
-        if member.role is Role.SERVER and self.state is JobState.RUNNING:
+        if member.role is Role.SERVER and self.state is JobState.RUNNING and not self.mends:
             self._fail(f"server {name} was lost: {reason}; the slices it held are gone")
         elif member.role is Role.WORKER and not self._live_workers:
             self._deserted = now

@@ -244,32 +244,36 @@ class Cancel(_message.Message):
     def __init__(self) -> None: ...
 
 class Accepted(_message.Message):
-    __slots__ = ("clock", "version", "staleness", "dropped", "applied", "refused")
+    __slots__ = ("clock", "version", "staleness", "dropped", "applied", "refused", "durability")
     CLOCK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
     clock: int
     version: int
     staleness: float
     dropped: bool
     applied: bool
     refused: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, clock: _Optional[int] = ..., version: _Optional[int] = ..., staleness: _Optional[float] = ..., dropped: bool = ..., applied: bool = ..., refused: _Optional[_Iterable[int]] = ...) -> None: ...
+    durability: str
+    def __init__(self, clock: _Optional[int] = ..., version: _Optional[int] = ..., staleness: _Optional[float] = ..., dropped: bool = ..., applied: bool = ..., refused: _Optional[_Iterable[int]] = ..., durability: _Optional[str] = ...) -> None: ...
 
 class Done(_message.Message):
-    __slots__ = ("clock", "version", "dropped", "staleness")
+    __slots__ = ("clock", "version", "dropped", "staleness", "durability")
     CLOCK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
     clock: int
     version: int
     dropped: bool
     staleness: float
-    def __init__(self, clock: _Optional[int] = ..., version: _Optional[int] = ..., dropped: bool = ..., staleness: _Optional[float] = ...) -> None: ...
+    durability: str
+    def __init__(self, clock: _Optional[int] = ..., version: _Optional[int] = ..., dropped: bool = ..., staleness: _Optional[float] = ..., durability: _Optional[str] = ...) -> None: ...
 
 class Waiting(_message.Message):
     __slots__ = ("reason",)
