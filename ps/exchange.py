@@ -300,6 +300,7 @@ class Session:
             staleness=receipt.staleness,
             applied=receipt.applied,
             dropped=receipt.dropped,
+            durability=self.service.durability,
         )
         self.outbox.put(pb.Record(request=push.request, accepted=accepted))
         if push.pull is not None:
@@ -323,6 +324,7 @@ class Session:
             version=receipt.version,
             dropped=receipt.dropped,
             staleness=receipt.staleness,
+            durability=self.service.durability,
         )
         self.outbox.put(pb.Record(request=push.request, done=done))
 

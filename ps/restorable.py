@@ -8,6 +8,7 @@ from paramserver.errors import InvalidRequestError
 from paramserver.ps.group import GroupState
 from paramserver.ps.journal import Journal
 from paramserver.ps.lead import Leadership
+from paramserver.types import Durability
 from paramserver.v1 import scheduler_pb2
 
 
@@ -28,6 +29,11 @@ class Restorable:
 
     def _follow(self, group: GroupState) -> None:
         raise NotImplementedError
+
+    @property
+    def durability(self) -> Durability:
+        """What an applied push survives."""
+        return self.journal.durability if self.journal is not None else "memory"
 
     async def durable(self) -> None:
         """Returns when all that was done so far is kept; nothing is told to anybody before."""

@@ -14,7 +14,7 @@ ScaleLr = Literal["inverse", "sqrt", "polynomial", "none"]
 SCALES = ("inverse", "sqrt", "polynomial", "none")
 ASSIGNMENTS = ("round-robin", "random", "dynamic")
 Durability = Literal["memory", "wal", "replica"]
-DURABILITIES = ("memory", "wal", "replica")
+DURABILITIES: tuple[Durability, ...] = ("memory", "wal", "replica")
 BALANCES = ("speed",)
 
 ITEM_SIZES = {
