@@ -65,7 +65,7 @@ class ServerService(Restorable):
         self.vectors = Vectors(config.limits, self.workshop)
         self.reduces = Reduces(config.limits)
         self.captures = Captures(self)
-        self.received_bytes = self.sent_bytes = self.refusals = 0
+        self.received_bytes = self.sent_bytes = self.refusals = self.non_finite = 0
         self._scheduler = scheduler
         self._connect = connect
         self._groups: dict[str, asyncio.Task[GroupState]] = {}
@@ -189,7 +189,8 @@ class ServerService(Restorable):
             receipt = Receipt(clock, group.version, staleness, applied=True)
             group.ledger.complete(worker, clock, receipt, push.samples)
             if group.journal is not None:
-                records.completed(group.journal, group.spec.name, worker, receipt, push.samples)
+                digest, name = group.ledger.digest(worker, clock), group.spec.name
+                records.completed(group.journal, name, worker, receipt, push.samples, digest)
         self._owners.pop(key, None)
         self._report(group, worker, clock, push.weight)
         return receipt
@@ -360,6 +361,7 @@ class ServerService(Restorable):
             sent_bytes=self.sent_bytes,
             duplicates=sum(g.ledger.duplicates for g in groups),
             refusals=self.refusals,
+            non_finite=self.non_finite,
         )
 
     def _describe(self, group: GroupState) -> pb.GroupStatus:
@@ -370,6 +372,7 @@ class ServerService(Restorable):
             table=group.table_status(),
             version=group.version,
             min_clock=group.frontier.value,
+            overflows=group.overflows,
         )
         lead = self._leads.get(group.spec.name)
         if lead is not None:

@@ -63,6 +63,7 @@ class Operation:
         done: every server is done.
         accepts, dones: what the servers said, by server index.
         sent_bytes, received_bytes: payload.
+        skipped: NaN or infinity was in the push, so it carries nothing.
     """
 
     def __init__(self, servers: int) -> None:
@@ -71,6 +72,7 @@ class Operation:
         self.accepts: dict[int, pb.Accepted] = {}
         self.dones: dict[int, pb.Done] = {}
         self.sent_bytes = self.received_bytes = 0
+        self.skipped = False
         self.reason = ""
         self._servers = servers
         self._lock = threading.Lock()
@@ -116,6 +118,7 @@ class Operation:
             received_bytes=self.received_bytes,
             dropped=self.dropped,
             durability=_weakest(a.durability for a in answers.values()),
+            skipped=self.skipped,
         )
 
     def submit(self, link: Link, answers: ServerAnswers, part: Part) -> Request:

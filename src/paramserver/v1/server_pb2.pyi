@@ -432,7 +432,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("groups", "resident_bytes", "staged_bytes", "received_bytes", "sent_bytes", "duplicates", "refusals")
+    __slots__ = ("groups", "resident_bytes", "staged_bytes", "received_bytes", "sent_bytes", "duplicates", "refusals", "non_finite")
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     STAGED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -440,6 +440,7 @@ class DescribeReply(_message.Message):
     SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     DUPLICATES_FIELD_NUMBER: _ClassVar[int]
     REFUSALS_FIELD_NUMBER: _ClassVar[int]
+    NON_FINITE_FIELD_NUMBER: _ClassVar[int]
     groups: _containers.RepeatedCompositeFieldContainer[GroupStatus]
     resident_bytes: int
     staged_bytes: int
@@ -447,10 +448,11 @@ class DescribeReply(_message.Message):
     sent_bytes: int
     duplicates: int
     refusals: int
-    def __init__(self, groups: _Optional[_Iterable[_Union[GroupStatus, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., staged_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., duplicates: _Optional[int] = ..., refusals: _Optional[int] = ...) -> None: ...
+    non_finite: int
+    def __init__(self, groups: _Optional[_Iterable[_Union[GroupStatus, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., staged_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., duplicates: _Optional[int] = ..., refusals: _Optional[int] = ..., non_finite: _Optional[int] = ...) -> None: ...
 
 class GroupStatus(_message.Message):
-    __slots__ = ("group", "slices", "bytes", "version", "min_clock", "lead", "waiting", "workers", "table")
+    __slots__ = ("group", "slices", "bytes", "version", "min_clock", "lead", "waiting", "workers", "table", "overflows")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     SLICES_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -460,6 +462,7 @@ class GroupStatus(_message.Message):
     WAITING_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     TABLE_FIELD_NUMBER: _ClassVar[int]
+    OVERFLOWS_FIELD_NUMBER: _ClassVar[int]
     group: str
     slices: int
     bytes: int
@@ -469,7 +472,8 @@ class GroupStatus(_message.Message):
     waiting: str
     workers: _containers.RepeatedCompositeFieldContainer[WorkerClock]
     table: TableStatus
-    def __init__(self, group: _Optional[str] = ..., slices: _Optional[int] = ..., bytes: _Optional[int] = ..., version: _Optional[int] = ..., min_clock: _Optional[int] = ..., lead: bool = ..., waiting: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[WorkerClock, _Mapping]]] = ..., table: _Optional[_Union[TableStatus, _Mapping]] = ...) -> None: ...
+    overflows: int
+    def __init__(self, group: _Optional[str] = ..., slices: _Optional[int] = ..., bytes: _Optional[int] = ..., version: _Optional[int] = ..., min_clock: _Optional[int] = ..., lead: bool = ..., waiting: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[WorkerClock, _Mapping]]] = ..., table: _Optional[_Union[TableStatus, _Mapping]] = ..., overflows: _Optional[int] = ...) -> None: ...
 
 class TableStatus(_message.Message):
     __slots__ = ("rows", "evicted", "not_admitted")
