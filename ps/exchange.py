@@ -7,8 +7,8 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from paramserver.core.ledger import Receipt
-from paramserver.errors import InvalidRequestError
+from paramserver.core.ledger import MASK, Receipt, digest
+from paramserver.errors import InvalidRequestError, NonFiniteError, ReusedClockError
 from paramserver.ps.outbox import Outbox
 from paramserver.ps.pulls import answer_pull
 from paramserver.ps.push import (
@@ -137,6 +137,7 @@ class Session:
         if pull is not None:
             pull.cancel()
         self.service.refusals += 1
+        self.service.non_finite += isinstance(error, NonFiniteError)
         refusal = as_refusal(error)
         self.outbox.put(pb.Record(request=request, failure=to_failure(refusal)))
 
@@ -173,14 +174,14 @@ class Session:
         receipt = None if push.deferred else await service.begin(incoming, self, push.activated)
         if push.HasField("pull"):
             incoming.pull = push.pull
-            if receipt is not None:
-                self._start_pull(request, push.pull, None, receipt)
-            elif len(group.cells) > 1:  # values of the first buckets go back while others come
+            if (
+                receipt is None and len(group.cells) > 1
+            ):  # values of the first buckets go back while others come
                 self._start_pull(request, push.pull, incoming, None)
         self._inbound[request] = incoming
         if receipt is not None:
-            incoming.open = False  # its bytes may be under way; they are skipped
-            self._accepted(incoming, receipt)
+            incoming.open, incoming.known = False, receipt
+            self._recognize(incoming)
             return
         if not incoming.waiting and not push.deferred:
             await self._complete(incoming)
@@ -202,7 +203,27 @@ class Session:
         if made.whole:
             self._inbound.pop(record.request, None)
 
+    def _recognize(self, push: Incoming) -> None:
+        """Answers a push that came before, once it is seen to be the same."""
+        receipt, group = push.known, push.group
+        digest = group.ledger.digest(push.worker, push.clock)
+        if receipt is None or (push.waiting and digest is not None):
+            return
+        push.known = None
+        if digest is not None and digest != push.digest & MASK:
+            raise ReusedClockError(
+                f"clock {push.clock} of rank {push.worker.rank} in group {group.spec.name!r} came "
+                "before with other bytes, which stand; a new push takes the next clock"
+            )
+        if push.pull is not None:
+            self._start_pull(push.request, push.pull, None, receipt)
+        self._accepted(push, receipt)
+
     async def _gradients(self, push: Incoming, data: pb.Data, pieces: list[Piece]) -> None:
+        if push.known is not None:
+            push.seen(data.slices)
+            push.digest += digest(dict(zip(data.slices, data.checksums, strict=True)))
+            self._recognize(push)
         if not push.open:
             return
         undeclared = [s for s in data.slices if s not in push.declared]
@@ -266,8 +287,11 @@ class Session:
         push.waiting = set(push.declared)
         receipt = await self.service.begin(push, self, activated=True)
         if receipt is not None:
-            push.open = False
-            self._accepted(push, receipt)
+            push.open, push.known = False, receipt
+            push.waiting.clear()
+            for index in push.declared:
+                push.digest += digest({index: push.held[index].checksums[0]})
+            self._recognize(push)
             return
         async with push.group.taking.change():
             for index in sorted(push.declared):
@@ -302,6 +326,7 @@ class Session:
             staleness=receipt.staleness,
             applied=receipt.applied,
             dropped=receipt.dropped,
+            durability=self.service.durability,
         )
         self.outbox.put(pb.Record(request=push.request, accepted=accepted))
         if push.pull is not None:
@@ -325,6 +350,7 @@ class Session:
             version=receipt.version,
             dropped=receipt.dropped,
             staleness=receipt.staleness,
+            durability=self.service.durability,
         )
         self.outbox.put(pb.Record(request=push.request, done=done))
 

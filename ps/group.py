@@ -55,6 +55,7 @@ class Cell:
         self.bucket: Bucket | RowBucket = self.rows or Bucket(
             slices, spec.tensors, spec.optimizer, spec.param_groups
         )
+        self.bucket.checked = spec.on_nonfinite != "apply"
         self.lock = threading.Lock()
         self.closed = Gate()
         self.stepped = 0  # as ``closed``, under the lock and a little ahead of it
@@ -144,6 +145,11 @@ class GroupState:
     def nbytes(self) -> int:
         """Bytes of values; of a table with its optimizer state and index."""
         return sum(cell.rows.nbytes if cell.rows else cell.size for cell in self.cells)
+
+    @property
+    def overflows(self) -> int:
+        """Steps of slices and rows that were left out, as the optimizer would have overflowed."""
+        return sum(cell.bucket.overflows for cell in self.cells)
 
     def table_status(self) -> pb.TableStatus | None:
         """Rows of a table and what became of them; None for another group."""
@@ -278,7 +284,8 @@ class GroupState:
             receipt = Receipt(clock, self.version, 0.0, applied=True)
             self.ledger.amend(push.worker, clock, receipt)
             del self.staged[push.worker, clock]
-            said.append(records.settled(push.worker, clock, push.samples))
+            digest = self.ledger.digest(push.worker, clock)
+            said.append(records.settled(push.worker, clock, push.samples, digest=digest))
         for worker, staged_clock in list(self.staged):
             if staged_clock <= clock:
                 self._drop(worker, staged_clock)

@@ -275,12 +275,17 @@ class Host:
 
     # The end
 
-    async def reset(self) -> None:
-        """The scheduler gave this process up, or is another one: it begins empty."""
+    async def reset(self, *, keep: bool) -> None:
+        """The scheduler gave this process up, or is another one: it begins empty.
+
+        Args:
+            keep: its own server stays as it is; a journal tells the scheduler so.
+        """
         async with self._turn:
-            self._begin()
+            if not keep:
+                self._begin()
+                self.own.reset()
             self._view = scheduler_pb2.View()
-            self.own.reset()
             self.own.views.forget()
 
     def close(self) -> None:

@@ -1,70 +1,135 @@
-"""What a server needs to begin again from its journal."""
+"""A server's life beyond its process: what it finds, what it keeps, when it begins empty."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 
-from paramserver.errors import InvalidRequestError
-from paramserver.ps.group import GroupState
+from paramserver.config import ServerConfig
+from paramserver.errors import ConfigurationError, ParameterServerError
+from paramserver.ps import records, wal
 from paramserver.ps.journal import Journal
-from paramserver.ps.lead import Leadership
+from paramserver.ps.replay import Replay
+from paramserver.ps.service import ServerService
+from paramserver.ps.state_dir import StateDir
 from paramserver.v1 import scheduler_pb2
+
+log = logging.getLogger("paramserver")
 
 
 class Lasting:
-    """The part of a server that its journal concerns.
+    """Keeps the journal of a server in its state directory, where the job wants that.
 
     Attributes:
-        journal: None: nothing is written down.
+        name: of the server whose state was found; "" for none.
+        resumes: the incarnation whose state is here; 0: this server is empty.
     """
 
-    name: str
-    journal: Journal | None = None
-    _groups: dict[str, asyncio.Task[GroupState]]
-    _leads: dict[str, Leadership]
+    def __init__(self, config: ServerConfig, service: ServerService) -> None:
+        self.name = ""
+        self.resumes = 0
+        self._config = config
+        self._service = service
+        self._state: StateDir | None = None
+        self._replay: Replay | None = None
+        self._wal: wal.Wal | None = None
+        self._kept = asyncio.Event()
 
-    def _make(self, reply: scheduler_pb2.GetGroupReply) -> GroupState:
-        raise NotImplementedError
+    async def recover(self) -> int:
+        """As ``ServerRole.recover``."""
+        if self._config.state_dir is None:
+            return 0
+        self._state = state = StateDir(self._config.state_dir)
+        if self._config.name not in (None, state.name) and state.name:
+            raise ConfigurationError(
+                f"--state-dir {state.folder}: keeps the state of {state.name}, not of "
+                f"{self._config.name}; every server needs a folder of its own"
+            )
+        began, replay = time.monotonic(), Replay(self._service)
+        self._service.name = state.name
+        for position, data in wal.read_all(state.folder):
+            await replay.apply(position, data)
+        self.name = state.name
+        if replay.begun is not None:
+            self._replay, self.resumes = replay, state.incarnation
+            seconds = time.monotonic() - began
+            log.info("read %d entries of the journal in %.1f s", replay.position, seconds)
+        return state.port
 
-    def _follow(self, group: GroupState) -> None:
-        raise NotImplementedError
-
-    async def durable(self) -> None:
-        """Returns when all that was done so far is kept; nothing is told to anybody before."""
-        if self.journal is not None:
-            await self.journal.durable()
-
-    async def restore_group(self, reply: scheduler_pb2.GetGroupReply) -> None:
-        """A group as the journal describes it; ``resume`` makes it take part."""
-
-        async def made() -> GroupState:
-            return self._make(reply)
-
-        task = self._groups[reply.spec.name] = asyncio.create_task(made())
-        await task
-
-    async def group_named(self, name: str) -> GroupState:
-        """A group that is here.
+    async def begin(
+        self, reply: scheduler_pb2.RegisterReply, view: scheduler_pb2.View, port: int
+    ) -> None:
+        """Registered: goes on with what was found, or begins empty.
 
         Raises:
-            InvalidRequestError: it is not.
+            ConfigurationError: the job keeps journals, and this server has no place for one.
         """
-        if name not in self._groups:
-            raise InvalidRequestError(f"{self.name} has no group {name!r}")
-        return await asyncio.shield(self._groups[name])
+        if reply.durability == "wal" and self._state is None:
+            raise ConfigurationError(
+                "the job runs with --durability wal: start this server with --state-dir DIR"
+            )
+        if self._state is None:
+            return
+        incarnation = reply.identity.incarnation
+        if reply.durability != "wal":
+            self._stop()
+        elif self._service.journal is None:
+            await self._open(reply, view)
+        elif not reply.resumed:
+            self._service.reset()
+            records.begun(self._service.journal, self._service.name, view.job)
+        self._state.note(reply.identity.name, incarnation, port)
+        self.name, self.resumes = reply.identity.name, incarnation
+        if reply.durability != "wal":
+            self.resumes = 0
 
-    def lead_of(self, name: str) -> Leadership:
-        """Raises InvalidRequestError unless this server leads the group."""
-        if name not in self._leads:
-            raise InvalidRequestError(f"{self.name} does not lead group {name!r}")
-        return self._leads[name]
+    def _stop(self) -> None:
+        """Keeps nothing any more."""
+        if self._wal is not None:
+            self._service.reset()
+            self._service.journal = None
+            self._wal.close()
+            self._wal = None
+        self._forget()
 
-    async def resume(self) -> None:
-        """All that the journal tells is here again: leads go on, followers say hello."""
-        for task in list(self._groups.values()):
-            group = await task
-            group.journal = self.journal
-            if group.lead == self.name:
-                self._leads[group.spec.name].resume()
-            elif group.slices:
-                self._follow(group)
+    def _forget(self) -> None:
+        assert self._state is not None
+        if self._replay is not None:
+            self._service.reset()
+            self._replay = None
+        self._state.wipe()
+
+    async def _open(self, reply: scheduler_pb2.RegisterReply, view: scheduler_pb2.View) -> None:
+        assert self._state is not None
+        replay, service = self._replay, self._service
+        begun = replay.begun if replay is not None else None
+        goes_on = reply.resumed and begun is not None and begun.job == view.job
+        if not goes_on:
+            self._forget()
+        position = replay.position if replay is not None and goes_on else 0
+        service.journal = journal = Journal(position)
+        self._wal = wal.Wal(self._state.folder, journal)
+        journal.attach(self._wal)
+        if goes_on:
+            await service.resume()
+        else:
+            records.begun(journal, reply.identity.name, view.job)
+        self._kept.set()
+        self._replay = None
+
+    async def keep(self) -> ParameterServerError:
+        """Waits until the journal cannot be kept any more; why."""
+        await self._kept.wait()
+        journal = self._service.journal
+        assert journal is not None
+        await journal.failed.wait()
+        assert journal.failure is not None
+        return journal.failure
+
+    def close(self) -> None:
+        """Writes what has come, and lets go of the folder."""
+        if self._wal is not None:
+            self._wal.close()
+        if self._state is not None:
+            self._state.close()

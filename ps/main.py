@@ -31,7 +31,8 @@ async def serve(config: ServerConfig, ready: Callable[[str, str], None]) -> int:
     scheduler = AsyncGrpcChannel(config.scheduler, "scheduler")
     role = ServerRole(config, scheduler, lambda address: AsyncGrpcChannel(address, "server"))
     server = RoleServer(SERVER.full_name, SERVER_METHODS, role.host)
-    port = await server.start(config.bind)
+    bind = await _where(config, role)
+    port = await server.start(bind)
     address = f"{_reachable_host(config)}:{port}"
 
     async def work() -> None:
@@ -44,9 +45,16 @@ async def serve(config: ServerConfig, ready: Callable[[str, str], None]) -> int:
         await run_until_ended(work(), role.ended)
     finally:
         await server.stop(STOP_GRACE)
-        role.host.close()
+        role.close()
         await scheduler.close()
-    return 0
+    return 1 if role.failure is not None else 0
+
+
+async def _where(config: ServerConfig, role: ServerRole) -> str:
+    """HOST:PORT to listen on; without a port of its own, that of an earlier life."""
+    host, port = split_address(config.bind)
+    before = await role.recover()
+    return f"{host}:{port or before}"
 
 
 def _reachable_host(config: ServerConfig) -> str:

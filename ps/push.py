@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from paramserver.core.ledger import Receipt
 from paramserver.core.slices import Slice
 from paramserver.errors import InvalidRequestError, NonFiniteError
 from paramserver.ps import records
@@ -38,6 +39,8 @@ class Incoming:
         refused: slices whose bytes did not match their checksum.
         gradients: staged (sync).
         held: slices of a deferred push.
+        known: what the push did when it came before; its bytes are compared, not applied.
+        digest: of the bytes of a push that came before.
         pull: to be answered once the push is complete.
         progress: set whenever ``waiting`` shrinks.
     """
@@ -58,6 +61,8 @@ class Incoming:
     refused: list[int] = field(default_factory=list)
     gradients: dict[int, Tensor] = field(default_factory=dict)
     held: dict[int, Parcel] = field(default_factory=dict)
+    known: Receipt | None = None
+    digest: int = 0
     staleness: float = 0.0
     pull: pb.Pull | None = None
     open: bool = True
@@ -257,12 +262,13 @@ def open_gradients(push: Incoming, parcel: Parcel) -> tuple[dict[int, Any], list
     if push.group.spec.table is not None:
         return _open_rows(push, push.group.spec.table.dim, parcel)
     good, bad = parcel.open()
+    check = push.group.spec.on_nonfinite != "apply"
     for index, gradient in good.items():
         piece: Slice = push.group.slices[index]
         dtype = push.group.wire_dtype(piece, push.wire)
         if dtype in LEVELS:
             gradient = good[index] = unpack(gradient, dtype, piece.elements)
-        if not is_finite(gradient):
+        if check and not is_finite(gradient):
             raise NonFiniteError(
                 f"NaN or infinity from rank {push.worker.rank} at clock {push.clock} in tensor "
                 f"{push.group.spec.tensors[piece.tensor].name!r}, elements {piece.start} to "
@@ -282,7 +288,7 @@ def _open_rows(push: Incoming, dim: int, parcel: Parcel) -> tuple[dict[int, Any]
         at = len(piece) // (KEY_BYTES + row_bytes(dim, wire)) * KEY_BYTES
         keys = decode_keys(piece[:at], index)
         rows = decode_rows(piece[at:], dim, wire, DTYPES[push.group.spec.tensors[0].dtype])
-        if not is_finite(rows):
+        if push.group.spec.on_nonfinite != "apply" and not is_finite(rows):
             worst = ids_of(keys)[int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])]
             raise NonFiniteError(
                 f"NaN or infinity from rank {push.worker.rank} at clock {push.clock} in row "

@@ -163,7 +163,12 @@ def closed(
 
 
 def settled(
-    worker: WorkerId, clock: int, samples: Sequence[Span] = (), *, dropped: bool = False
+    worker: WorkerId,
+    clock: int,
+    samples: Sequence[Span] = (),
+    *,
+    digest: int | None = None,
+    dropped: bool = False,
 ) -> journal_pb2.Settled:
     """What became of a push of a closed clock."""
     return journal_pb2.Settled(
@@ -172,6 +177,7 @@ def settled(
         clock=clock,
         dropped=dropped,
         samples=spans_to_proto(samples),
+        digest=digest,
     )
 
 
@@ -186,7 +192,12 @@ def opened(
 
 
 def completed(
-    journal: Journal, group: str, worker: WorkerId, receipt: Receipt, samples: Sequence[Span]
+    journal: Journal,
+    group: str,
+    worker: WorkerId,
+    receipt: Receipt,
+    samples: Sequence[Span],
+    digest: int | None,
 ) -> None:
     """A push is complete (Stale, Async)."""
     body = journal_pb2.Completed(
@@ -196,6 +207,7 @@ def completed(
         version=receipt.version,
         staleness=receipt.staleness,
         samples=spans_to_proto(samples),
+        digest=digest,
     )
     journal.append(Entry(group=group, completed=body))
 

@@ -56,6 +56,7 @@ class Replay:
                     f"journal of format {entry.begun.format}: this version reads {FORMAT}"
                 )
             self.begun = entry.begun
+            self._service.reset()
         elif kind == "made":
             await self._service.restore_group(entry.made)
         elif kind in _CELLS:
@@ -194,7 +195,8 @@ def _closed(group: GroupState, body: pb.Closed) -> None:
         receipt = Receipt(
             push.clock, body.version, 0.0, applied=not push.dropped, dropped=push.dropped
         )
-        group.ledger.restore(_worker(push), receipt, spans_from_proto(push.samples))
+        digest = push.digest if push.HasField("digest") else None
+        group.ledger.restore(_worker(push), receipt, spans_from_proto(push.samples), digest)
     group.frontier.advance(body.clock + 1)
     group.settled.advance(body.clock + 1)
 
@@ -206,7 +208,8 @@ def _opened(group: GroupState, body: pb.Opened) -> None:
 def _completed(group: GroupState, body: pb.Completed) -> None:
     group.version = body.version
     receipt = Receipt(body.clock, body.version, body.staleness, applied=True)
-    group.ledger.restore(_worker(body), receipt, spans_from_proto(body.samples))
+    digest = body.digest if body.HasField("digest") else None
+    group.ledger.restore(_worker(body), receipt, spans_from_proto(body.samples), digest)
 
 
 def _abandoned(group: GroupState, body: pb.Abandoned) -> None:

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from paramserver.config import ServerConfig
 from paramserver.errors import ConnectionLostError, ParameterServerError, RefusedError
 from paramserver.ps.hosting import Host
+from paramserver.ps.lasting import Lasting
 from paramserver.ps.service import ServerService
 from paramserver.types import PROTOCOL_VERSION
 from paramserver.v1 import common_pb2, scheduler_pb2
+from paramserver.wire.serve import split_address
 from paramserver.wire.transport import AsyncChannel
 
 log = logging.getLogger("paramserver")
@@ -43,6 +45,19 @@ class ServerRole:
         self._address = ""
         self.host = Host(config, scheduler, connect)
         self.ended = asyncio.Event()
+        self.failure: ParameterServerError | None = None
+        self._lasting = Lasting(config, self.service)
+
+    async def recover(self) -> int:
+        """Reads the journal of an earlier life, if there is one; the port it listened on, or 0.
+
+        To be called before anybody can reach this server.
+
+        Raises:
+            ConfigurationError: the folder is in use or cannot be written.
+            SnapshotError: the journal is damaged.
+        """
+        return await self._lasting.recover()
 
     @property
     def service(self) -> ServerService:
@@ -50,22 +65,29 @@ class ServerRole:
         return self.host.own
 
     async def register(self, address: str) -> str:
-        """Joins the cluster as the server at ``address``; its name."""
+        """Joins the cluster as the server at ``address``; its name.
+
+        Raises:
+            ConfigurationError: the job wants what this server was not given.
+        """
         self._address = address
         request = scheduler_pb2.RegisterRequest(
             protocol=PROTOCOL_VERSION,
             role=scheduler_pb2.ROLE_SERVER,
-            name=self._config.name or "",
+            name=self._config.name or self._lasting.name,
             address=address,
             host=socket.gethostname(),
             pid=os.getpid(),
+            resumes=self._lasting.resumes,
         )
         reply = await self._until_there("Register", request)
         self._identity = reply.identity
         self._heartbeat_s = reply.heartbeat_s
         self.service.name = reply.identity.name
         self.host.identity = reply.identity
-        await self.host.take(await self._scheduler.call("GetView", scheduler_pb2.GetViewRequest()))
+        view = await self._scheduler.call("GetView", scheduler_pb2.GetViewRequest())
+        await self._lasting.begin(reply, view, split_address(address)[1])
+        await self.host.take(view)
         return self.service.name
 
     async def _until_there(
@@ -82,12 +104,25 @@ class ServerRole:
     async def run(self) -> None:
         """Heartbeats and views until cancelled."""
         watch = asyncio.create_task(self._watch())
+        kept = asyncio.create_task(self._keep())
         try:
             while True:
                 await self._beat()
                 await asyncio.sleep(self._heartbeat_s)
         finally:
             watch.cancel()
+            kept.cancel()
+
+    async def _keep(self) -> None:
+        """Keeps the journal short; a journal that cannot be kept ends this server."""
+        self.failure = await self._lasting.keep()
+        log.error("%s ends: %s", self.service.name, self.failure)
+        self.ended.set()
+
+    def close(self) -> None:
+        """Ends the service; what it was told to keep is kept."""
+        self.host.close()
+        self._lasting.close()
 
     async def _beat(self) -> None:
         request = scheduler_pb2.HeartbeatRequest(member=self._identity)
@@ -97,7 +132,7 @@ class ServerRole:
             log.debug("the scheduler is away: %s", error)
         except RefusedError as error:  # it gave this server up, or is a new one
             log.warning("registering anew: %s", error)
-            await self.host.reset()
+            await self.host.reset(keep=bool(self._lasting.resumes))
             await self.register(self._address)
 
     async def _watch(self) -> None:

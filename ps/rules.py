@@ -28,11 +28,13 @@ from paramserver.types import ScaleLr, lr_factor
 
 __all__ = [
     "DTYPES",
+    "LARGEST",
     "OPTIMIZERS",
     "Bucket",
     "check_options",
     "check_push_options",
     "resolve",
+    "too_large",
 ]
 
 DTYPES = {
@@ -46,6 +48,13 @@ DTYPES = {
     "int8": torch.int8,
     "uint8": torch.uint8,
     "bool": torch.bool,
+}
+# Norms of a slice's gradient whose square, a million times over, its data type can still hold.
+LARGEST = {
+    torch.float32: 1e16,
+    torch.bfloat16: 1e16,
+    torch.float64: 1e150,
+    torch.float16: 65504.0,  # what the type holds at all
 }
 
 Options = Sequence[Mapping[str, Any]]
@@ -69,6 +78,8 @@ class Bucket:
         values: 1-D, contiguous, of every slice stored so far.
         versions: by slice: 0 before the first value, 1 with it, then plus one per push or clock.
         changed: by slice: the version at which the value last changed.
+        checked: whether a step that would overflow the optimizer is left out.
+        overflows: how many were.
     """
 
     def __init__(
@@ -83,6 +94,7 @@ class Bucket:
         self.versions = dict.fromkeys(self.indices, 0)
         self.changed = dict.fromkeys(self.indices, 0)
         self.nbytes = sum(piece.bytes for piece in slices)
+        self.checked, self.overflows = True, 0
         self._slices = {piece.index: piece for piece in slices}
         self._dtypes = {piece.index: DTYPES[tensors[piece.tensor].dtype] for piece in slices}
         self._rules = {piece.index: tensors[piece.tensor].rule for piece in slices}
@@ -274,6 +286,8 @@ class Bucket:
             versions[index] += 1
             if rules[index] == "step":
                 steps[index] = gradient
+            elif self.checked and too_large({index: gradient}):
+                self.overflows += 1
             else:
                 arrive_one(rules[index], self.values[index], gradient, factor)
                 self.changed[index] = versions[index]
@@ -311,6 +325,8 @@ class Bucket:
         optimizer = self._optimizer
         if optimizer is None or not gradients:
             return
+        if self.checked:
+            gradients = self._sane(gradients)
         stepped = []
         for index, gradient in gradients.items():
             value = self.values[index]
@@ -327,6 +343,12 @@ class Bucket:
         finally:
             for value in stepped:
                 value.grad = None
+
+    def _sane(self, gradients: Gradients) -> Gradients:
+        """Those that the optimizer can square and add up."""
+        bad = too_large(gradients)
+        self.overflows += len(bad)
+        return {i: g for i, g in gradients.items() if i not in bad} if bad else gradients
 
     def _set_options(self, optimizer: Optimizer, options: Options, factor: float) -> None:
         """The options of one step. Kernels stay as registered."""
@@ -355,6 +377,9 @@ class Bucket:
             parts = [gradients[index] for _, gradients in pushes if index in gradients]
             if not parts:
                 continue
+            if self.checked and any(too_large({0: part}) for part in parts):
+                self.overflows += 1
+                continue
             touched.append(index)
             self.changed[index] = self.versions[index]
             if rule == "delta":
@@ -365,3 +390,13 @@ class Bucket:
                 for part in parts[:1] if rule == "first" else parts:
                     arrive_one(rule, value, part, 1.0)
         return touched
+
+
+def too_large(gradients: Gradients) -> list[int]:
+    """Which of these an optimizer would overflow on: their norm is beyond ``LARGEST``, or NaN."""
+    floating = {i: g for i, g in gradients.items() if g.dtype in LARGEST and g.numel()}
+    if not floating:
+        return []
+    norms = torch._foreach_norm([g.float() if g.dtype in HALF else g for g in floating.values()])
+    found = dict(zip(floating, torch.stack([n.double() for n in norms]).tolist(), strict=True))
+    return [i for i, norm in found.items() if not norm <= LARGEST[floating[i].dtype]]

@@ -21,10 +21,10 @@ from paramserver.ps.capture import Captures
 from paramserver.ps.collectives import Collectives
 from paramserver.ps.exchange import Session
 from paramserver.ps.group import GroupState, Staged
-from paramserver.ps.lasting import Lasting
 from paramserver.ps.lead import Following, Leadership
 from paramserver.ps.push import Incoming, Parcel
 from paramserver.ps.reduces import Reduces
+from paramserver.ps.restorable import Restorable
 from paramserver.ps.tables.shrink import shrink
 from paramserver.ps.vectors import Vectors
 from paramserver.ps.views import Views
@@ -40,7 +40,7 @@ log = logging.getLogger("paramserver")
 _Key = tuple[str, WorkerId, int]
 
 
-class ServerService(Lasting):
+class ServerService(Restorable):
     """A server: its groups, its streams, its place in the job.
 
     Args:
@@ -65,7 +65,7 @@ class ServerService(Lasting):
         self.vectors = Vectors(config.limits, self.workshop)
         self.reduces = Reduces(config.limits)
         self.captures = Captures(self)
-        self.received_bytes = self.sent_bytes = self.refusals = 0
+        self.received_bytes = self.sent_bytes = self.refusals = self.non_finite = 0
         self._scheduler = scheduler
         self._connect = connect
         self._groups: dict[str, asyncio.Task[GroupState]] = {}
@@ -202,7 +202,8 @@ class ServerService(Lasting):
             receipt = Receipt(clock, group.version, staleness, applied=True)
             group.ledger.complete(worker, clock, receipt, push.samples)
             if group.journal is not None:
-                records.completed(group.journal, group.spec.name, worker, receipt, push.samples)
+                digest, name = group.ledger.digest(worker, clock), group.spec.name
+                records.completed(group.journal, name, worker, receipt, push.samples, digest)
         self._owners.pop(key, None)
         self._report(group, worker, clock, push.weight)
         return receipt
@@ -373,6 +374,7 @@ class ServerService(Lasting):
             sent_bytes=self.sent_bytes,
             duplicates=sum(g.ledger.duplicates for g in groups),
             refusals=self.refusals,
+            non_finite=self.non_finite,
         )
 
     def _describe(self, group: GroupState) -> pb.GroupStatus:
@@ -383,6 +385,7 @@ class ServerService(Lasting):
             table=group.table_status(),
             version=group.version,
             min_clock=group.frontier.value,
+            overflows=group.overflows,
         )
         lead = self._leads.get(group.spec.name)
         if lead is not None:
@@ -404,6 +407,8 @@ class ServerService(Lasting):
         """Takes a newer view; a new job begins empty."""
         if self.views.current.job and view.job != self.views.current.job:
             self.reset()
+            if self.journal is not None:
+                records.begun(self.journal, self.name, view.job)
         if self.views.update(view):
             for task in self._groups.values():
                 if task.done() and not task.exception():

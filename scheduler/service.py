@@ -171,6 +171,7 @@ class SchedulerService(CoordinationMethods, DataMethods):
             address=request.address,
             host=request.host,
             pid=request.pid,
+            resumes=request.resumes,
         )
         self._after()
         members = self.state.members
@@ -185,6 +186,8 @@ class SchedulerService(CoordinationMethods, DataMethods):
             party=party,
             parties=self._config.parties,
             replica=replica,
+            durability=self._config.durability,
+            resumed=done.resumed,
         )
 
     async def AwaitStart(self, request: pb.AwaitStartRequest) -> pb.AwaitStartReply:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from paramserver.config import SchedulerConfig
 from paramserver.core.members import (
@@ -22,6 +23,7 @@ from paramserver.core.placement import Group, Groups, GroupSpec, check_name
 from paramserver.core.replicas import Formed, Offer
 from paramserver.core.rounds import Released, Rounds, Waiting
 from paramserver.errors import InvalidRequestError, ResourceError
+from paramserver.scheduler.absences import Absences
 from paramserver.scheduler.adaptation import Adaptation
 from paramserver.scheduler.data_events import DataEvents
 from paramserver.scheduler.datasets import Datasets
@@ -47,8 +49,9 @@ class SchedulerState(DataEvents):
     def __init__(self, config: SchedulerConfig, now: float, first_incarnation: int = 1) -> None:
         self.config = config
         self.members = Membership(config.workers, config.servers, config.lease_s, first_incarnation)
-        self.members.mends = config.durability == "replica"
+        self.members.mends = config.durability != "memory"
         self.journal = Journal(now)
+        self.absences = Absences(self.members, self.journal, config.server_timeout_s)
         self._leases = itertools.count(1)
         self._map_version = 0
         self._rounds_begun = 1
@@ -58,6 +61,7 @@ class SchedulerState(DataEvents):
         self._reset()
 
     def _reset(self) -> None:
+        self.absences.begin_job()
         self.groups = Groups(self.config.limits)
         self.places = Places(self.members, self.groups, self.journal)
         self.replicas = ReplicaGroups(self.members, self.groups, self.journal)
@@ -94,9 +98,20 @@ class SchedulerState(DataEvents):
     # -- coming and going
 
     def register(
-        self, role: Role, name: str, now: float, *, address: str, host: str, pid: int
+        self,
+        role: Role,
+        name: str,
+        now: float,
+        *,
+        address: str,
+        host: str,
+        pid: int,
+        resumes: int = 0,
     ) -> Registered:
         """A process joins.
+
+        Args:
+            resumes: of a server, the incarnation whose state it has; 0: none.
 
         Raises:
             InvalidRequestError: a bad name or one of another role, or the only job has ended.
@@ -111,6 +126,8 @@ class SchedulerState(DataEvents):
             self._rounds_begun = self.rounds.next_number
             self._reset()
         member = done.member
+        if role is Role.SERVER and self.config.durability == "wal":
+            done = replace(done, resumed=self.absences.come(member, resumes, now))
         where = f" on {member.host}" if member.host else ""
         rank = f" as rank {member.rank}" if role is Role.WORKER else ""
         self.journal.say(f"{member.name} registered{rank}{where}", now)
@@ -163,6 +180,7 @@ class SchedulerState(DataEvents):
             self._lose_mates(member, now)
         if self.adaptation.tick(now):
             self.members.changed()
+        self._look(now)
         if lost or self.members.state is not self._state:
             self._after(now, EVERYTHING)
 
@@ -203,9 +221,14 @@ class SchedulerState(DataEvents):
             if self.data.outstanding(m)
         ]
 
+    def _look(self, now: float) -> None:
+        self.places.look(now)
+        if self.config.durability == "wal":
+            self.absences.look(now)
+
     def _after(self, now: float, *topics: str) -> None:
         self._wakes.update(topics)
-        self.places.look(now)
+        self._look(now)
         if self.members.state is not self._state:
             self._state = self.members.state
             cause = f": {self.members.message}" if self.members.message else ""
@@ -258,7 +281,8 @@ class SchedulerState(DataEvents):
             ResourceError: servers are missing, or too many groups.
         """
         member = self.worker(caller)
-        servers = self.places.servers()
+        away = self.config.durability == "wal"
+        servers = self.absences.servers() if away else self.places.servers()
         if len(servers) < self.config.servers:
             raise ResourceError(self.members.missing())
         group, new = self.groups.register(spec, servers, self._map_version + 1)

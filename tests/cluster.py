@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import paramserver as ps
@@ -20,6 +22,33 @@ from paramserver.wire.serve import RoleServer
 from tests.proxy import Proxy
 
 T = TypeVar("T")
+
+
+@dataclass
+class _Running:
+    """A server and what it runs on."""
+
+    role: ServerRole
+    shell: RoleServer
+    beats: asyncio.Task[None]
+    channel: AsyncGrpcChannel
+    over: bool = False
+
+    async def stop(self) -> None:
+        if self.over:
+            return
+        self.over = True
+        self.beats.cancel()
+        await self.shell.stop(0)
+        self.role.close()
+        await self.channel.close()
+
+    async def crash(self) -> None:
+        wal = self.role._lasting._wal
+        if wal is not None:
+            with wal._wanted:
+                wal._waiting.clear()
+        await self.stop()
 
 
 class Cluster:
@@ -42,9 +71,14 @@ class Cluster:
         proxies: bool,
         parties: int = 1,
         durability: Durability = "memory",
+        state: Path | None = None,
+        journal_bytes: int = 256 << 20,
     ) -> None:
+        self._state = state
+        self._journal_bytes = journal_bytes
+        self._roles: list[_Running] = []
         self.config = SchedulerConfig(
-            durability=durability,
+            durability=durability if state is None else "wal",
             workers=workers,
             servers=servers,
             parties=parties,
@@ -56,8 +90,7 @@ class Cluster:
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
         self._stops: list[Callable[[], Any]] = []
-        self.roles: list[ServerRole] = []
-        self._ends: dict[str, Callable[[], Any]] = {}
+        self.servers: list[Any] = []
         self.proxies: list[Proxy] | None = [] if proxies else None
         self.run(self._start(servers))
 
@@ -71,52 +104,49 @@ class Cluster:
         self.address = f"127.0.0.1:{await shell.start('127.0.0.1:0')}"
         ticks = asyncio.create_task(self.scheduler.run())
         self._stops += [ticks.cancel, lambda: shell.stop(0)]
-        for _ in range(servers):
-            await self._start_server()
+        for number in range(servers):
+            await self._start_server(number)
 
-    @property
-    def servers(self) -> list[Any]:
-        """The server of each process's own name."""
-        return [role.service for role in self.roles]
-
-    async def _start_server(self, name: str | None = None) -> None:
-        config = ServerConfig(scheduler=self.address, name=name)
+    async def _start_server(self, number: int, name: str | None = None) -> None:
+        state = None if self._state is None else str(self._state / f"ps-{number}")
+        config = ServerConfig(
+            scheduler=self.address,
+            name=name,
+            state_dir=state,
+            journal_bytes=self._journal_bytes,
+        )
         channel = AsyncGrpcChannel(self.address)
         role = ServerRole(config, channel, AsyncGrpcChannel)
         shell = RoleServer(SERVER.full_name, SERVER_METHODS, role.host)
-        address = f"127.0.0.1:{await shell.start('127.0.0.1:0')}"
+        address = f"127.0.0.1:{await shell.start(f'127.0.0.1:{await role.recover()}')}"
         if self.proxies is not None:
-            proxy = Proxy(len(self.proxies))
-            self.proxies.append(proxy)
+            if number == len(self.proxies):
+                self.proxies.append(Proxy(number))
+                self._stops.append(self.proxies[number].stop)
+                await self.proxies[number].start()
+            proxy = self.proxies[number]
             proxy.forward_to(address)
-            address = await proxy.start()
-            self._stops.append(proxy.stop)
+            address = proxy.address
         await role.register(address)
-        beats = asyncio.create_task(role.run())
-        self.roles.append(role)
+        running = _Running(role, shell, asyncio.create_task(role.run()), channel)
+        self.servers[number:] = [role.service, *self.servers[number + 1 :]]
+        self._roles[number:] = [running, *self._roles[number + 1 :]]
+        self._stops.append(running.stop)
 
-        async def end() -> None:
-            beats.cancel()
-            await shell.stop(0)
-            role.host.close()
-            await channel.close()
+    def kill(self, number: int) -> None:
+        """Ends a server as a crash does: what it had not written is gone."""
+        self.run(self._roles[number].crash())
 
-        self._ends[role.service.name] = end
-
-    def kill(self, name: str) -> None:
-        """Ends a server process; it says nothing to anybody."""
-        self.roles = [r for r in self.roles if r.host.identity.name != name]
-        self.run(self._ends.pop(name)())
-
-    def start(self, name: str) -> None:
-        """Starts a server process of this name."""
-        self.run(self._start_server(name))
+    def restart(self, number: int) -> None:
+        """Starts it again, on its state directory if it has one."""
+        self.run(self._start_server(number, f"ps-{number}"))
 
     def check_invariants(self) -> None:
         """The invariants of every group of every server."""
 
         async def check() -> None:
-            for service in [s for role in self.roles for s in role.host.services]:
+            running = [r.role.host for r in self._roles if not r.over]
+            for service in [service for host in running for service in host.services]:
                 for task in service._groups.values():
                     (await task).check_invariants()
                 for lead in service._leads.values():
@@ -125,8 +155,6 @@ class Cluster:
         self.run(check())
 
     async def _stop(self) -> None:
-        for end in self._ends.values():
-            await end()
         for stop in reversed(self._stops):
             result = stop()
             if asyncio.iscoroutine(result):
@@ -175,10 +203,13 @@ def cluster(
     proxies: bool = False,
     parties: int = 1,
     durability: Durability = "memory",
+    state: Path | None = None,
+    journal_bytes: int = 256 << 20,
 ) -> Iterator[Cluster]:
     """A cluster that is checked for its invariants and ended.
 
     Args:
+        state: where the servers keep journals; None: durability "memory".
         proxies: put a breakable proxy in front of every server.
         parties: of each replica.
     """
@@ -190,6 +221,8 @@ def cluster(
         proxies=proxies,
         parties=parties,
         durability=durability,
+        state=state,
+        journal_bytes=journal_bytes,
     )
     try:
         yield made

@@ -8,7 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from paramserver.types import StepResult
+from paramserver.core.placement import GroupSpec
+from paramserver.types import StepResult, Sync
 from paramserver.worker.group import Group
 from paramserver.worker.optimizer import ServerOptimizer
 from paramserver.worker.parameters import members
@@ -23,6 +24,7 @@ class FakeGroup:
 
     def __init__(self) -> None:
         self.clock = 0
+        self.spec = GroupSpec("model", (), "", (), Sync())
         self.pushes: list[tuple[dict[str, Tensor], float | None, Any]] = []
 
     def exchange(

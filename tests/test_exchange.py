@@ -78,8 +78,9 @@ def test_a_clock_that_skips_is_refused(worker: StockWorker) -> None:
 
 
 def test_the_same_clock_with_other_bytes_changes_nothing(worker: StockWorker) -> None:
-    worker.add(0, ones())
-    worker.add(0, ones(5.0))
+    first = worker.add(0, ones())
+    assert failure(worker.add(0, ones(5.0))) == "SEQ_REUSED"
+    assert worker.add(0, ones())[0].accepted == first[0].accepted
     assert np.array_equal(worker.pull(), ones())
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import paramserver as ps
-from paramserver.initial import Zeros
 from paramserver.core.replication import Place
 from paramserver.types import Consistency
 from tests.cluster import Cluster, cluster
@@ -94,7 +93,7 @@ def test_a_lost_server_costs_nothing_under_sync(
     victim: str, plain: list[dict[str, Tensor]]
 ) -> None:
     with cluster(2, 2, durability="replica", lease_s=LEASE_S) as made:
-        same(train(made, Plan((5, lambda: made.kill(victim)))), plain)
+        same(train(made, Plan((5, lambda: made.kill(int(victim[3:]))))), plain)
         other = {"ps-0": "ps-1", "ps-1": "ps-0"}[victim]
         assert [p.primary.name for p in places(made).values()] == [other, other]
 
@@ -108,22 +107,22 @@ def test_one_of_three_may_be_lost_and_then_another(
     def lose_second() -> None:
         until(lambda: len({p.primary.name for p in places(made).values()}) == 2)
         until(lambda: complete(made))
-        made.kill(second)
+        made.kill(int(second[3:]))
 
     with cluster(3, 2, durability="replica", lease_s=LEASE_S) as made:
-        plan = Plan((4, lambda: made.kill(victim)), (8, lose_second))
+        plan = Plan((4, lambda: made.kill(int(victim[3:]))), (8, lose_second))
         same(train(made, plan), plain)
         assert len({p.primary.name for p in places(made).values()}) == 1
 
 
 def test_a_server_that_returns_keeps_the_backups_again(plain: list[dict[str, Tensor]]) -> None:
     def return_and_lose_other() -> None:
-        made.start("ps-0")
+        made.restart(0)
         until(lambda: complete(made))
-        made.kill("ps-1")
+        made.kill(1)
 
     with cluster(2, 2, durability="replica", lease_s=LEASE_S) as made:
-        plan = Plan((3, lambda: made.kill("ps-0")), (7, return_and_lose_other))
+        plan = Plan((3, lambda: made.kill(0)), (7, return_and_lose_other))
         same(train(made, plan), plain)
         assert [p.primary.name for p in places(made).values()] == ["ps-0", "ps-0"]
 
@@ -131,11 +130,11 @@ def test_a_server_that_returns_keeps_the_backups_again(plain: list[dict[str, Ten
 @pytest.mark.parametrize("consistency", [ps.Stale(2), ps.Async()], ids=["stale", "async"])
 def test_every_push_is_added_once_on_arrival(consistency: Consistency) -> None:
     def return_and_lose_other() -> None:
-        made.start("ps-0")
+        made.restart(0)
         until(lambda: complete(made))
-        made.kill("ps-1")
+        made.kill(1)
 
-    plan = Plan((5, lambda: made.kill("ps-0")), (15, return_and_lose_other))
+    plan = Plan((5, lambda: made.kill(0)), (15, return_and_lose_other))
 
     def work(client: ps.Client) -> dict[str, Tensor]:
         zeros = {name: torch.zeros_like(t) for name, t in first().items()}
@@ -159,17 +158,17 @@ def test_every_push_is_added_once_on_arrival(consistency: Consistency) -> None:
 )
 def test_rows_of_a_table_survive(consistency: Consistency, value: float) -> None:
     def return_and_lose_other() -> None:
-        made.start("ps-0")
+        made.restart(0)
         until(lambda: complete(made))
-        made.kill("ps-1")
+        made.kill(1)
 
-    plan = Plan((4, lambda: made.kill("ps-0")), (9, return_and_lose_other))
+    plan = Plan((4, lambda: made.kill(0)), (9, return_and_lose_other))
 
     def work(client: ps.Client) -> Tensor:
         table = client.table(
             "t",
             dim=4,
-            init=Zeros(),
+            init=ps.Zeros(),
             optimizer=torch.optim.SGD,
             lr=1.0,
             consistency=consistency,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from paramserver.initial import InitialValues, Normal
 from paramserver.life_cycle import Admission, Eviction
 from paramserver.schemes import Scheme
-from paramserver.types import Consistency, Sync
+from paramserver.types import Consistency, OnNonFinite, Sync
 from paramserver.wire.transport import Transport
 from paramserver.worker import exits, roster
 from paramserver.worker.client_data import DataMethods
@@ -123,6 +124,7 @@ class Client(DataMethods):
         buffers: Buffers = "mean",
         wire_dtype: str | None = None,
         overlap: bool = False,
+        on_nonfinite: OnNonFinite = "reject",
         tau: int | None = None,
         **hyperparameters: Any,
     ) -> JobOptimizer:
@@ -143,6 +145,8 @@ class Client(DataMethods):
             wire_dtype: "bf16" or "fp16" casts gradients and pulled values on the way; "int8" or
                 "int4" packs gradients into blocks of small integers, values travel uncast.
             overlap: send gradients while the backward pass still runs.
+            on_nonfinite: of a step with NaN or infinity in a gradient: "reject" raises
+                NonFiniteError; "skip" pushes nothing, with weight 0; "apply" lets it through.
             tau: most batches of tables with ``Async()`` between the lookup of their rows and the
                 word that their push is applied; None: no bound. 1: no prefetch, nothing overlaps.
             hyperparameters: as for the class.
@@ -170,6 +174,7 @@ class Client(DataMethods):
                 buffers=buffers,
                 wire_dtype=wire_dtype,
                 overlap=overlap,
+                on_nonfinite=on_nonfinite,
             )
 
         made = with_tables(model, dense, tau)
@@ -183,6 +188,7 @@ class Client(DataMethods):
         optimizer_class: type[torch.optim.Optimizer] | None = None,
         *,
         consistency: Consistency = SYNC,
+        on_nonfinite: OnNonFinite = "reject",
         **hyperparameters: Any,
     ) -> Group:
         """Registers tensors under a name, for pushes and pulls by hand.
@@ -192,6 +198,7 @@ class Client(DataMethods):
             tensors: first values by name; the chief's win.
             optimizer_class: steps on pushed gradients; None adds what is pushed.
             consistency: ``Sync()``, ``Stale(bound)``, ``Async()`` or ``Adaptive(max_bound)``.
+            on_nonfinite: as for ``optimizer``.
             hyperparameters: as for the class.
 
         Raises:
@@ -203,7 +210,7 @@ class Client(DataMethods):
         check_scheme(self._session, consistency)
         own = own_name(self._session, group)
         spec = plain_spec(own, tensors, optimizer_class, consistency, hyperparameters)
-        opened = self._registry.open(spec, tensors, "")
+        opened = self._registry.open(replace(spec, on_nonfinite=on_nonfinite), tensors, "")
         self._registry.add(opened, opened.activate)
         return opened
 
@@ -221,6 +228,7 @@ class Client(DataMethods):
         wire_dtype: str | None = None,
         admit: Admission | None = None,
         evict: Eviction | None = None,
+        on_nonfinite: OnNonFinite = "reject",
         **hyperparameters: Any,
     ) -> Table:
         """Registers a table: rows by 64-bit id, born by the first push that touches them.
@@ -241,6 +249,7 @@ class Client(DataMethods):
                 memory of their own and read as first values; None: the first push gives birth.
             evict: ``TTL(clocks=...)``, ``TTL(seconds=...)``, ``LRU(max_rows)`` or ``Decay(rate,
                 threshold)``: rows that are forgotten, and begin again; None: none.
+            on_nonfinite: as for ``optimizer``.
             hyperparameters: of the optimizer.
 
         Raises:
@@ -249,19 +258,9 @@ class Client(DataMethods):
         """
         self._session.check()
         self._session.refuse_reader("client.table")
-        spec = table_spec(
-            name,
-            dim,
-            rows,
-            dtype,
-            init,
-            seed,
-            optimizer,
-            hyperparameters,
-            consistency,
-            admit,
-            evict,
-        )
+        values = (name, dim, rows, dtype, init, seed, optimizer, hyperparameters, consistency)
+        spec = table_spec(*values, admit, evict)
+        spec = replace(spec, on_nonfinite=on_nonfinite)
         group = self._registry.open(spec, {}, wire_name(wire_dtype))
         self._registry.add(group, group.activate)
         return Table(group, self._transport)

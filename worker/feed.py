@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from paramserver.errors import RefusedError, UsageError
+from paramserver.errors import NonFiniteError, RefusedError, UsageError
 from paramserver.types import Async
 from paramserver.worker.lookup import Lookup, Sparse
 from paramserver.worker.parameters import hyper_parameters
@@ -30,11 +30,13 @@ class TableStats:
         hits: were prefetched.
         misses: were not.
         changed: of the prefetched ones, travelled again because a push had changed them meanwhile.
+        waited: seconds that forward passes waited for rows.
     """
 
     hits: int = 0
     misses: int = 0
     changed: int = 0
+    waited: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -112,7 +114,9 @@ class Feed:
             lookup = Lookup(self._table, routed)
         else:
             self.stats.hits += len(routed.keys)
+        began = time.monotonic()
         lookup.wait()
+        self.stats.waited += time.monotonic() - began
         self.stats.changed += lookup.changed
         leaf = lookup.rows.to(device)
         if torch.is_grad_enabled():
@@ -196,8 +200,8 @@ class Feed:
         self.leaves.clear()
         self._sources.clear()
 
-    def payload(self, inverse: Tensor | None) -> Sparse:
-        """The gradients since the last step, summed by row.
+    def payload(self, inverse: Tensor | None) -> Sparse | None:
+        """The gradients since the last step, summed by row; None: the step is to be skipped.
 
         Args:
             inverse: what to multiply them by; None: 1.
@@ -205,6 +209,14 @@ class Feed:
         Raises:
             NonFiniteError: NaN or infinity in a row; names its id.
         """
+        try:
+            return self._whole(inverse)
+        except NonFiniteError:
+            if self._group.spec.on_nonfinite != "skip":
+                raise
+            return None
+
+    def _whole(self, inverse: Tensor | None) -> Sparse:
         parts, rows = [], []
         for leaf in self.leaves:
             if leaf.grad is None:
@@ -228,14 +240,17 @@ class Feed:
         every = torch.cat(list(rows)) if rows else torch.empty((0, table.dim), dtype=table.dtype)
         return Sparse(table, routed, routed.sums(every), bases)
 
-    def start(self, payload: Sparse, weight: float | None) -> None:
+    def start(self, payload: Sparse | None, weight: float | None) -> None:
         """Pushes; ``finish`` waits for it."""
         assert self._param_group is not None
         registered = self._group.spec.param_groups[0]
         options = hyper_parameters(self._param_group, registered)
         changed = [options] if options != dict(registered) else None
         self._send_early()
-        self._pushed = self._group.start_push(lambda: payload, weight, changed)
+        carried = payload or Sparse.nothing(self._table)
+        weight = weight if payload else 0.0
+        self._pushed = self._group.start_push(lambda _: carried, weight, changed)
+        self._pushed[0].skipped = payload is None
         self.clear()
         for early in self._early:
             early.steps += 1

@@ -23,6 +23,8 @@ class Figures:
             self._add("sent_bytes", result.sent_bytes)
             self._add("received_bytes", result.received_bytes)
             self._values["staleness"] = result.staleness
+            if result.skipped:
+                self._add("skipped", 1.0)
             return self._values["samples"]
 
     def samples(self, count: int) -> None:

@@ -24,7 +24,7 @@ from paramserver.worker.link import Links
 from paramserver.worker.operation import Operation, Outcome, ServerAnswers
 from paramserver.worker.parts import StoreParts, pull_record
 from paramserver.worker.plan import Plan, empty_like
-from paramserver.worker.pushes import Dense, Payload, Started
+from paramserver.worker.pushes import Dense, Payload, Started, checked
 from paramserver.worker.session import Session
 from paramserver.worker.uplink import Uplink
 from paramserver.worker.values import Held, Landing
@@ -271,11 +271,13 @@ class Group(VectorMethods):
         landing: Landing | None,
     ) -> Started:
         take = landing.take if landing else None
-        return self.start_push(lambda: Dense(self, tensors, landing), weight, options, take)
+        return self.start_push(
+            lambda whole: Dense(self, tensors if whole else {}, landing), weight, options, take
+        )
 
     def start_push(
         self,
-        make: Callable[[], Payload],
+        make: Callable[[bool], Payload],
         weight: float | None,
         options: Sequence[Mapping[str, Any]] | None,
         take: Callable[[pb.Data, Sequence[Piece]], None] | None = None,
@@ -283,7 +285,7 @@ class Group(VectorMethods):
         """Sends a push on its way, and ticks.
 
         Args:
-            make: checks what is to be pushed.
+            make: checks what is to be pushed; False: the same of nothing, as for a step skipped.
             take: receives values, for a push that pulls.
 
         Returns:
@@ -294,11 +296,12 @@ class Group(VectorMethods):
         self.session.refuse_reader("push")
         self._go_on_at(self._dropped_to)
         clock = self.clock
-        payload = make()
-        weight, ticket = self.begin(weight)
+        payload, skipped = checked(make, self.spec)
+        weight, ticket = self.begin(0.0 if skipped else weight)
         try:
             push = self.push_record(clock, weight, ticket, options)
             operation = Operation(len(self.plan.shards))
+            operation.skipped = skipped
             self.window.track(operation, ticket)
             operation.done.then(lambda: payload.end(self._counted(operation, weight)))
             for shard in self.plan.shards:

@@ -43,6 +43,11 @@ class JobOptimizer(torch.optim.Optimizer):
             raise InvalidRequestError("this optimizer has no group; make it by client.optimizer")
         return self._group
 
+    @property
+    def on_nonfinite(self) -> str:
+        """What becomes of a step with NaN or infinity in a gradient."""
+        return self.group.spec.on_nonfinite
+
     @overload
     def step(self, closure: None = None, *, weight: float | None = None) -> None: ...
 

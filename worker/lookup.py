@@ -156,9 +156,15 @@ class Sparse:
     def __init__(
         self, table: Table, routed: Routed, rows: Tensor, bases: Mapping[int, int]
     ) -> None:
-        check_finite(table.name, routed, rows, table.clock)
+        if table.group.spec.on_nonfinite != "apply":
+            check_finite(table.name, routed, rows, table.clock)
         table.check_size(routed)
         self._group, self._routed, self._rows, self._bases = table.group, routed, rows, bases
+
+    @classmethod
+    def nothing(cls, table: Table) -> Sparse:
+        """A push that touches no row."""
+        return cls(table, Routed.together([]), torch.empty((0, table.dim), dtype=table.dtype), {})
 
     def share(self, shard: Shard, push: pb.Push) -> RowParts:
         """One server's part."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from paramserver.errors import ParameterServerError, WaitTimeoutError
-from paramserver.types import StepResult
+from paramserver.types import DURABILITIES, Durability, StepResult
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.frames import Piece
 from paramserver.worker.link import Link, Part, Request
@@ -63,6 +63,7 @@ class Operation:
         done: every server is done.
         accepts, dones: what the servers said, by server index.
         sent_bytes, received_bytes: payload.
+        skipped: NaN or infinity was in the push, so it carries nothing.
     """
 
     def __init__(self, servers: int) -> None:
@@ -71,6 +72,7 @@ class Operation:
         self.accepts: dict[int, pb.Accepted] = {}
         self.dones: dict[int, pb.Done] = {}
         self.sent_bytes = self.received_bytes = 0
+        self.skipped = False
         self.reason = ""
         self._servers = servers
         self._lock = threading.Lock()
@@ -115,6 +117,8 @@ class Operation:
             sent_bytes=self.sent_bytes,
             received_bytes=self.received_bytes,
             dropped=self.dropped,
+            durability=_weakest(a.durability for a in answers.values()),
+            skipped=self.skipped,
         )
 
     def submit(self, link: Link, answers: ServerAnswers, part: Part) -> Request:
@@ -178,6 +182,15 @@ class Operation:
                 raise
         if outcome.error is not None:
             raise outcome.error
+
+
+def _weakest(said: Iterable[str]) -> Durability:
+    """What a push survives on all servers."""
+    known = set(said)
+    for durability in DURABILITIES:
+        if durability in known:
+            return durability
+    return "memory"
 
 
 class ServerAnswers:

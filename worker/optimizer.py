@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -221,6 +222,7 @@ def open_server_optimizer(
     buffers: str,
     wire_dtype: str | None,
     overlap: bool,
+    on_nonfinite: str,
 ) -> ServerOptimizer:
     """Registers a model as a group; see ``Client.optimizer``."""
     wire = wire_name(wire_dtype)
@@ -232,7 +234,7 @@ def open_server_optimizer(
     check_class(optimizer_class)
     found = members(model, buffers)
     made = ServerOptimizer(found, optimizer_class, hyperparameters)
-    spec = made.spec(group, buffers, consistency)
+    spec = replace(made.spec(group, buffers, consistency), on_nonfinite=on_nonfinite)
     opened = registry.open(spec, found.tensors, wire)
     made.bind(opened, overlap=overlap)
     made.load_newest()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paramserver.errors import UnsupportedError
+from paramserver.errors import NonFiniteError, UnsupportedError
 from paramserver.types import StepResult
 from paramserver.worker.deferred import DeferredPush
 from paramserver.worker.group import Group
@@ -24,6 +24,7 @@ class Overlap:
         self._group = group
         self._push: DeferredPush | None = None
         self._sent: dict[str, tuple[Tensor, int]] = {}
+        self._skips = False  # NaN or infinity was in a gradient of this step
         for name, parameter in trained:
             parameter.register_post_accumulate_grad_hook(self._hook(name))
 
@@ -32,7 +33,7 @@ class Overlap:
 
     def _accumulated(self, name: str, parameter: Tensor) -> None:
         gradient = parameter.grad
-        if gradient is None:
+        if gradient is None or self._skips:
             return
         if name in self._sent:
             self._give_up()
@@ -48,6 +49,12 @@ class Overlap:
             if self._push is None:
                 self._push = DeferredPush(self._group)
             self._push.send(name, gradient)
+        except NonFiniteError:
+            self._give_up()
+            if self._group.spec.on_nonfinite != "skip":
+                raise
+            self._skips = True
+            return
         except BaseException:
             self._give_up()
             raise
@@ -80,12 +87,20 @@ class Overlap:
             NonFiniteError: NaN or infinity; the push does not count, the clock stays.
         """
         push = self._push
-        if push is None:
+        self._skips = False
+        if push is None:  # of a step to be skipped, the exchange finds out by itself
             return self._group.exchange(pushed, into, weight=weight, options=options)
         try:
             for name, value in pushed.items():
                 if not self._is_sent(name, value):
                     push.send(name, value)
+        except NonFiniteError:
+            self._give_up()
+            return self._group.exchange(pushed, into, weight=weight, options=options)
+        except BaseException:
+            self._give_up()
+            raise
+        try:
             result = push.commit(into, weight=weight, options=options, names=list(pushed))
         except BaseException:
             self._give_up()

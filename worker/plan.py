@@ -80,7 +80,7 @@ class Plan:
             # Blocks are packed later, from values in the tensor's own type.
             dtype = DTYPES[travels_as(spec.dtype, spec.rule, "" if wire in BLOCK_WIRES else wire)]
             value = flat_host(tensor.detach().to(dtype))
-            if not is_finite(value):
+            if self.spec.on_nonfinite != "apply" and not is_finite(value):
                 raise NonFiniteError(
                     f"NaN or infinity in {name!r} at clock {clock}"
                     + (f", after the cast to {wire}" if dtype != tensor.dtype else "")

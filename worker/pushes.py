@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from torch import Tensor
 
+from paramserver.core.placement import GroupSpec
+from paramserver.errors import NonFiniteError
 from paramserver.v1 import server_pb2 as pb
 from paramserver.worker.link import Part
 from paramserver.worker.operation import Operation
@@ -35,6 +37,23 @@ class Payload(Protocol):
 
     def end(self, counted: bool) -> None:
         """The push is over; whether it changed values, as far as this worker knows."""
+
+
+def checked(make: Callable[[bool], Payload], spec: GroupSpec) -> tuple[Payload, bool]:
+    """What is to be pushed, and whether that is nothing because of NaN or infinity.
+
+    Args:
+        make: of what there is; False: of nothing.
+
+    Raises:
+        NonFiniteError: where the group is not to skip it.
+    """
+    try:
+        return make(True), False
+    except NonFiniteError:
+        if spec.on_nonfinite != "skip":
+            raise
+        return make(False), True
 
 
 Started: TypeAlias = tuple[Operation, int, float]  # its clock, and when it began

@@ -25,6 +25,7 @@ from paramserver.errors import WaitTimeoutError
 from paramserver.types import StepResult, WorkerId
 from paramserver.v1 import scheduler_pb2
 from paramserver.wire.convert import spans_to_proto
+from paramserver.wire.tensors import is_finite
 from paramserver.worker import headers, roster
 from paramserver.worker.batches import Ticket
 from paramserver.worker.headers import Contributed, Header
@@ -118,13 +119,14 @@ class Replicas:
         session.check()
         session.refuse_reader("step")
         began, clock = time.monotonic(), self.clock
-        samples = session.samples_since(self.name)
-        if weight is None:
-            weight = float(samples) if samples else 1.0
+        samples = session.samples_since(self.name) or 1
+        weight = float(samples if weight is None else weight)
+        skipped = self.spec.on_nonfinite == "skip" and not all(map(is_finite, gradients.values()))
+        gradients, weight = ({}, 0.0) if skipped else (gradients, weight)
         ticket = session.begin_push(self.name)
         try:
             with session.speed.waiting():
-                self._take_part(Push(gradients, float(weight), options, ticket))
+                self._take_part(Push(gradients, weight, options, ticket))
         except BaseException:
             if self.clock == clock:
                 session.abort_push(ticket)
@@ -133,7 +135,7 @@ class Replicas:
         size = len(self._members)
         travelled = 2 * (size - 1) * self._replica.nbytes // size  # a ring: there and back
         waited = time.monotonic() - began
-        result = StepResult(clock, self.clock, 0.0, waited, travelled, travelled)
+        result = StepResult(clock, self.clock, 0.0, waited, travelled, travelled, skipped=skipped)
         session.count(result)
         return result
 
@@ -175,7 +177,7 @@ class Replicas:
             raise BrokenRingError("this formation was left")
         self._begun = self.clock
         weight = push.weight if push else 0.0
-        replica.pack(push.gradients if push else {}, weight)
+        replica.pack(push.gradients if push else {}, weight, self.spec.on_nonfinite != "apply")
         wait = partial(self._wait, ring, False)
         given = self._exchange(ring, self._header(push))
         self._confirm()

@@ -203,7 +203,11 @@ class Table:
         options: Sequence[Mapping[str, Any]] | None = None,
     ) -> Started:
         """Sends a push on its way."""
-        return self.group.start_push(lambda: self._sparse(ids, grads), weight, options)
+
+        def make(whole: bool) -> Sparse:
+            return self._sparse(ids, grads) if whole else Sparse.nothing(self)
+
+        return self.group.start_push(make, weight, options)
 
     def _sparse(self, ids: Tensor, grads: Tensor) -> Sparse:
         check_ids(self.name, ids, self.rows)

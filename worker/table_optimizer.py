@@ -110,6 +110,8 @@ class TableOptimizer(JobOptimizer):
             feed.start(payload, weight)
 
     def _check_dense(self) -> None:
+        if self.dense is None or self.dense.on_nonfinite != "reject":
+            return
         for name, parameter in self.members.named:
             if parameter.grad is not None and not is_finite(parameter.grad):
                 raise NonFiniteError(f"NaN or infinity in {name!r}'s gradient; nothing was sent")

@@ -98,7 +98,7 @@ class Uplink:
             packed = pack(whole[piece.start : piece.stop], dtype)
             parts[piece.index] = packed
             arrives[piece.start : piece.stop] = unpack(packed, dtype, piece.elements)
-        if not is_finite(arrives):
+        if self._plan.spec.on_nonfinite != "apply" and not is_finite(arrives):
             name = self._plan.spec.tensors[number].name
             raise NonFiniteError(
                 f"infinity in {name!r} at clock {clock}, in {self._wire} blocks, whose scales are "

@@ -13,6 +13,7 @@ from torch import Tensor
 from paramserver.core.placement import GroupSpec
 from paramserver.core.tables import SUB_TABLE_BITS
 from paramserver.errors import InvalidRequestError
+from paramserver.ps.rules import LARGEST, too_large
 from paramserver.ps.state import SliceState, SliceStates
 from paramserver.ps.tables.life import Moment
 from paramserver.ps.tables.rules import complete, row_rule
@@ -37,6 +38,7 @@ class RowBucket:
         versions: by slice: plus one per push or clock, whether it touched rows here or not.
         table: the rows.
         moment: the time, for rows that are forgotten by it.
+        checked, overflows: as of ``rules.Bucket``; rows are left out one by one.
     """
 
     stored = True
@@ -47,6 +49,7 @@ class RowBucket:
         self.moment = Moment()
         self.table = SubTable(layout, skip, index, self.moment)
         self._index, self._skip = index, skip
+        self.checked, self.overflows = True, 0
 
     @property
     def nbytes(self) -> int:
@@ -141,7 +144,18 @@ class RowBucket:
         if "lr" in now:
             now["lr"] *= factor
         version = self.versions[self._index]
+        if self.checked:
+            rows = self._sane(rows)
         self.table.push(rows, now, version - FIRST, version)
+
+    def _sane(self, rows: Rows) -> Rows:
+        """Those that the optimizer can square and add up."""
+        if not too_large({0: rows.grads}):
+            return rows
+        kept = torch.linalg.vector_norm(rows.grads, dim=1) <= LARGEST[rows.grads.dtype]
+        self.overflows += int((~kept).sum())
+        chosen = kept.numpy()
+        return Rows(rows.keys[chosen], rows.grads[kept], rows.pushes[chosen])
 
 
 def row_bucket(index: int, spec: GroupSpec) -> RowBucket:

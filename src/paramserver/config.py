@@ -75,7 +75,10 @@ class SchedulerConfig:
         lease_s: seconds without a heartbeat after which a member is lost.
         heartbeat_s: seconds between heartbeats.
         once: end when the job ends.
-        durability: what a lost server costs: "memory", "wal" or "replica".
+        durability: what an applied push survives: "memory": nothing (the job ends with a server);
+            "wal": the end of a server's process, which finds its journal again; "replica": the
+            loss of a server, whose backup takes over.
+        server_timeout_s: seconds that a lost server is waited for, where it may come back.
     """
 
     bind: str = "127.0.0.1:0"
@@ -87,6 +90,7 @@ class SchedulerConfig:
     heartbeat_s: float = 1.0
     once: bool = False
     durability: Durability = "memory"
+    server_timeout_s: float = 300.0
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -114,6 +118,8 @@ class ServerConfig:
         name: None lets the scheduler give the lowest free one.
         threads: tensor operations at a time; 0: the number of cores, at most 4.
         once: end when the job ends.
+        state_dir: folder of this server alone, for its journal; None: it keeps none.
+        journal_bytes: a journal that grows beyond is replaced by a dump of the state.
     """
 
     scheduler: str
@@ -122,6 +128,8 @@ class ServerConfig:
     name: str | None = None
     threads: int = 0
     once: bool = False
+    state_dir: str | None = None
+    journal_bytes: int = 256 << 20
     limits: Limits = field(default_factory=Limits)
 
 

@@ -7,6 +7,7 @@
     │   └── ForkedClientError      a client used in a forked child
     ├── RefusedError               a peer refused the request; nothing changed there
     │   ├── InvalidRequestError    malformed, or against the specification
+    │   │   └── ReusedClockError   a push that came before with other bytes
     │   ├── NotFoundError          an unknown group, data set, member
     │   ├── MismatchError          registered before with another specification
     │   ├── NonFiniteError         NaN or infinity in a gradient
@@ -82,6 +83,12 @@ class InvalidRequestError(RefusedError):
     """Malformed, or against the specification of the group."""
 
     reason = "INVALID_REQUEST"
+
+
+class ReusedClockError(InvalidRequestError):
+    """A push that came before, with other bytes; the first one stands."""
+
+    reason = "SEQ_REUSED"
 
 
 class NotFoundError(RefusedError):

@@ -14,8 +14,11 @@ ScaleLr = Literal["inverse", "sqrt", "polynomial", "none"]
 SCALES = ("inverse", "sqrt", "polynomial", "none")
 ASSIGNMENTS = ("round-robin", "random", "dynamic")
 Durability = Literal["memory", "wal", "replica"]
-DURABILITIES = ("memory", "wal", "replica")
+DURABILITIES: tuple[Durability, ...] = ("memory", "wal", "replica")
 BALANCES = ("speed",)
+
+OnNonFinite = Literal["reject", "skip", "apply"]
+ON_NONFINITE = ("reject", "skip", "apply")
 
 ITEM_SIZES = {
     "float32": 4,
@@ -174,6 +177,7 @@ class StepResult:
         dropped: the clock had closed without this push (``Sync(backup=...)``).
         durability: what it survives: "memory", "wal" (a server that ends and begins again) or
             "replica" (a server that is lost).
+        skipped: NaN or infinity was in it, so it carried nothing (``on_nonfinite="skip"``).
     """
 
     clock: int
@@ -184,6 +188,7 @@ class StepResult:
     received_bytes: int
     dropped: bool = False
     durability: Durability = "memory"
+    skipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ def open_optimizer(
     buffers: str,
     wire_dtype: str | None,
     overlap: bool,
+    on_nonfinite: str,
 ) -> JobOptimizer:
     """Registers a model as a group; see ``Client.optimizer``."""
     opens: Callable[..., JobOptimizer] = OPENERS.get(type(consistency), open_server_optimizer)
@@ -48,4 +49,5 @@ def open_optimizer(
         buffers=buffers,
         wire_dtype=wire_dtype,
         overlap=overlap,
+        on_nonfinite=on_nonfinite,
     )

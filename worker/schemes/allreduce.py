@@ -78,6 +78,11 @@ class AllReduceOptimizer(JobOptimizer):
         """Raises UnsupportedError: servers hold nothing of this group."""
         raise UnsupportedError(f"{type(self).__name__} has no group on the servers")
 
+    @property
+    def on_nonfinite(self) -> str:
+        """What becomes of a step with NaN or infinity in a gradient."""
+        return self.replicas.spec.on_nonfinite
+
     def newest(self) -> dict[str, Tensor]:
         """The values of this replica, by name, on the CPU."""
         return {n: t.detach().cpu().clone() for n, t in self.members.tensors.items()}
@@ -122,6 +127,7 @@ def open_allreduce_optimizer(
     buffers: str,
     wire_dtype: str | None,
     overlap: bool,
+    on_nonfinite: str,
 ) -> AllReduceOptimizer:
     """Registers a model whose replicas step together; see ``Client.optimizer``.
 
@@ -148,6 +154,7 @@ def open_allreduce_optimizer(
         optimizer=optimizer_class.__name__,
         param_groups=options,
         consistency=consistency,
+        on_nonfinite=on_nonfinite,
     )
     registry.register(spec)
     registry.session.settle()  # the first time all come: who waits for pushes of this one as well

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -109,7 +110,7 @@ class DownpourOptimizer(ServerOptimizer):
         group, scheme = self.group, self._scheme
         group.session.batches.use(group.name)
         self._forget_returned()
-        gradients = {} if weight == 0 else self._unscaled_gradients() or {}
+        gradients = {} if weight == 0 else self._finite(self._unscaled_gradients() or {})
         pushes = self._unpushed + 1 >= scheme.n_push
         fetches = self._unfetched + 1 >= scheme.n_fetch
         if pushes:
@@ -156,18 +157,25 @@ class DownpourOptimizer(ServerOptimizer):
     def _add(self, gradients: Mapping[str, Tensor]) -> None:
         """Adds to the sums, all gradients or none; half precision in float32."""
         for name, gradient in gradients.items():
-            if not is_finite(gradient):
-                raise NonFiniteError(
-                    f"NaN or infinity in {name!r}, {self._unpushed} steps after the last push; "
-                    "nothing was added to its sum. Lower the learning rate, clip gradients, or "
-                    "use a GradScaler"
-                )
-        for name, gradient in gradients.items():
             if name in self._sums:
                 self._sums[name].add_(gradient)
             else:
                 wide = torch.float32 if gradient.dtype.itemsize == 2 else gradient.dtype
                 self._sums[name] = gradient.to(wide, copy=True)
+
+    def _finite(self, gradients: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What may be added to the sums, or pushed with them; nothing of a step to be skipped."""
+        policy = self.group.spec.on_nonfinite
+        bad = next((n for n, g in gradients.items() if not is_finite(g)), None)
+        if bad is None or policy == "apply":
+            return gradients
+        if policy == "skip":
+            return {}
+        raise NonFiniteError(
+            f"NaN or infinity in {bad!r}, {self._unpushed} steps after the last push; "
+            "nothing was added to its sum. Lower the learning rate, clip gradients, or "
+            "use a GradScaler"
+        )
 
     def _move(self, gradients: Mapping[str, Tensor]) -> None:
         """The local copy goes on by itself: plain SGD."""
@@ -208,6 +216,7 @@ def open_downpour_optimizer(
     buffers: str,
     wire_dtype: str | None,
     overlap: bool,
+    on_nonfinite: str,
 ) -> DownpourOptimizer:
     """Registers a model as a group; see ``Client.optimizer``."""
     if overlap:
@@ -218,6 +227,7 @@ def open_downpour_optimizer(
     check_class(optimizer_class)
     made = DownpourOptimizer(members(model, buffers), optimizer_class, hyperparameters, consistency)
     spec = made.spec(group, buffers, Async(consistency.scale_lr))
+    spec = replace(spec, on_nonfinite=on_nonfinite)
     opened = registry.open(spec, made.members.tensors, wire)
     made.bind(opened, overlap=False)
     if consistency.warm_start:

@@ -205,7 +205,8 @@ class LocalOptimizer(JobOptimizer):
         (complete, fragment), self._flight = self._flight, None
         result = complete(time.monotonic())
         # Samples of a dropped push go back to the queue, so nothing of them is kept.
-        self._merge(fragment.names, 0.0 if result.dropped else self._scheme.alpha)
+        lost = result.dropped or result.skipped
+        self._merge(fragment.names, 0.0 if lost else self._scheme.alpha)
         return result
 
     @torch.no_grad()
@@ -352,6 +353,7 @@ def open_local_optimizer(
     buffers: str,
     wire_dtype: str | None,
     overlap: bool,
+    on_nonfinite: str,
 ) -> LocalOptimizer:
     """Registers a model as a group that meets in rounds; see ``Client.optimizer``."""
     scheme = consistency
@@ -366,6 +368,7 @@ def open_local_optimizer(
         param_groups=(options,),
         consistency=canonical(scheme.base),
         scheme=scheme.text,
+        on_nonfinite=on_nonfinite,
     )
     opened = registry.open(spec, found.tensors, wire)
     shared = scheme.outer is None and rule == "SGD" and isinstance(scheme.base, Async)

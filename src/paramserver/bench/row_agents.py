@@ -16,6 +16,7 @@ DIM = 64
 BATCH, FIELDS = 4096, 26
 PIECE = 100_000
 LR = 0.01
+IN_FLIGHT = 4
 
 
 class Trainer:
@@ -60,8 +61,8 @@ class Trainer:
         for _ in range(count):
             self.push(self._ids(PIECE), self._grads)
 
-    def batches(self, count: int) -> None:
-        """So many training steps."""
+    def batches(self, count: int) -> float:
+        """So many training steps; returns 0."""
         for _ in range(count):
             ids = self._ids(BATCH * FIELDS)
             leaf = self.pull(ids).requires_grad_()
@@ -71,6 +72,7 @@ class Trainer:
             self._optimizer.step()
             assert leaf.grad is not None
             self.push(ids, leaf.grad)
+        return 0.0
 
     def _ids(self, count: int) -> Tensor:
         return torch.randint(0, self.rows, (count,), generator=self._random)
@@ -84,6 +86,34 @@ class TableTrainer(Trainer):
         self._client = ps.connect(address)
         self._tables: dict[str, Any] = {}
         self.use("")
+        self._rows = ps.Embedding(self._table)
+        self._row_optimizer = self._client.optimizer(
+            self._rows, torch.optim.Adagrad, lr=LR, tau=IN_FLIGHT
+        )
+
+    def batches(self, count: int, ahead: bool = True) -> float:
+        """So many training steps, at most four in flight, rows of the next one pulled ahead or not.
+
+        Returns:
+            Mean seconds that a step waited for its rows.
+        """
+        rows, optimizer = self._rows, self._row_optimizer
+        before, ids = self._table.stats.waited, self._batch()
+        for _ in range(count):
+            following = self._batch()
+            loss = self._dense(rows(ids).flatten(1)).square().mean()
+            if ahead:
+                rows.prefetch(following)
+            optimizer.zero_grad()
+            self._optimizer.zero_grad()
+            loss.backward()
+            self._optimizer.step()
+            optimizer.step()
+            ids = following
+        return float(self._table.stats.waited - before) / count
+
+    def _batch(self) -> Tensor:
+        return self._ids(BATCH * FIELDS).view(BATCH, FIELDS)
 
     def use(self, wire: str) -> None:
         """Goes on with the table whose rows travel in this type; "" for float32."""

@@ -56,6 +56,7 @@ def run(settings: Settings) -> Section:
         _throughput(section, settings, found)
         _training(section, settings, found)
         if settings.ours:
+            _prefetch(section, settings, found[OURS])
             _narrow(section, settings, found[OURS])
     _wanted(section)
     if settings.ours:
@@ -122,6 +123,24 @@ def _training(section: Section, settings: Settings, found: dict[str, Contender])
         what = f"batches of 4096 x 26, {len(found[name].workers)} workers"
         metrics = {"batches/s": Stat(tuple(speeds))}
         section.rows.append(Row(name, {"what": what, "wire": "float32"}, metrics))
+
+
+def _prefetch(section: Section, settings: Settings, ours: Contender) -> None:
+    """How much of the wait for rows disappears behind the computing of the batch before."""
+    waits: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(settings.samples + 1):
+        for ahead, seen in waits.items():
+            found = ours.fleet.ask_each(ours.workers, "batches", CALLS, ahead)
+            if number:
+                seen.append(1e3 * max(found))
+    for ahead, seen in waits.items():
+        labels = {"what": f"ps.Embedding, prefetch={ahead}, 2 workers", "wire": "float32"}
+        metrics = {"ms waited per batch": Stat(tuple(seen))}
+        section.rows.append(Row(OURS, labels, metrics))
+    hidden = 1 - Stat(tuple(waits[True])).median / Stat(tuple(waits[False])).median
+    section.checks.append(
+        Check("share of the wait for rows that prefetch hides", hidden, ">=", 0.5)
+    )
 
 
 def _wanted(section: Section) -> None:

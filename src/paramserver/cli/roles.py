@@ -31,6 +31,7 @@ from paramserver.launch import (
     script_command,
     worker_environment,
 )
+from paramserver.types import Durability
 
 PARENT = "PARAMSERVER_PARENT"
 
@@ -58,6 +59,15 @@ PARENT = "PARAMSERVER_PARENT"
 @options.parties_option
 @options.assign_option
 @options.lease_option
+@options.durability_option
+@click.option(
+    "--server-timeout",
+    type=click.FloatRange(min=1.0),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a lost server is waited for, with --durability wal.",
+)
 @options.once_option
 @options.insecure_option
 @options.log_option
@@ -68,6 +78,8 @@ def scheduler(
     parties: int,
     assign: str,
     lease: float,
+    durability: Durability,
+    server_timeout: float,
     once: bool,
     insecure: bool,
     log_level: str,
@@ -86,6 +98,8 @@ def scheduler(
         assign=assign,
         lease_s=lease,
         heartbeat_s=options.heartbeat(lease),
+        durability=durability,
+        server_timeout_s=server_timeout,
         once=once,
     )
     from paramserver.scheduler.main import serve
@@ -105,6 +119,13 @@ def scheduler(
     metavar="N",
     help="Tensor operations at a time; 0: one per core, at most 4.",
 )
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Folder of this server alone for its journal (--durability wal): a server started on it "
+    "again goes on where it was.",
+)
 @options.once_option
 @options.insecure_option
 @options.log_option
@@ -114,6 +135,7 @@ def ps(
     advertise: str | None,
     name: str | None,
     threads: int,
+    state_dir: str | None,
     once: bool,
     insecure: bool,
     log_level: str,
@@ -129,6 +151,7 @@ def ps(
         advertise=advertise,
         name=name,
         threads=threads,
+        state_dir=state_dir,
         once=once,
     )
     from paramserver.ps.main import serve

@@ -42,6 +42,7 @@ from paramserver.launch import (
     stop,
     worker_environment,
 )
+from paramserver.types import Durability
 
 POLL_S = 1.0
 ENOUGH_S = 0.1  # between looks at whether a run has had enough
@@ -75,6 +76,7 @@ OBEY_S = 15.0  # for workers to end by themselves once the scheduler says that t
 @options.assign_option
 @options.restarts_option
 @options.lease_option
+@options.durability_option
 @options.scheme_option
 @options.run_dir_option
 @click.option("-q", "--quiet", is_flag=True, help="Only what the workers say, and failures.")
@@ -90,6 +92,7 @@ def run(
     assign: str,
     max_restarts: int,
     lease: float,
+    durability: Durability,
     scheme: str | None,
     run_dir: Path | None,
     quiet: bool,
@@ -109,6 +112,7 @@ def run(
         parties=parties,
         assign=assign,
         lease_s=lease,
+        durability=durability,
         max_restarts=max_restarts,
         command=script_command(script, args, module=module),
         environment=options.worker_settings(scheme, run_dir),
@@ -132,6 +136,7 @@ class Plan:
     parties: int = 1
     assign: str
     lease_s: float
+    durability: Durability = "memory"
     max_restarts: int
     command: list[str]
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -198,14 +203,21 @@ class Supervisor:
             parties=plan.parties,
             assign=plan.assign,
             lease=plan.lease_s,
+            durability=plan.durability,
         )
         self._address = scheduler.wait_ready()
         for i in range(plan.servers):
-            name = f"ps-{i}"
-            self._start_role(name, "ps", scheduler=self._address, name=name, bind="127.0.0.1:0")
+            self._start_server(f"ps-{i}")
         for i in range(plan.workers):
             self._start_worker(f"worker-{i}")
         threading.Thread(target=self._poll, name="poll", daemon=True).start()
+
+    def _start_server(self, name: str) -> None:
+        """Again and again, if need be, where its state outlasts its process."""
+        state = self._folder / name if self._plan.durability == "wal" else None
+        self._start_role(
+            name, "ps", scheduler=self._address, name=name, bind="127.0.0.1:0", state_dir=state
+        )
 
     def _start_role(self, name: str, role: str, /, **flags: object) -> Child:
         child = Child(
@@ -264,7 +276,12 @@ class Supervisor:
         assert code is not None
         if child is not self.children[child.name]:
             return
-        if child.role != "worker":
+        lasting = child.role == "ps" and self._plan.durability == "wal"
+        if lasting and self._rule.restarts(child.name, code):
+            count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
+            self._output.say(f"{child.name} was killed, {describe_exit(code)}: {count}")
+            self._start_server(child.name)
+        elif child.role != "worker":
             self._fail(child)
         elif code == DONE:
             self._todo.discard(child.name)

@@ -227,6 +227,8 @@ def add_server(state: State, member: State, reply: Any) -> None:
         entry[f"{key}_bytes"] = getattr(reply, f"{key}_bytes")
     entry["duplicates"] = reply.duplicates
     entry["refusals"] = reply.refusals
+    entry["non_finite"] = reply.non_finite
+    entry["overflows"] = sum(group.overflows for group in reply.groups)
     groups = {group["name"]: group for group in state["groups"]}
     for status in reply.groups:
         if status.group in groups and status.HasField("table"):

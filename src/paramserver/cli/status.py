@@ -209,7 +209,7 @@ def _servers(state: State) -> Table:
     table = _table(
         "servers",
         *("Name", "Address", "slices", "values", "resident", "staged", "received", "sent"),
-        *("duplicates", "refusals"),
+        *("duplicates", "refusals", "non-finite", "overflows"),
     )
     for s in state["servers"]:
         if "error" in s:
@@ -217,7 +217,7 @@ def _servers(state: State) -> Table:
             continue
         sizes = [size(s[key]) for key in ("bytes", "resident_bytes", "staged_bytes")]
         traffic = [size(s[key]) for key in ("received_bytes", "sent_bytes")]
-        counts = [str(s[key]) for key in ("duplicates", "refusals")]
+        counts = [str(s[key]) for key in ("duplicates", "refusals", "non_finite", "overflows")]
         table.add_row(s["name"], s["address"], str(s["slices"]), *sizes, *traffic, *counts)
     return table
 

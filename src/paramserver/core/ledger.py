@@ -7,12 +7,19 @@ from typing import Any
 
 from paramserver.core.receipts import KEPT_LEASES, OpenPush, Pushed, Receipt
 from paramserver.core.spans import check_spans
-from paramserver.errors import ClockError, FencedError, InvalidRequestError, ResourceError
+from paramserver.errors import (
+    ClockError,
+    FencedError,
+    InvalidRequestError,
+    ResourceError,
+    ReusedClockError,
+)
 from paramserver.types import Span, WorkerId
 
 __all__ = ["KEPT_LEASES", "WINDOW", "Ledger", "Receipt"]
 
 WINDOW = 64
+MASK = (1 << 64) - 1
 
 
 class Ledger:
@@ -83,8 +90,8 @@ class Ledger:
             True: apply or stage it. False: it was taken before, with the same bytes.
 
         Raises:
-            InvalidRequestError: the push is not open, the slice was not declared, or it was taken
-                with other bytes.
+            InvalidRequestError: the push is not open, or the slice was not declared.
+            ReusedClockError: the slice was taken with other bytes.
             FencedError: a newer incarnation of the rank has come.
         """
         self._fence(worker)
@@ -103,7 +110,7 @@ class Ledger:
             self.duplicates += 1
             return False
         elif not replace:
-            raise InvalidRequestError(
+            raise ReusedClockError(
                 f"clock {clock}: slice {slice_} came before with other bytes; "
                 "a push that is sent again must be the same"
             )
@@ -138,6 +145,7 @@ class Ledger:
         known = self._workers[worker]
         del known.open[clock]
         known.receipts[clock] = receipt
+        known.digests[clock] = digest(push.taken)
         if receipt.applied:
             known.count(spans)
         elif not receipt.dropped:
@@ -182,6 +190,7 @@ class Ledger:
             if receipt is None or receipt.settled:
                 return
             del known.receipts[clock]
+            known.digests.pop(clock, None)
             del known.pending[clock]
             known.staged -= 1
         assert known.next is not None
@@ -222,7 +231,13 @@ class Ledger:
             if receipt.applied
         ]
 
-    def restore(self, worker: WorkerId, receipt: Receipt, samples: Sequence[Span] = ()) -> None:
+    def restore(
+        self,
+        worker: WorkerId,
+        receipt: Receipt,
+        samples: Sequence[Span] = (),
+        digest: int | None = None,
+    ) -> None:
         """A journal tells what became of a push; a second time changes nothing."""
         clock = receipt.clock
         known = self._workers.setdefault(worker, Pushed())
@@ -239,9 +254,16 @@ class Ledger:
         known.holes.discard(clock)
         known.next = max(known.next or 0, clock + 1)
         known.receipts[clock] = receipt
+        if digest is not None:
+            known.digests[clock] = digest
         if receipt.applied:
             known.count(check_spans(samples))
         self._trim(known)
+
+    def digest(self, worker: WorkerId, clock: int) -> int | None:
+        """The digest of the bytes of a completed push; None: nothing is known of them."""
+        known = self._workers.get(worker)
+        return known.digests.get(clock) if known else None
 
     def applied_spans(self, worker: WorkerId) -> list[Span]:
         """Samples of applied pushes, merged, by lease; of the newest ``KEPT_LEASES`` leases."""
@@ -312,6 +334,7 @@ class Ledger:
             assert known.staged == len(unsettled)
             assert known.staged + len(known.open) <= WINDOW
             assert len(known.receipts) <= self._keep
+            assert known.digests.keys() <= known.receipts.keys()
             assert len(known.leases) <= KEPT_LEASES
             for spans in known.leases.values():
                 ends = [end for span in spans for end in span]
@@ -349,7 +372,14 @@ class Ledger:
         """Forgets the oldest settled receipts beyond the number kept."""
         while len(known.receipts) > self._keep:
             # A dict keeps the order of arrival, which is that of the clocks.
-            del known.receipts[next(c for c, r in known.receipts.items() if r.settled)]
+            oldest = next(c for c, r in known.receipts.items() if r.settled)
+            del known.receipts[oldest]
+            known.digests.pop(oldest, None)
+
+
+def digest(checksums: Mapping[int, int]) -> int:
+    """One number for the checksums of slices, in whatever order; those of parts add up to it."""
+    return sum(mark * (2 * slice_ + 1) for slice_, mark in checksums.items()) & MASK
 
 
 def _declared(clock: int, slices: Sequence[int]) -> frozenset[int]:

@@ -11,7 +11,7 @@ from paramserver.config import Limits
 from paramserver.core.slices import Slice, TensorSpec, cut, deal, slice_elements
 from paramserver.core.tables import TableSpec, check_table, sub_table_owners, sub_tables
 from paramserver.errors import InvalidRequestError, MismatchError, NotFoundError, ResourceError
-from paramserver.types import FLOATING, ITEM_SIZES, Consistency, canonical
+from paramserver.types import FLOATING, ITEM_SIZES, ON_NONFINITE, Consistency, canonical
 
 RULES = ("step", "add", "delta", "maximum", "first", "frozen", "rows")
 MAX_DIMENSIONS = 64
@@ -35,6 +35,7 @@ class GroupSpec:
         consistency: who waits for whom.
         scheme: what workers do between two pushes, in words; empty: nothing.
         table: set: the group is a table, and has one tensor of rule "rows".
+        on_nonfinite: what becomes of a push with NaN or infinity in it.
     """
 
     name: str
@@ -44,6 +45,7 @@ class GroupSpec:
     consistency: Consistency
     scheme: str = ""
     table: TableSpec | None = None
+    on_nonfinite: str = "reject"
 
     @property
     def elements(self) -> int:
@@ -120,6 +122,7 @@ def check_spec(spec: GroupSpec, limits: Limits) -> None:
             f"scheme of {len(spec.scheme)} characters: must be printable, at most "
             f"{limits.name_length} of them"
         )
+    check_on_nonfinite(spec.on_nonfinite)
     for number, options in enumerate(spec.param_groups):
         _check_options(number, options)
     seen: set[str] = set()
@@ -132,6 +135,13 @@ def check_spec(spec: GroupSpec, limits: Limits) -> None:
         _check_table(spec)
     if spec.bytes >= _INT64:
         raise InvalidRequestError(f"group {spec.name!r} of {spec.bytes} bytes: too large")
+
+
+def check_on_nonfinite(value: str) -> None:
+    """Raises InvalidRequestError unless it is one of ``types.ON_NONFINITE``."""
+    if value not in ON_NONFINITE:
+        known = ", ".join(map(repr, ON_NONFINITE))
+        raise InvalidRequestError(f"on_nonfinite={value!r}: must be one of {known}")
 
 
 def _check_table(spec: GroupSpec) -> None:
@@ -207,6 +217,8 @@ def difference(old: GroupSpec, new: GroupSpec) -> str | None:
         return f"consistency is {old.consistency}, not {new.consistency}"
     if old.scheme != new.scheme:
         return f"scheme is {old.scheme or 'none'}, not {new.scheme or 'none'}"
+    if old.on_nonfinite != new.on_nonfinite:
+        return f"on_nonfinite is {old.on_nonfinite!r}, not {new.on_nonfinite!r}"
     if old.table != new.table:
         return f"table is {old.table}, not {new.table}"
     if old.optimizer != new.optimizer:

@@ -52,6 +52,7 @@ class Pushed:
     holes: set[int] = field(default_factory=set)
     open: dict[int, OpenPush] = field(default_factory=dict)
     receipts: dict[int, Receipt] = field(default_factory=dict)
+    digests: dict[int, int] = field(default_factory=dict)  # of bytes, beside receipts; not dumped
     pending: dict[int, tuple[Span, ...]] = field(default_factory=dict)
     staged: int = 0
     leases: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
@@ -90,6 +91,7 @@ class Pushed:
         """A copy as if what is under way or staged had never come."""
         copy = replace(self, open={}, pending={}, staged=0, holes=set(self.holes))
         copy.receipts = {clock: r for clock, r in self.receipts.items() if r.settled}
+        copy.digests = {}
         copy.holes.update(self.open, self.pending)
         while copy.next is not None and copy.next - 1 in copy.holes:
             copy.next -= 1

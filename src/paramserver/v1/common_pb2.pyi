@@ -121,7 +121,7 @@ class Consistency(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., backup: _Optional[int] = ..., deterministic: bool = ..., bound: _Optional[int] = ..., scale_lr: _Optional[str] = ..., backend: _Optional[str] = ...) -> None: ...
 
 class GroupSpec(_message.Message):
-    __slots__ = ("name", "tensors", "optimizer", "param_groups", "consistency", "scheme", "table")
+    __slots__ = ("name", "tensors", "optimizer", "param_groups", "consistency", "scheme", "table", "on_nonfinite")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +129,7 @@ class GroupSpec(_message.Message):
     CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
     SCHEME_FIELD_NUMBER: _ClassVar[int]
     TABLE_FIELD_NUMBER: _ClassVar[int]
+    ON_NONFINITE_FIELD_NUMBER: _ClassVar[int]
     name: str
     tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     optimizer: str
@@ -136,7 +137,8 @@ class GroupSpec(_message.Message):
     consistency: Consistency
     scheme: str
     table: TableSpec
-    def __init__(self, name: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., optimizer: _Optional[str] = ..., param_groups: _Optional[_Iterable[_Union[Options, _Mapping]]] = ..., consistency: _Optional[_Union[Consistency, _Mapping]] = ..., scheme: _Optional[str] = ..., table: _Optional[_Union[TableSpec, _Mapping]] = ...) -> None: ...
+    on_nonfinite: str
+    def __init__(self, name: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., optimizer: _Optional[str] = ..., param_groups: _Optional[_Iterable[_Union[Options, _Mapping]]] = ..., consistency: _Optional[_Union[Consistency, _Mapping]] = ..., scheme: _Optional[str] = ..., table: _Optional[_Union[TableSpec, _Mapping]] = ..., on_nonfinite: _Optional[str] = ...) -> None: ...
 
 class TableSpec(_message.Message):
     __slots__ = ("dim", "rows", "initial", "low", "high", "seed", "admit", "admit_numbers", "evict", "evict_numbers")

@@ -132,22 +132,20 @@ class Closed(_message.Message):
     def __init__(self, clock: _Optional[int] = ..., version: _Optional[int] = ..., pushes: _Optional[_Iterable[_Union[Settled, _Mapping]]] = ...) -> None: ...
 
 class Settled(_message.Message):
-    __slots__ = ("rank", "incarnation", "clock", "dropped", "samples", "digest", "has_digest")
+    __slots__ = ("rank", "incarnation", "clock", "dropped", "samples", "digest")
     RANK_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     CLOCK_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
-    HAS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     rank: int
     incarnation: int
     clock: int
     dropped: bool
     samples: _containers.RepeatedCompositeFieldContainer[_common_pb2.Span]
     digest: int
-    has_digest: bool
-    def __init__(self, rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., clock: _Optional[int] = ..., dropped: bool = ..., samples: _Optional[_Iterable[_Union[_common_pb2.Span, _Mapping]]] = ..., digest: _Optional[int] = ..., has_digest: bool = ...) -> None: ...
+    def __init__(self, rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., clock: _Optional[int] = ..., dropped: bool = ..., samples: _Optional[_Iterable[_Union[_common_pb2.Span, _Mapping]]] = ..., digest: _Optional[int] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("rank", "incarnation", "clock", "slices")
@@ -188,7 +186,7 @@ class Ticked(_message.Message):
     def __init__(self, slices: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Completed(_message.Message):
-    __slots__ = ("rank", "incarnation", "clock", "version", "staleness", "samples", "digest", "has_digest")
+    __slots__ = ("rank", "incarnation", "clock", "version", "staleness", "samples", "digest")
     RANK_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     CLOCK_FIELD_NUMBER: _ClassVar[int]
@@ -196,7 +194,6 @@ class Completed(_message.Message):
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
-    HAS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     rank: int
     incarnation: int
     clock: int
@@ -204,8 +201,7 @@ class Completed(_message.Message):
     staleness: float
     samples: _containers.RepeatedCompositeFieldContainer[_common_pb2.Span]
     digest: int
-    has_digest: bool
-    def __init__(self, rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., clock: _Optional[int] = ..., version: _Optional[int] = ..., staleness: _Optional[float] = ..., samples: _Optional[_Iterable[_Union[_common_pb2.Span, _Mapping]]] = ..., digest: _Optional[int] = ..., has_digest: bool = ...) -> None: ...
+    def __init__(self, rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., clock: _Optional[int] = ..., version: _Optional[int] = ..., staleness: _Optional[float] = ..., samples: _Optional[_Iterable[_Union[_common_pb2.Span, _Mapping]]] = ..., digest: _Optional[int] = ...) -> None: ...
 
 class Abandoned(_message.Message):
     __slots__ = ("rank", "incarnation", "clock")

@@ -137,23 +137,25 @@ class BackupReadyReply(_message.Message):
     def __init__(self) -> None: ...
 
 class RegisterRequest(_message.Message):
-    __slots__ = ("protocol", "role", "name", "address", "host", "pid")
+    __slots__ = ("protocol", "role", "name", "address", "host", "pid", "resumes")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    RESUMES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     role: Role
     name: str
     address: str
     host: str
     pid: int
-    def __init__(self, protocol: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
+    resumes: int
+    def __init__(self, protocol: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., resumes: _Optional[int] = ...) -> None: ...
 
 class RegisterReply(_message.Message):
-    __slots__ = ("identity", "lease_s", "heartbeat_s", "protocol", "workers", "servers", "party", "parties", "replica")
+    __slots__ = ("identity", "lease_s", "heartbeat_s", "protocol", "workers", "servers", "party", "parties", "replica", "durability", "resumed")
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +165,8 @@ class RegisterReply(_message.Message):
     PARTY_FIELD_NUMBER: _ClassVar[int]
     PARTIES_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
     identity: _common_pb2.Identity
     lease_s: float
     heartbeat_s: float
@@ -172,7 +176,9 @@ class RegisterReply(_message.Message):
     party: int
     parties: int
     replica: int
-    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., lease_s: _Optional[float] = ..., heartbeat_s: _Optional[float] = ..., protocol: _Optional[int] = ..., workers: _Optional[int] = ..., servers: _Optional[int] = ..., party: _Optional[int] = ..., parties: _Optional[int] = ..., replica: _Optional[int] = ...) -> None: ...
+    durability: str
+    resumed: bool
+    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., lease_s: _Optional[float] = ..., heartbeat_s: _Optional[float] = ..., protocol: _Optional[int] = ..., workers: _Optional[int] = ..., servers: _Optional[int] = ..., party: _Optional[int] = ..., parties: _Optional[int] = ..., replica: _Optional[int] = ..., durability: _Optional[str] = ..., resumed: bool = ...) -> None: ...
 
 class AwaitStartRequest(_message.Message):
     __slots__ = ("member", "wait_s")

@@ -244,32 +244,36 @@ class Cancel(_message.Message):
     def __init__(self) -> None: ...
 
 class Accepted(_message.Message):
-    __slots__ = ("clock", "version", "staleness", "dropped", "applied", "refused")
+    __slots__ = ("clock", "version", "staleness", "dropped", "applied", "refused", "durability")
     CLOCK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
     clock: int
     version: int
     staleness: float
     dropped: bool
     applied: bool
     refused: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, clock: _Optional[int] = ..., version: _Optional[int] = ..., staleness: _Optional[float] = ..., dropped: bool = ..., applied: bool = ..., refused: _Optional[_Iterable[int]] = ...) -> None: ...
+    durability: str
+    def __init__(self, clock: _Optional[int] = ..., version: _Optional[int] = ..., staleness: _Optional[float] = ..., dropped: bool = ..., applied: bool = ..., refused: _Optional[_Iterable[int]] = ..., durability: _Optional[str] = ...) -> None: ...
 
 class Done(_message.Message):
-    __slots__ = ("clock", "version", "dropped", "staleness")
+    __slots__ = ("clock", "version", "dropped", "staleness", "durability")
     CLOCK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
     clock: int
     version: int
     dropped: bool
     staleness: float
-    def __init__(self, clock: _Optional[int] = ..., version: _Optional[int] = ..., dropped: bool = ..., staleness: _Optional[float] = ...) -> None: ...
+    durability: str
+    def __init__(self, clock: _Optional[int] = ..., version: _Optional[int] = ..., dropped: bool = ..., staleness: _Optional[float] = ..., durability: _Optional[str] = ...) -> None: ...
 
 class Waiting(_message.Message):
     __slots__ = ("reason",)
@@ -428,7 +432,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("groups", "resident_bytes", "staged_bytes", "received_bytes", "sent_bytes", "duplicates", "refusals")
+    __slots__ = ("groups", "resident_bytes", "staged_bytes", "received_bytes", "sent_bytes", "duplicates", "refusals", "non_finite")
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     STAGED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -436,6 +440,7 @@ class DescribeReply(_message.Message):
     SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     DUPLICATES_FIELD_NUMBER: _ClassVar[int]
     REFUSALS_FIELD_NUMBER: _ClassVar[int]
+    NON_FINITE_FIELD_NUMBER: _ClassVar[int]
     groups: _containers.RepeatedCompositeFieldContainer[GroupStatus]
     resident_bytes: int
     staged_bytes: int
@@ -443,10 +448,11 @@ class DescribeReply(_message.Message):
     sent_bytes: int
     duplicates: int
     refusals: int
-    def __init__(self, groups: _Optional[_Iterable[_Union[GroupStatus, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., staged_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., duplicates: _Optional[int] = ..., refusals: _Optional[int] = ...) -> None: ...
+    non_finite: int
+    def __init__(self, groups: _Optional[_Iterable[_Union[GroupStatus, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., staged_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., duplicates: _Optional[int] = ..., refusals: _Optional[int] = ..., non_finite: _Optional[int] = ...) -> None: ...
 
 class GroupStatus(_message.Message):
-    __slots__ = ("group", "slices", "bytes", "version", "min_clock", "lead", "waiting", "workers", "table")
+    __slots__ = ("group", "slices", "bytes", "version", "min_clock", "lead", "waiting", "workers", "table", "overflows")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     SLICES_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -456,6 +462,7 @@ class GroupStatus(_message.Message):
     WAITING_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     TABLE_FIELD_NUMBER: _ClassVar[int]
+    OVERFLOWS_FIELD_NUMBER: _ClassVar[int]
     group: str
     slices: int
     bytes: int
@@ -465,7 +472,8 @@ class GroupStatus(_message.Message):
     waiting: str
     workers: _containers.RepeatedCompositeFieldContainer[WorkerClock]
     table: TableStatus
-    def __init__(self, group: _Optional[str] = ..., slices: _Optional[int] = ..., bytes: _Optional[int] = ..., version: _Optional[int] = ..., min_clock: _Optional[int] = ..., lead: bool = ..., waiting: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[WorkerClock, _Mapping]]] = ..., table: _Optional[_Union[TableStatus, _Mapping]] = ...) -> None: ...
+    overflows: int
+    def __init__(self, group: _Optional[str] = ..., slices: _Optional[int] = ..., bytes: _Optional[int] = ..., version: _Optional[int] = ..., min_clock: _Optional[int] = ..., lead: bool = ..., waiting: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[WorkerClock, _Mapping]]] = ..., table: _Optional[_Union[TableStatus, _Mapping]] = ..., overflows: _Optional[int] = ...) -> None: ...
 
 class TableStatus(_message.Message):
     __slots__ = ("rows", "evicted", "not_admitted")

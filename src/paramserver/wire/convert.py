@@ -203,6 +203,7 @@ def group_to_proto(spec: GroupSpec) -> pb.GroupSpec:
         consistency=consistency_to_proto(spec.consistency),
         scheme=spec.scheme,
         table=None if spec.table is None else table_to_proto(spec.table),
+        on_nonfinite=spec.on_nonfinite,
     )
 
 
@@ -247,6 +248,7 @@ def group_from_proto(message: pb.GroupSpec) -> GroupSpec:
         consistency_from_proto(message.consistency),
         message.scheme,
         table_from_proto(message.table) if message.HasField("table") else None,
+        message.on_nonfinite or "reject",
     )
 
 

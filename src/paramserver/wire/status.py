@@ -18,6 +18,7 @@ CODES: dict[type[errors.ParameterServerError], grpc.StatusCode] = {
     errors.ForkedClientError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.RefusedError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.ReusedClockError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
     errors.MismatchError: grpc.StatusCode.ALREADY_EXISTS,
     errors.NonFiniteError: grpc.StatusCode.INVALID_ARGUMENT,

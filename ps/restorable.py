@@ -1,0 +1,76 @@
+"""What a server needs to begin again from its journal."""
+
+from __future__ import annotations
+
+import asyncio
+
+from paramserver.errors import InvalidRequestError
+from paramserver.ps.group import GroupState
+from paramserver.ps.journal import Journal
+from paramserver.ps.lead import Leadership
+from paramserver.types import Durability
+from paramserver.v1 import scheduler_pb2
+
+
+class Restorable:
+    """The part of a server that its journal concerns.
+
+    Attributes:
+        journal: None: nothing is written down.
+    """
+
+    name: str
+    journal: Journal | None = None
+    _groups: dict[str, asyncio.Task[GroupState]]
+    _leads: dict[str, Leadership]
+
+    def _make(self, reply: scheduler_pb2.GetGroupReply) -> GroupState:
+        raise NotImplementedError
+
+    def _follow(self, group: GroupState) -> None:
+        raise NotImplementedError
+
+    @property
+    def durability(self) -> Durability:
+        """What an applied push survives."""
+        return self.journal.durability if self.journal is not None else "memory"
+
+    async def durable(self) -> None:
+        """Returns when all that was done so far is kept; nothing is told to anybody before."""
+        if self.journal is not None:
+            await self.journal.durable()
+
+    async def restore_group(self, reply: scheduler_pb2.GetGroupReply) -> None:
+        """A group as the journal describes it; ``resume`` makes it take part."""
+
+        async def made() -> GroupState:
+            return self._make(reply)
+
+        task = self._groups[reply.spec.name] = asyncio.create_task(made())
+        await task
+
+    async def group_named(self, name: str) -> GroupState:
+        """A group that is here.
+
+        Raises:
+            InvalidRequestError: it is not.
+        """
+        if name not in self._groups:
+            raise InvalidRequestError(f"{self.name} has no group {name!r}")
+        return await asyncio.shield(self._groups[name])
+
+    def lead_of(self, name: str) -> Leadership:
+        """Raises InvalidRequestError unless this server leads the group."""
+        if name not in self._leads:
+            raise InvalidRequestError(f"{self.name} does not lead group {name!r}")
+        return self._leads[name]
+
+    async def resume(self) -> None:
+        """All that the journal tells is here again: leads go on, followers say hello."""
+        for task in list(self._groups.values()):
+            group = await task
+            group.journal = self.journal
+            if group.lead == self.name:
+                self._leads[group.spec.name].resume()
+            elif group.slices:
+                self._follow(group)

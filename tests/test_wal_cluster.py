@@ -1,0 +1,71 @@
+"""Servers that end and begin again from their journals: nothing acknowledged is lost or doubled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import paramserver as ps
+from tests.cluster import cluster, in_threads
+
+STEPS = 12
+
+
+def test_a_restarted_server_goes_on_where_it_was(tmp_path: Path) -> None:
+    with cluster(state=tmp_path) as made, made.connect("worker-0") as client:
+        group = client.register("g", {"w": torch.zeros(4)})
+        for _ in range(3):
+            group.push({"w": torch.ones(4)})
+        made.kill(0)
+        made.restart(0)
+        for _ in range(3):
+            group.push({"w": torch.ones(4)})
+        assert torch.equal(group.pull()["w"], torch.full((4,), 6.0))
+
+
+MODELS: dict[str, ps.Sync | ps.Stale | ps.Async] = {
+    "sync": ps.Sync(),
+    "stale": ps.Stale(2),
+    "async": ps.Async(),
+}
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("model", MODELS)
+def test_every_push_counts_once_while_servers_are_killed(
+    tmp_path: Path, model: str, victim: int
+) -> None:
+    """An additive group over two servers is the ledger: its values count the pushes."""
+    with cluster(servers=2, workers=2, state=tmp_path) as made:
+        shapes = {"a": torch.zeros(70_000), "b": torch.zeros(30)}
+        pushed = [0, 0]
+
+        def train(rank: int) -> dict[str, torch.Tensor]:
+            with made.connect(f"worker-{rank}", wait_timeout=60.0) as client:
+                group = client.register("g", shapes, consistency=MODELS[model])
+                for _ in range(STEPS):
+                    values = group.push_pull({n: torch.ones_like(t) for n, t in shapes.items()})
+                    pushed[rank] += 1
+                    assert float(values["b"].min()) >= pushed[rank]
+                client.barrier("end")
+                found: dict[str, torch.Tensor] = group.read()
+                return found
+
+        def disturb() -> dict[str, torch.Tensor] | None:
+            for at in (2, 6):
+                while sum(pushed) < at:
+                    made.run(_turn())
+                made.kill(victim)
+                made.restart(victim)
+            return None
+
+        results = in_threads([lambda: train(0), lambda: train(1), disturb])
+        for values in filter(None, results):
+            for tensor in values.values():
+                assert torch.equal(tensor, torch.full_like(tensor, 2.0 * STEPS))
+
+
+async def _turn() -> None:
+    """Lets others go on."""
