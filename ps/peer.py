@@ -146,8 +146,8 @@ class Peer:
 
     @property
     def _caught_up(self) -> bool:
-        """Whether the backup has all that counted as kept before it was complete."""
-        return not any(e.position <= self._mark for e in (*self._sent, *self._tail) if e.position)
+        """Whether the backup has the dump, and all that counted as kept without it."""
+        return not any(e.position <= self._mark for e in (*self._sent, *self._tail))
 
     def _heard(self, applied: int) -> None:
         """The backup has applied entries up to this number."""
