@@ -34,7 +34,8 @@ class Served:
         self.service = service
         self.epoch = 0
         self._peer: Peer | None = None
-        self._retired = asyncio.Event()
+        self._retired = False
+        self._calls: set[asyncio.Future[Any]] = set()
 
     async def Exchange(
         self, frames: AsyncIterator[bytes], send: Callable[[bytes], Awaitable[None]]
@@ -59,14 +60,14 @@ class Served:
 
     async def _until_retired(self, call: Awaitable[T]) -> T:
         work = asyncio.ensure_future(call)
-        end = asyncio.ensure_future(self._retired.wait())
+        self._calls.add(work)
         try:
-            await asyncio.wait({work, end}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                return work.result()
-            raise MovedError(f"{self.service.name} is served elsewhere; look where it is")
+            await asyncio.wait({work})
+            if self._retired:
+                raise MovedError(f"{self.service.name} is served elsewhere; look where it is")
+            return work.result()
         finally:
-            end.cancel()
+            self._calls.discard(work)
             work.cancel()
 
     def settle(self, epoch: int, peer: Callable[[Journal], Peer] | None) -> None:
@@ -80,10 +81,12 @@ class Served:
 
     def retire(self) -> None:
         """Acknowledges nothing more."""
-        self._retired.set()
+        self._retired = True
         if self._peer is not None:
             self._peer.close()
-        self.service.close()
+        for call in self._calls:
+            call.cancel()
+        asyncio.get_running_loop().call_soon(self.service.close)
 
 
 class Host:

@@ -25,7 +25,9 @@ from paramserver.wire.frames import Piece
 class Sink(Protocol):
     """Where entries are kept. Tells its journal: ``reached``, ``block``, ``fail``."""
 
-    durability: Durability
+    @property
+    def durability(self) -> Durability:
+        """What an acknowledgement is worth."""
 
     def put(self, position: int, data: bytes) -> None:
         """Takes an encoded entry; positions come in order, without gaps. Must not block."""

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from paramserver.errors import FencedError, InternalError, ParameterServerError
+from paramserver.failpoints import failpoint
 from paramserver.ps.journal import Journal
 from paramserver.types import Durability
 from paramserver.v1 import scheduler_pb2
@@ -45,8 +46,6 @@ class Peer:
         complete: tells the scheduler that the backup may take over; raises FencedError if not.
     """
 
-    durability: Durability = "replica"
-
     def __init__(
         self,
         journal: Journal,
@@ -71,10 +70,17 @@ class Peer:
         self._number = 0  # of the newest entry sent
         self._filled = False  # all of the dump was sent in this epoch
         self._applied = 0
+        self._told = False
+        self._teller: asyncio.Task[None] | None = None
         self._stir = asyncio.Event()
         self._task = asyncio.create_task(self._run())
 
     # The journal's side: any thread
+
+    @property
+    def durability(self) -> Durability:
+        """What an acknowledgement is worth."""
+        return "replica" if self._strict else "memory"
 
     def put(self, position: int, data: bytes) -> None:
         """Takes an entry."""
@@ -115,20 +121,25 @@ class Peer:
     async def _stream(self, channel: AsyncChannel) -> float:
         """One stream to the backup, from its opening to its end."""
         there: asyncio.Future[int] = self._loop.create_future()
-        teller: asyncio.Task[None] | None = None
+        self._told = False
         try:
             async for reply in channel.duplex("Replicate", self._outgoing(there)):
                 if not there.done():
                     there.set_result(reply.applied)
                     continue
                 self._heard(reply.applied)
-                if teller is None and self._strict and self._caught_up:
-                    teller = asyncio.create_task(self._tell())
+                self._look()
         finally:
             there.cancel()
-            if teller is not None:
-                teller.cancel()
+            if self._teller is not None:
+                self._teller.cancel()
         return FIRST_PAUSE
+
+    def _look(self) -> None:
+        """Whether there is something to tell the scheduler, once on each stream."""
+        if self._strict and not self._told and self._caught_up:
+            self._told = True
+            self._teller = asyncio.create_task(self._tell())
 
     async def _tell(self) -> None:
         pause = FIRST_PAUSE
@@ -156,6 +167,7 @@ class Peer:
             entry = self._sent.popleft()
             self._count(-len(entry.data))
             position = entry.position or position
+        failpoint("ps.after_replicate")
         self._applied = max(self._applied, applied)
         if self._strict:
             self._journal.reached(position)
@@ -196,12 +208,14 @@ class Peer:
                 yield message
         self._filled = self._strict = True
         self._mark = self._journal.position
+        self._look()  # all may have been applied already
 
     def _batch(self) -> list[Numbered]:
         """What waits, about as much as fits into one message."""
         batch: list[Numbered] = []
         size = 0
         while self._tail and (not batch or size + len(self._tail[0].data) <= MESSAGE_BYTES):
+            failpoint("ps.before_replicate")
             batch.append(self._next(self._tail.popleft()))
             size += len(batch[-1].data)
         return batch

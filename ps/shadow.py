@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from paramserver.errors import FencedError, InvalidRequestError
+from paramserver.failpoints import failpoint
 from paramserver.ps.dump import Refill
 from paramserver.ps.service import ServerService
 from paramserver.v1 import server_pb2 as pb
@@ -69,6 +70,7 @@ class Shadow:
             data, self._part = self._part, b""
             position = request.position + number - request.number if request.position else 0
             await self._replay.apply(position, data)
+            failpoint("ps.after_shadow")
             self.applied = number
 
     async def end(self) -> ServerService:

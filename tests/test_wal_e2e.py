@@ -35,7 +35,7 @@ def run(model: str, folder: Path, points: str = "") -> dict[str, torch.Tensor]:
         "PARAMSERVER_FAILPOINTS_DIR": str(struck),
     }
     command = [sys.executable, "-m", "paramserver", "run", "-q", "-s", "2", "-w", str(WORKERS)]
-    command += ["--durability", "wal", "--lease", "3", SCRIPT, model, str(STEPS), str(path)]
+    command += ["--durability", "wal", "--lease", "3", SCRIPT, model, str(STEPS), str(path), "wal"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(struck.iterdir())) == len(points.split(",")) if points else True

@@ -16,8 +16,9 @@ from paramserver.wire.transport import Channel, Transport
 
 logger = logging.getLogger("paramserver")
 
-FIRST_ATTEMPT_S = 2.0
+FIRST_ATTEMPT_S = 0.5
 REFRESH_S = 1.0
+PAUSE_S = 0.1
 
 
 class Directory:
@@ -35,6 +36,7 @@ class Directory:
         self._names: dict[str, str] = {}  # servers by address
         self._places: dict[str, scheduler_pb2.Place] = {}
         self._listeners: list[Callable[[], None]] = []
+        self._never = threading.Event()
 
     def on_move(self, listener: Callable[[], None]) -> None:
         """Calls back when a server has moved, in any thread."""
@@ -97,8 +99,12 @@ class Directory:
             try:
                 channel = transport.server(self.locate(address))
                 return channel.call(method, request, timeout=max(min(attempt, left), 0.001))
-            except (ConnectionLostError, MovedError):
+            except ConnectionLostError:
                 if left <= attempt or not self._places:
                     raise
+                attempt *= 2  # it may be at work on it
+            except MovedError:
+                if left <= 0 or not self._places:
+                    raise
+                self._never.wait(PAUSE_S)  # it may not know yet that it has taken over
             self.refresh()
-            attempt *= 2  # it may be at work on it

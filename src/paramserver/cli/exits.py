@@ -7,6 +7,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from paramserver.errors import ParameterServerError
 from paramserver.launch import RESTARTABLE, Child, describe_exit, is_consequence
 
 DONE = 0
@@ -73,6 +74,23 @@ def restart_reason(child: Child) -> str:
     if _REPLICA_LOST.search(words):
         return "lost a party of its replica"
     return "was not heard for its lease" if _UNHEARD.search(words) else ""
+
+
+def report_loss(scheduler: str, name: str, code: int) -> None:
+    """Tells the scheduler that a server's process has ended, before its lease would."""
+    from paramserver.v1 import common_pb2, scheduler_pb2  # gRPC only where it is needed
+    from paramserver.wire.client import scheduler_channel
+
+    request = scheduler_pb2.FailRequest(
+        member=common_pb2.Identity(name=name), reason=f"its process ended, {describe_exit(code)}"
+    )
+    channel = scheduler_channel(scheduler)
+    try:
+        channel.call("Fail", request, timeout=2.0)
+    except ParameterServerError:
+        pass  # its lease tells the same, later
+    finally:
+        channel.close()
 
 
 def last_words(tail: Sequence[str], limit: int = 20) -> str:

@@ -23,6 +23,7 @@ from paramserver.cli.exits import (
     Failure,
     block,
     failure_of,
+    report_loss,
     restart_reason,
     root_cause,
 )
@@ -31,6 +32,7 @@ from paramserver.cli.progress import Progress
 from paramserver.cli.state import Source, State
 from paramserver.errors import JobFailedError, ParameterServerError
 from paramserver.launch import (
+    RESTARTABLE,
     Child,
     RestartRule,
     describe_exit,
@@ -276,11 +278,8 @@ class Supervisor:
         assert code is not None
         if child is not self.children[child.name]:
             return
-        lasting = child.role == "ps" and self._plan.durability == "wal"
-        if lasting and self._rule.restarts(child.name, code):
-            count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
-            self._output.say(f"{child.name} was killed, {describe_exit(code)}: {count}")
-            self._start_server(child.name)
+        if child.role == "ps" and self._plan.durability != "memory":
+            self._on_server_exit(child)
         elif child.role != "worker":
             self._fail(child)
         elif code == DONE:
@@ -293,6 +292,20 @@ class Supervisor:
             count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
             self._output.say(f"{child.name} {why}, {describe_exit(code)}: {count}")
             self._start_worker(child.name)
+        else:
+            self._fail(child)
+
+    def _on_server_exit(self, child: Child) -> None:
+        """A server that was killed starts again; with backups the job goes on without it, too."""
+        code, backed = child.code or 0, self._plan.durability == "replica"
+        if backed:
+            report_loss(self._address, child.name, code)
+        if self._rule.restarts(child.name, code):
+            count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
+            self._output.say(f"{child.name} was killed, {describe_exit(code)}: {count}")
+            self._start_server(child.name)
+        elif backed and code in RESTARTABLE:
+            self._output.say(f"{child.name} was killed again; going on without it")
         else:
             self._fail(child)
 

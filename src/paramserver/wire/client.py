@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -165,15 +166,38 @@ class AsyncGrpcChannel:
             raise from_rpc_error(error, self._peer) from None
 
     async def duplex(self, method: str, requests: AsyncIterator[Message]) -> AsyncIterator[Any]:
-        """The replies of a bidirectional rpc."""
+        """The replies of a bidirectional rpc. Ends with what ``requests`` raises, too."""
         m = METHODS[method]
-        call = self._channel.stream_stream(m.path, m.request.SerializeToString, m.reply.FromString)
+        open_ = self._channel.stream_stream(m.path, m.request.SerializeToString, m.reply.FromString)
+        call = open_(metadata=self._metadata)
+        writer = asyncio.create_task(_write(call, requests))
         try:
-            async for reply in call(requests, metadata=self._metadata):
+            async for reply in call:
                 yield reply
         except grpc.RpcError as error:
             raise from_rpc_error(error, self._peer) from None
+        except asyncio.CancelledError:
+            if writer.done() and not writer.cancelled():
+                writer.result()
+            raise
+        finally:
+            writer.cancel()
+            await asyncio.wait({writer})
+            call.cancel()
 
     async def close(self) -> None:
         """Closes the connection."""
         await self._channel.close()
+
+
+async def _write(call: Any, requests: AsyncIterator[Message]) -> None:
+    """Sends requests until the call ends; who reads it hears why."""
+    try:
+        async for request in requests:
+            await call.write(request)
+        await call.done_writing()
+    except (grpc.RpcError, asyncio.InvalidStateError):
+        return
+    except Exception:
+        call.cancel()
+        raise
