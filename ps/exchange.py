@@ -246,10 +246,9 @@ class Session:
             good, bad = await service.workshop.offload(parcel.size, open_gradients, push, parcel)
             push.held.update({i: parcel.only([i]) for i in good})
         else:
-            async with push.group.taking.change():
-                service.views.check(push.worker, push.job)
-                bad = await self._apply(push, service.claim(push, self, parcel))
-                push.group.ledger.untake(push.worker, push.clock, bad)
+            service.views.check(push.worker, push.job)
+            bad = await self._apply(push, service.claim(push, self, parcel))
+            push.group.ledger.untake(push.worker, push.clock, bad)
         push.refused.extend(bad)
         push.seen(parcel.slices)
         if not push.waiting and push.open and not push.deferred:
@@ -266,7 +265,7 @@ class Session:
         if push.counts:
             for cell in {group.cell_of[i]: None for i in parcel.slices}:
                 part = parcel.only([i for i in parcel.slices if i in cell.slices])
-                staleness, bad = await workshop.run(cell.lock, part.size, arrive, push, cell, part)
+                staleness, bad = await cell.change(workshop, part.size, arrive, push, cell, part)
                 push.staleness += staleness
                 refused += bad
         return refused
@@ -293,9 +292,8 @@ class Session:
                 push.digest += digest({index: push.held[index].checksums[0]})
             self._recognize(push)
             return
-        async with push.group.taking.change():
-            for index in sorted(push.declared):
-                await self._apply(push, self.service.claim(push, self, push.held.pop(index)))
+        for index in sorted(push.declared):
+            await self._apply(push, self.service.claim(push, self, push.held.pop(index)))
         push.seen(list(push.declared))
         await self._complete(push)
 
