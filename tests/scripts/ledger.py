@@ -31,6 +31,7 @@ def main() -> None:
         net = client.register("net", first, torch.optim.Adam, consistency=consistency, lr=0.01)
         words = client.table("words", 4, optimizer="Momentum", consistency=consistency, lr=0.01)
         seed = torch.Generator().manual_seed(client.rank)
+        client.barrier("begin")  # so that every clock waits for all workers
         for _ in range(steps):
             result = count.push({name: torch.ones(shape) for name, shape in SHAPES.items()})
             assert result.durability == "wal", result
