@@ -45,7 +45,7 @@ class Staged:
 class Cell:
     """A bucket, or a sub-table, with its lock, and how many clocks have closed on it."""
 
-    __slots__ = ("bucket", "closed", "lock", "rows", "size", "slices")
+    __slots__ = ("bucket", "closed", "lock", "rows", "size", "slices", "stepped")
 
     def __init__(self, slices: Sequence[Slice], spec: GroupSpec) -> None:
         self.slices = {s.index: s for s in slices}
@@ -56,6 +56,7 @@ class Cell:
         )
         self.bucket.checked = spec.on_nonfinite != "apply"
         self.lock = threading.Lock()
+        self.stepped = 0  # as ``closed``, but of the bucket: to be read under its lock
         self.closed = Gate()
 
     def look(self) -> float:
@@ -111,6 +112,7 @@ class GroupState:
         self.staged: dict[tuple[WorkerId, int], Staged] = {}
         self._decisions: asyncio.Queue[Close | Drop | Cut] = asyncio.Queue()
         self._applier: asyncio.Task[None] | None = None
+        self.kept: dict[tuple[WorkerId, int], dict[int, int]] = {}  # see ``keep``
         self.lost: frozenset[WorkerId] = frozenset()
         self._stirred = asyncio.Event()  # something was staged, or somebody lost
         self.settled = Gate()  # clocks whose pushes have their final receipts
@@ -132,6 +134,11 @@ class GroupState:
             bound = bounds.get(self.spec.name, 0)
             self.consistency = Stale(bound, self.spec.consistency.scale_lr)
             self.frontier.stir()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this server closes the group's clocks."""
+        return self.lead == self.server
 
     @property
     def stored(self) -> bool:
@@ -328,6 +335,11 @@ class GroupState:
             records.expected(self.journal, self.spec.name, worker, clock)
         self.ledger.expect(worker, clock)
 
+    def keep(self, worker: WorkerId, clock: int, taken: Mapping[int, int]) -> None:
+        """Slices of an open push are in the journal, with their checksums: for a dump, which must
+        not take for applied what was only claimed."""
+        self.kept.setdefault((worker, clock), {}).update(taken)
+
     def _by_cell(self, gradients: Mapping[int, Any]) -> dict[Cell, dict[int, Any]]:
         parts: dict[Cell, dict[int, Any]] = {}
         for index, gradient in gradients.items():
@@ -366,6 +378,7 @@ class GroupState:
             records.stepped(journal, group, clock, cell.slices, options, means, values, now)
 
         cell.bucket.close(contributions, options, keep if journal is not None else None)
+        cell.stepped = clock + 1
 
     def _drop(self, worker: WorkerId, clock: int) -> None:
         del self.staged[worker, clock]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,10 @@ from paramserver.errors import InvalidRequestError
 from paramserver.ps.group import Cell, GroupState
 from paramserver.ps.records import FORMAT
 from paramserver.ps.service import ServerService
+from paramserver.ps.state import VALUE, SliceState
 from paramserver.ps.tables.bucket import RowBucket
 from paramserver.ps.tables.store import Rows
+from paramserver.ps.vectors import VectorSpace
 from paramserver.types import WorkerId
 from paramserver.v1 import journal_pb2 as pb
 from paramserver.wire.convert import dtype_from_proto, options_from_proto, spans_from_proto
@@ -36,39 +39,111 @@ class Replay:
     def __init__(self, service: ServerService) -> None:
         self.begun: pb.Begun | None = None
         self.position = 0
+        self._dumped: dict[tuple[str, str | int], int] = {}  # group, part: true as of a position
         self._service = service
 
     async def apply(self, position: int, data: bytes | memoryview) -> None:
-        """One entry, which must be the next one.
+        """One entry: of a dump, or the next one of the journal.
 
         Raises:
             InvalidRequestError: it cannot have been written by a server like this.
         """
         entry, pieces = decode_entry(data)
-        kind = entry.WhichOneof("body")
+        kind = str(entry.WhichOneof("body"))
         self.position = position
         if kind == "begun":
-            if entry.begun.format != FORMAT:
-                raise InvalidRequestError(
-                    f"journal of format {entry.begun.format}: this version reads {FORMAT}"
-                )
-            self.begun = entry.begun
-            self._service.reset()
+            self._begin(entry.begun)
         elif kind == "made":
-            await self._service.restore_group(entry.made)
-        elif kind in _CELLS:
-            group = await self._group(entry.group)
-            cell, size = self._cell(group, entry), sum(len(p) for p in pieces)
-            await self._service.workshop.run(
-                cell.lock, size, _CELLS[kind], group, cell, entry, pieces
-            )
-            _account(group, cell, entry)
-        elif kind in _LEDGER:
-            _LEDGER[kind](await self._group(entry.group), getattr(entry, kind))
+            if not self._service.has_group(entry.group):  # a dump may have had it
+                await self._service.restore_group(entry.made)
+        elif kind in CELLS:
+            await self._on_cell(kind, await self._group(entry.group), entry, pieces)
+        elif kind in LEDGER:
+            if self._is_new(entry.group, "ledger"):
+                LEDGER[kind](await self._group(entry.group), getattr(entry, kind))
         elif kind == "lead":
-            self._service.lead_of(entry.group).replay(entry.lead)
+            if self._is_new(entry.group, "ledger"):
+                self._service.lead_of(entry.group).replay(entry.lead)
+        elif kind in REST:
+            await self._on_rest(kind, entry, pieces)
         else:
             raise InvalidRequestError(f"journal entry {position} of unknown kind {kind!r}")
+
+    def _begin(self, begun: pb.Begun) -> None:
+        if begun.format != FORMAT:
+            raise InvalidRequestError(
+                f"journal of format {begun.format}: this version reads {FORMAT}"
+            )
+        self.begun = begun
+        self._dumped.clear()
+        self._service.reset()
+
+    def _is_new(self, group: str, part: str | int) -> bool:
+        """Whether the entry is not contained in what a dump said of this part."""
+        return self.position > self._dumped.get((group, part), 0)
+
+    async def _on_cell(self, kind: str, group: GroupState, entry: pb.Entry, pieces: Pieces) -> None:
+        cell, size = self._cell(group, entry), sum(len(p) for p in pieces)
+        part = min(cell.slices)
+        if kind == "dumped_slice":
+            self._dumped[entry.group, part] = entry.dumped_slice.position or self.position
+        elif not self._is_new(entry.group, part):
+            return self._account(kind, group, cell, entry)
+        await self._service.workshop.run(cell.lock, size, CELLS[kind], group, cell, entry, pieces)
+        return self._account(kind, group, cell, entry)
+
+    def _account(self, kind: str, group: GroupState, cell: Cell, entry: pb.Entry) -> None:
+        """What the entry of a bucket says beside the bucket."""
+        if kind == "stored":
+            group.has_value(entry.parts[0].slice)
+        elif kind == "dumped_slice":
+            if any(part.name == VALUE for part in entry.parts):
+                group.has_value(entry.dumped_slice.slice)
+            cell.closed.advance(entry.dumped_slice.closed)
+        elif kind == "stepped":
+            cell.closed.advance(entry.stepped.clock + 1)
+        elif kind == "arrived" and self._is_new(entry.group, "ledger"):
+            body, worker = entry.arrived, _worker(entry.arrived)
+            for index, mark in zip(body.slices, body.checksums, strict=True):
+                group.ledger.take(worker, body.clock, index, mark)
+            marks = dict(zip(body.slices, body.checksums, strict=True))
+            group.keep(worker, body.clock, marks)
+
+    async def _on_rest(self, kind: str, entry: pb.Entry, pieces: Pieces) -> None:
+        service = self._service
+        own = {part.slice: bytes(piece) for part, piece in zip(entry.parts, pieces, strict=True)}
+        if kind == "dumped_group":
+            self._dumped[entry.group, "ledger"] = entry.dumped_group.position
+            group = await self._group(entry.group)
+            numbers = json.loads(entry.dumped_group.numbers)
+            load_group(group, numbers)
+            if group.leads:
+                service.lead_of(entry.group).clock.load(numbers["lead"])
+        elif kind == "dumped_rest":
+            self._dumped[entry.group, entry.dumped_rest.kind] = entry.dumped_rest.position
+            numbers = json.loads(entry.dumped_rest.numbers)
+            if entry.dumped_rest.kind == "vectors":
+                space = service.vectors.of(await self._group(entry.group))
+                _load_vectors(space, numbers, entry, pieces)
+            elif entry.dumped_rest.kind == "collectives":
+                service.collectives.load(numbers, list(own.values()))
+            else:
+                service.reduces.load(numbers, list(own.values()))
+        elif kind in ("contributed", "collected"):
+            if self._is_new("", "collectives") and kind == "contributed":
+                service.collectives.add(entry.contributed, own)
+            elif self._is_new("", "collectives"):
+                service.collectives.replay(entry.collected)
+        elif kind == "reduced":
+            if self._is_new("", "reduces"):
+                service.reduces.replay(entry.reduced, own)
+        elif self._is_new(entry.group, "vectors"):
+            space = service.vectors.of(await self._group(entry.group))
+            if kind == "vectors":
+                space.replay(entry.vectors)
+            else:
+                _, values = _gradients(space.group, entry, pieces)
+                space.replay_addition(entry.added, values)
 
     async def _group(self, name: str) -> GroupState:
         return await self._service.group_named(name)
@@ -77,8 +152,15 @@ class Replay:
     def _cell(group: GroupState, entry: pb.Entry) -> Cell:
         body = getattr(entry, str(entry.WhichOneof("body")))
         if isinstance(body, pb.Stored):
-            return group.cell_of[entry.parts[0].slice]
-        index = body.slice if isinstance(body, pb.Shrunk) else body.slices[0]
+            index = entry.parts[0].slice
+        elif isinstance(body, pb.Shrunk | pb.DumpedSlice):
+            index = body.slice
+        else:
+            index = body.slices[0]
+        if index not in group.cell_of:
+            raise InvalidRequestError(
+                f"journal: slice {index} of group {group.spec.name!r} is not on {group.server}"
+            )
         return group.cell_of[index]
 
 
@@ -136,6 +218,7 @@ def _stepped(group: GroupState, cell: Cell, entry: pb.Entry, pieces: Pieces) -> 
         cell.bucket.replay(means, options)
     else:
         cell.bucket.replay(means, values, options)
+    cell.stepped = entry.stepped.clock + 1
 
 
 def _arrived(group: GroupState, cell: Cell, entry: pb.Entry, pieces: Pieces) -> None:
@@ -162,20 +245,45 @@ def _set_time(cell: Cell, now: float) -> None:
         cell.rows.moment.replay(now)
 
 
-def _account(group: GroupState, cell: Cell, entry: pb.Entry) -> None:
-    """What the entry of a bucket says beside the bucket. On the event loop."""
-    kind = entry.WhichOneof("body")
-    if kind == "stored":
-        group.has_value(entry.parts[0].slice)
-    elif kind == "stepped":
-        cell.closed.advance(entry.stepped.clock + 1)
-    elif kind == "arrived":
-        body = entry.arrived
-        for index, mark in zip(body.slices, body.checksums, strict=True):
-            group.ledger.take(_worker(body), body.clock, index, mark)
+def _dumped_slice(group: GroupState, cell: Cell, entry: pb.Entry, pieces: Pieces) -> None:
+    body = entry.dumped_slice
+    _set_time(cell, body.now)
+    tensors = {
+        part.name: _tensor(part, memoryview(bytearray(piece))).view(tuple(part.shape))
+        for part, piece in zip(entry.parts, pieces, strict=True)
+    }
+    cell.bucket.load({body.slice: SliceState(tensors, json.loads(body.numbers))})
+    cell.stepped = max(cell.stepped, body.closed)
+
+
+def _load_vectors(
+    space: VectorSpace, numbers: Mapping[str, Any], entry: pb.Entry, pieces: Pieces
+) -> None:
+    values: dict[str, dict[int, Tensor]] = {}
+    replies: list[bytes] = []
+    for part, piece in zip(entry.parts, pieces, strict=True):
+        if part.kind == pb.PART_BYTES:
+            replies.append(bytes(piece))
+        else:
+            own = _tensor(part, memoryview(bytearray(piece)))
+            values.setdefault(part.name, {})[part.slice] = own
+    space.load(numbers, values, replies)
 
 
 # Ledger
+
+
+def load_group(group: GroupState, numbers: Mapping[str, Any]) -> None:
+    """Ledger and clocks as they were dumped."""
+    group.ledger.load(numbers["ledger"])
+    group.kept = {
+        (WorkerId(rank, incarnation), clock): dict(map(tuple, taken))
+        for rank, incarnation, known in numbers["ledger"]["workers"]
+        for clock, _, taken in known["open"]
+    }
+    group.version = numbers["version"]
+    group.frontier.advance(numbers["frontier"])
+    group.settled.advance(numbers["settled"])
 
 
 def _closed(group: GroupState, body: pb.Closed) -> None:
@@ -199,27 +307,41 @@ def _completed(group: GroupState, body: pb.Completed) -> None:
     receipt = Receipt(body.clock, body.version, body.staleness, applied=True)
     digest = body.digest if body.HasField("digest") else None
     group.ledger.restore(_worker(body), receipt, spans_from_proto(body.samples), digest)
+    group.kept.pop((_worker(body), body.clock), None)
 
 
 def _abandoned(group: GroupState, body: pb.Abandoned) -> None:
     group.ledger.abandon(_worker(body), body.clock)
+    group.kept.pop((_worker(body), body.clock), None)
 
 
 def _expected(group: GroupState, body: pb.Expected) -> None:
     group.ledger.expect(_worker(body), body.clock)
 
 
-_CELLS = {
+CELLS = {
     "stored": _stored,
     "stepped": _stepped,
     "arrived": _arrived,
     "ticked": _ticked,
     "shrunk": _shrunk,
+    "dumped_slice": _dumped_slice,
 }
-_LEDGER: Mapping[str, Any] = {
+LEDGER: Mapping[str, Any] = {
     "closed": _closed,
     "opened": _opened,
     "completed": _completed,
     "abandoned": _abandoned,
     "expected": _expected,
 }
+REST = frozenset(
+    {
+        "dumped_group",
+        "dumped_rest",
+        "contributed",
+        "collected",
+        "reduced",
+        "vectors",
+        "added",
+    }
+)

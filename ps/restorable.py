@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from paramserver.errors import InvalidRequestError
+from paramserver.ps.collectives import Collectives
 from paramserver.ps.group import GroupState
 from paramserver.ps.journal import Journal
 from paramserver.ps.lead import Leadership
+from paramserver.ps.reduces import Reduces
 from paramserver.types import Durability
 from paramserver.v1 import scheduler_pb2
 
@@ -21,6 +23,8 @@ class Restorable:
 
     name: str
     journal: Journal | None = None
+    collectives: Collectives
+    reduces: Reduces
     _groups: dict[str, asyncio.Task[GroupState]]
     _leads: dict[str, Leadership]
 
@@ -49,6 +53,10 @@ class Restorable:
         task = self._groups[reply.spec.name] = asyncio.create_task(made())
         await task
 
+    def has_group(self, name: str) -> bool:
+        """Whether the group is here."""
+        return name in self._groups
+
     async def group_named(self, name: str) -> GroupState:
         """A group that is here.
 
@@ -58,6 +66,15 @@ class Restorable:
         if name not in self._groups:
             raise InvalidRequestError(f"{self.name} has no group {name!r}")
         return await asyncio.shield(self._groups[name])
+
+    async def all_groups(self) -> list[GroupState]:
+        """The groups that are here; those that could not be fetched are left out."""
+        found = await asyncio.gather(*self._groups.values(), return_exceptions=True)
+        return [group for group in found if isinstance(group, GroupState)]
+
+    def use(self, journal: Journal | None) -> None:
+        """Changes are written there from now on; before the first group is made."""
+        self.journal = self.collectives.journal = self.reduces.journal = journal
 
     def lead_of(self, name: str) -> Leadership:
         """Raises InvalidRequestError unless this server leads the group."""

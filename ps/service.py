@@ -191,6 +191,7 @@ class ServerService(Restorable):
             if group.journal is not None:
                 digest, name = group.ledger.digest(worker, clock), group.spec.name
                 records.completed(group.journal, name, worker, receipt, push.samples, digest)
+                group.kept.pop((worker, clock), None)
         self._owners.pop(key, None)
         self._report(group, worker, clock, push.weight)
         return receipt
@@ -205,6 +206,7 @@ class ServerService(Restorable):
                 journal = push.group.journal
                 if journal is not None and not push.group.sync:
                     records.abandoned(journal, push.group.spec.name, push.worker, push.clock)
+                    push.group.kept.pop((push.worker, push.clock), None)
 
     def _report(self, group: GroupState, worker: WorkerId, clock: int, weight: float) -> None:
         staged = pb.Staged(
