@@ -265,7 +265,7 @@ class Session:
         if push.counts:
             for cell in {group.cell_of[i]: None for i in parcel.slices}:
                 part = parcel.only([i for i in parcel.slices if i in cell.slices])
-                staleness, bad = await workshop.run(cell.lock, part.size, arrive, push, cell, part)
+                staleness, bad = await cell.change(workshop, part.size, arrive, push, cell, part)
                 push.staleness += staleness
                 refused += bad
         return refused

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -19,15 +18,20 @@ from paramserver.core.slices import Slice, pack, travels_as
 from paramserver.errors import InternalError, InvalidRequestError, MovedError
 from paramserver.failpoints import failpoint
 from paramserver.ps import records
+from paramserver.ps.cell import Cell
 from paramserver.ps.gate import Gate
 from paramserver.ps.journal import Journal
-from paramserver.ps.rules import Bucket
-from paramserver.ps.tables.bucket import RowBucket, row_bucket
+from paramserver.ps.tables.bucket import RowBucket
 from paramserver.ps.workshop import Workshop
 from paramserver.types import Adaptive, AllReduce, ScaleLr, Span, Stale, Sync, WorkerId
 from paramserver.v1 import server_pb2 as pb
 
+if TYPE_CHECKING:
+    from paramserver.ps.holds import GroupHold
+
 log = logging.getLogger("paramserver")
+
+__all__ = ["Cell", "GroupState", "Staged"]
 
 
 @dataclass(slots=True)
@@ -40,35 +44,6 @@ class Staged:
     options: Sequence[Mapping[str, Any]]
     samples: Sequence[Span]
     gradients: dict[int, Any] = field(default_factory=dict)  # tensors, or rows of a table
-
-
-class Cell:
-    """A bucket, or a sub-table, with its lock, and how many clocks have closed on it."""
-
-    __slots__ = ("bucket", "closed", "lock", "rows", "size", "slices", "stepped")
-
-    def __init__(self, slices: Sequence[Slice], spec: GroupSpec) -> None:
-        self.slices = {s.index: s for s in slices}
-        self.size = sum(s.bytes for s in slices)
-        self.rows = row_bucket(slices[0].index, spec) if spec.table is not None else None
-        self.bucket: Bucket | RowBucket = self.rows or Bucket(
-            slices, spec.tensors, spec.optimizer, spec.param_groups
-        )
-        self.bucket.checked = spec.on_nonfinite != "apply"
-        self.lock = threading.Lock()
-        self.stepped = 0  # as ``closed``, but of the bucket: to be read under its lock
-        self.closed = Gate()
-
-    def look(self) -> float:
-        """A change begins: its time in seconds, where rows are forgotten by it; else 0."""
-        return self.rows.moment.look() if self.rows is not None else 0.0
-
-    @property
-    def dense(self) -> Bucket:
-        """The bucket; raises InvalidRequestError for a sub-table."""
-        if isinstance(self.bucket, RowBucket):
-            raise InvalidRequestError("a table has rows, not values: look them up by key")
-        return self.bucket
 
 
 class GroupState:
@@ -94,7 +69,7 @@ class GroupState:
         self.lead = slice_map.servers[slice_map.lead]
         self.consistency = spec.consistency
         self.journal = journal
-        self._workshop = workshop
+        self.workshop = workshop
         mine = [
             s
             for s, owner in zip(slices_of(spec, slice_map), slice_map.owners, strict=True)
@@ -102,7 +77,7 @@ class GroupState:
         ]
         self.slices: dict[int, Slice] = {s.index: s for s in mine}
         packed = pack(mine) if spec.table is None else [[s] for s in mine]
-        self.cells = [Cell(piece, spec) for piece in packed]
+        self.cells = [Cell(piece, spec, journal) for piece in packed]
         self.cell_of = {i: cell for cell in self.cells for i in cell.slices}
         self.ledger = Ledger()
         self.frontier = Gate()
@@ -118,6 +93,7 @@ class GroupState:
         self.settled = Gate()  # clocks whose pushes have their final receipts
         self.failure: InternalError | None = None
         self.on_cut: Callable[[Cut], None] = lambda cut: None
+        self.hold: GroupHold | None = None  # of pushes applied on arrival
 
     @property
     def sync(self) -> bool:
@@ -206,16 +182,27 @@ class GroupState:
         cell = self.cell_of[index]
         if isinstance(cell.bucket, RowBucket):
             raise InvalidRequestError("a table takes no first values: rows begin by themselves")
-        await self._workshop.run(cell.lock, value.nbytes, self._store, cell.bucket, index, value)
+        await cell.change(self.workshop, value.nbytes, cell.store, index, value)
         self.has_value(index)
 
     def has_value(self, index: int) -> None:
         """A slice has its first value."""
         self._unset.discard(index)
 
-    def _store(self, bucket: Bucket, index: int, value: Tensor) -> None:
-        if bucket.store(index, value) and self.journal is not None:
-            records.stored(self.journal, self.spec.name, index, bucket.values[index])
+    def restored(self, clock: int, version: int) -> None:
+        """Every slice has been loaded; the group goes on at this clock."""
+        self.version = version
+        self._unset.clear()
+        for gate in (self.frontier, self.settled, *(cell.closed for cell in self.cells)):
+            gate.advance(clock)
+        for cell in self.cells:
+            cell.stepped = clock
+
+    def use(self, journal: Journal | None) -> None:
+        """Changes are written there from now on."""
+        self.journal = journal
+        for cell in self.cells:
+            cell.journal = journal
 
     @property
     def scale(self) -> ScaleLr:
@@ -231,12 +218,7 @@ class GroupState:
         for cell in self.cells:
             rest = [i for i in cell.slices if i not in pushed]
             if rest:
-                await self._workshop.run(cell.lock, 0, self._tick, cell, rest)
-
-    def _tick(self, cell: Cell, rest: Sequence[int]) -> None:
-        if self.journal is not None:
-            records.ticked(self.journal, self.spec.name, rest)
-        cell.bucket.tick(rest)
+                await cell.change(self.workshop, 0, cell.tick, rest)
 
     def decide(self, decision: Close | Drop | Cut) -> None:
         """Queues what the lead decided; decisions are carried out one after the other, in order.
@@ -356,29 +338,9 @@ class GroupState:
         size = cell.size
         if cell.rows is not None:  # known only by what came
             size = sum(rows.nbytes for _, part in contributions for rows in part.values())
-        await self._workshop.run(
-            cell.lock, size, self._step_cell, cell, clock, contributions, options
-        )
+        await cell.change(self.workshop, size, cell.close, clock, contributions, options)
         failpoint("ps.after_apply")
         cell.closed.advance(clock + 1)
-
-    def _step_cell(
-        self,
-        cell: Cell,
-        clock: int,
-        contributions: Sequence[tuple[float, Mapping[int, Any]]],
-        options: Sequence[Mapping[str, Any]],
-    ) -> None:
-        """One clock of one bucket, written down before its step; under its lock, any thread."""
-        now, journal = cell.look(), self.journal
-
-        def keep(means: Mapping[int, Any], values: Mapping[int, Tensor]) -> None:
-            assert journal is not None
-            group = self.spec.name
-            records.stepped(journal, group, clock, cell.slices, options, means, values, now)
-
-        cell.bucket.close(contributions, options, keep if journal is not None else None)
-        cell.stepped = clock + 1
 
     def _drop(self, worker: WorkerId, clock: int) -> None:
         del self.staged[worker, clock]

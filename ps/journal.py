@@ -87,7 +87,10 @@ class Journal:
         Args:
             note: called in the same moment, as ``at_once`` sees it.
         """
-        data = encode_entry(entry, pieces)
+        self.append_encoded(encode_entry(entry, pieces), note)
+
+    def append_encoded(self, data: bytes, note: Callable[[], None] | None = None) -> None:
+        """As ``append``, of bytes."""
         with self._lock:
             self.position += 1
             if note is not None:

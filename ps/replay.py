@@ -12,12 +12,13 @@ from torch import Tensor
 from paramserver.core.ledger import Receipt
 from paramserver.errors import InvalidRequestError
 from paramserver.ps.group import Cell, GroupState
+from paramserver.ps.lead import Leadership
 from paramserver.ps.records import FORMAT
 from paramserver.ps.service import ServerService
 from paramserver.ps.state import VALUE, SliceState
 from paramserver.ps.tables.bucket import RowBucket
 from paramserver.ps.tables.store import Rows
-from paramserver.ps.vectors import VectorSpace
+from paramserver.ps.vectors import Vector, VectorSpace
 from paramserver.types import WorkerId
 from paramserver.v1 import journal_pb2 as pb
 from paramserver.wire.convert import dtype_from_proto, options_from_proto, spans_from_proto
@@ -63,7 +64,7 @@ class Replay:
                 LEDGER[kind](await self._group(entry.group), getattr(entry, kind))
         elif kind == "lead":
             if self._is_new(entry.group, "ledger"):
-                self._service.lead_of(entry.group).replay(entry.lead)
+                self._lead(entry.group).replay(entry.lead)
         elif kind in REST:
             await self._on_rest(kind, entry, pieces)
         else:
@@ -77,6 +78,12 @@ class Replay:
         self.begun = begun
         self._dumped.clear()
         self._service.reset()
+
+    def _lead(self, group: str) -> Leadership:
+        lead = self._service.lead_of(group)
+        if lead is None:
+            raise InvalidRequestError(f"{self._service.name} does not lead group {group!r}")
+        return lead
 
     def _is_new(self, group: str, part: str | int) -> bool:
         """Whether the entry is not contained in what a dump said of this part."""
@@ -118,7 +125,7 @@ class Replay:
             numbers = json.loads(entry.dumped_group.numbers)
             load_group(group, numbers)
             if group.leads:
-                service.lead_of(entry.group).clock.load(numbers["lead"])
+                self._lead(entry.group).clock.load(numbers["lead"])
         elif kind == "dumped_rest":
             self._dumped[entry.group, entry.dumped_rest.kind] = entry.dumped_rest.position
             numbers = json.loads(entry.dumped_rest.numbers)
@@ -267,7 +274,9 @@ def _load_vectors(
         else:
             own = _tensor(part, memoryview(bytearray(piece)))
             values.setdefault(part.name, {})[part.slice] = own
-    space.load(numbers, values, replies)
+    parts = {name: {(a, b): total for a, b, total in each} for name, each in numbers["vectors"]}
+    space.load({name: Vector(values.get(name, {}), parts[name]) for name in parts})
+    space.load_counts(numbers, replies)
 
 
 # Ledger

@@ -33,10 +33,12 @@ class Vector:
     Attributes:
         values: by slice.
         parts: the total of what was added for samples [start, stop), by these.
+        shared: slices whose tensors somebody else has too; they are not written to.
     """
 
     values: dict[int, Tensor]
     parts: dict[tuple[int, int], float] = field(default_factory=dict)
+    shared: set[int] = field(default_factory=set)
 
     def tally(self) -> pb.Tally:
         """What was added: samples, and the sum of the totals, in whatever order they came."""
@@ -186,7 +188,7 @@ class VectorSpace:
             with cell.lock:
                 for index in cell.slices:
                     if index in made:
-                        cell.dense.replace(index, made[index])
+                        cell.change_locked(cell.dense.replace, index, made[index])
 
     def _sum(self, index: int, terms: Sequence[pb.Term]) -> Tensor:
         """The sum of the terms on one slice: in float64, rounded once."""
@@ -277,41 +279,22 @@ class VectorSpace:
 
         self._operations[worker] = (operation, asyncio.create_task(answer()))
 
-    def dump(self) -> tuple[dict[str, Any], dict[str, dict[int, Tensor]], list[bytes]]:
-        """All vectors, to be called while it is nobody's turn: JSON-able values; copies of the
-        values; the newest replies to operations."""
+    def counts(self) -> tuple[dict[str, Any], list[bytes]]:
+        """What makes every operation and addition count once, and the newest replies; to be called
+        while it is nobody's turn."""
         done = {
             worker: (operation, task.result())
             for worker, (operation, task) in self._operations.items()
             if task.done() and not task.cancelled() and not task.exception()
         }
         numbers = {
-            "vectors": [
-                [name, [[*part, total] for part, total in vector.parts.items()]]
-                for name, vector in self.vectors.items()
-            ],
             "additions": [[*worker, number] for worker, number in self._additions.items()],
             "operations": [[*worker, operation] for worker, (operation, _) in done.items()],
         }
-        values = {
-            name: {i: value.clone() for i, value in vector.values.items()}
-            for name, vector in self.vectors.items()
-        }
-        return numbers, values, [reply.SerializeToString() for _, reply in done.values()]
+        return numbers, [reply.SerializeToString() for _, reply in done.values()]
 
-    def load(
-        self,
-        numbers: Mapping[str, Any],
-        values: Mapping[str, dict[int, Tensor]],
-        replies: Sequence[bytes],
-    ) -> None:
-        """What another has dumped."""
-        self.budget.give(len(self.vectors) * self.bytes)
-        self.vectors = {
-            name: Vector(values.get(name, {}), {(a, b): total for a, b, total in parts})
-            for name, parts in numbers["vectors"]
-        }
-        self.budget.take(len(self.vectors) * self.bytes)
+    def load_counts(self, numbers: Mapping[str, Any], replies: Sequence[bytes]) -> None:
+        """What ``counts`` of another has told."""
         self._additions = {WorkerId(r, i): number for r, i, number in numbers["additions"]}
         for (rank, incarnation, operation), reply in zip(
             numbers["operations"], replies, strict=True
@@ -323,7 +306,31 @@ class VectorSpace:
         if self.group.journal is not None:
             records.added(self.group.journal, record, given)
         for index, value in given.items():
-            vector.values[index] += value
+            if index in vector.shared:
+                vector.values[index] = vector.values[index] + value
+                vector.shared.discard(index)
+            else:
+                vector.values[index] += value
+
+    def dump(self) -> dict[str, Vector]:
+        """The vectors as they are after some operation; they cost memory as they change. Blocks."""
+        with self._lock:
+            for vector in self.vectors.values():
+                vector.shared = set(vector.values)
+            return {n: Vector(dict(v.values), dict(v.parts)) for n, v in self.vectors.items()}
+
+    @property
+    def slices(self) -> list[int]:
+        """The slices that vectors have here."""
+        return list(self._dtypes)
+
+    def load(self, vectors: Mapping[str, Vector]) -> None:
+        """Takes what another has dumped, as far as these are slices of its own."""
+        self.budget.take(len(vectors) * self.bytes)
+        self.vectors = {
+            name: Vector({i: v.values[i].clone() for i in self._dtypes}, dict(v.parts))
+            for name, v in vectors.items()
+        }
 
     async def read(self, name: str, slices: Sequence[int]) -> dict[int, Tensor]:
         """Copies of some slices."""
@@ -350,6 +357,10 @@ class Vectors:
         if name not in self._spaces:
             self._spaces[name] = VectorSpace(group, self.budget, self._workshop)
         return self._spaces[name]
+
+    def known(self, name: str) -> VectorSpace | None:
+        """The vectors of a group, if there ever were any."""
+        return self._spaces.get(name)
 
     def clear(self) -> None:
         """Forgets everything (a new job)."""

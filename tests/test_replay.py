@@ -93,8 +93,8 @@ def test_a_replayed_server_is_equal(tmp_path: Path, halfway: bool) -> None:
                 start = 0
                 if halfway:
                     start = service.journal.position
-                    async for data in dump(service):
-                        await replay.apply(start, data)
+                    async for dumped in dump(service):
+                        await replay.apply(start, dumped)
                 for position, data in read_all(tmp_path / f"ps-{number}", start):
                     await replay.apply(position, data)
                 found = await state(again, Journal(replay.position))
@@ -116,8 +116,8 @@ def test_a_dump_says_nothing_twice(tmp_path: Path) -> None:
             await service.journal.durable()
             again = blank(made, service.name)
             replay = Replay(again)
-            async for data in dump(service):
-                await replay.apply(0, data)
+            async for dumped in dump(service):
+                await replay.apply(0, dumped)
             for position, data in read_all(tmp_path / "ps-0"):
                 if decode_entry(data).entry.WhichOneof("body") != "begun":
                     await replay.apply(position, data)

@@ -99,7 +99,9 @@ class Table:
                 f"table {self.name!r} never forgets rows: make it with evict=TTL, LRU or Decay"
             )
         self.group.session.check()
-        return sum(self._shrink(shard) for shard in self.group.plan.shards)
+        return self.group.moves.retried(
+            lambda: sum(self._shrink(shard) for shard in self.group.plan.shards)
+        )
 
     def _shrink(self, shard: Shard) -> int:
         channel = self._transport.server(shard.address)

@@ -230,16 +230,18 @@ class Shrunk(_message.Message):
     def __init__(self, slice: _Optional[int] = ..., now: _Optional[float] = ...) -> None: ...
 
 class LeadEvent(_message.Message):
-    __slots__ = ("staged", "observed", "skip", "restated")
+    __slots__ = ("staged", "observed", "skip", "restated", "closed")
     STAGED_FIELD_NUMBER: _ClassVar[int]
     OBSERVED_FIELD_NUMBER: _ClassVar[int]
     SKIP_FIELD_NUMBER: _ClassVar[int]
     RESTATED_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
     staged: _server_pb2.Report
     observed: Observed
     skip: _server_pb2.Drop
     restated: str
-    def __init__(self, staged: _Optional[_Union[_server_pb2.Report, _Mapping]] = ..., observed: _Optional[_Union[Observed, _Mapping]] = ..., skip: _Optional[_Union[_server_pb2.Drop, _Mapping]] = ..., restated: _Optional[str] = ...) -> None: ...
+    closed: _server_pb2.Close
+    def __init__(self, staged: _Optional[_Union[_server_pb2.Report, _Mapping]] = ..., observed: _Optional[_Union[Observed, _Mapping]] = ..., skip: _Optional[_Union[_server_pb2.Drop, _Mapping]] = ..., restated: _Optional[str] = ..., closed: _Optional[_Union[_server_pb2.Close, _Mapping]] = ...) -> None: ...
 
 class Observed(_message.Message):
     __slots__ = ("started", "active", "lost", "consistency")
