@@ -190,7 +190,7 @@ class Host:
         shadow = self._shadows.pop(place.server, None)
         if shadow is not None:
             service = await shadow.end()
-            service.journal = Journal()
+            service.use(Journal(shadow.position))
             await service.resume()
             log.warning("serving %s from its backup, epoch %d", place.server, place.epoch)
             if place.server == self.own.name:
@@ -198,7 +198,7 @@ class Host:
                 self.own = service
             return service
         if place.server == self.own.name:
-            self.own.journal = Journal()
+            self.own.use(Journal())
             return self.own
         reason = f"{place.server} is to be served by {self.own.name}, which has no backup of it"
         log.error("%s", reason)

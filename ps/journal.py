@@ -12,7 +12,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from paramserver.errors import InternalError, ResourceError
 from paramserver.ps.gate import Gate
@@ -20,6 +20,8 @@ from paramserver.types import Durability
 from paramserver.v1 import journal_pb2
 from paramserver.wire.entries import encode_entry
 from paramserver.wire.frames import Piece
+
+T = TypeVar("T")
 
 
 class Sink(Protocol):
@@ -76,13 +78,32 @@ class Journal:
         self.reached(position)
         return position
 
-    def append(self, entry: journal_pb2.Entry, pieces: Sequence[Piece] = ()) -> None:
-        """Appends an entry, copying the pieces. Any thread; the order of calls is the order."""
-        data = encode_entry(entry, pieces)
+    def append(
+        self,
+        entry: journal_pb2.Entry,
+        pieces: Sequence[Piece] = (),
+        note: Callable[[], None] | None = None,
+    ) -> None:
+        """Appends an entry, copying the pieces. Any thread; the order of calls is the order.
+
+        Args:
+            note: called in the same moment, as ``at_once`` sees it.
+        """
+        self.append_encoded(encode_entry(entry, pieces), note)
+
+    def append_encoded(self, data: bytes, note: Callable[[], None] | None = None) -> None:
+        """As ``append``, of bytes."""
         with self._lock:
             self.position += 1
+            if note is not None:
+                note()
             if self._sink is not None:
                 self._sink.put(self.position, data)
+
+    def at_once(self, read: Callable[[], T]) -> tuple[int, T]:
+        """The position, and what ``read`` finds while nothing is appended."""
+        with self._lock:
+            return self.position, read()
 
     def check(self) -> None:
         """Raises unless what begins now can be kept.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 
 from paramserver.config import ServerConfig
 from paramserver.errors import ConfigurationError, ParameterServerError
-from paramserver.ps import records, wal
+from paramserver.ps import checkpoint, records, wal
+from paramserver.ps.dump import dump
 from paramserver.ps.journal import Journal
 from paramserver.ps.replay import Replay
 from paramserver.ps.service import ServerService
@@ -16,6 +18,8 @@ from paramserver.ps.state_dir import StateDir
 from paramserver.v1 import scheduler_pb2
 
 log = logging.getLogger("paramserver")
+
+LOOK_S = 1.0  # seconds between looks at how long the journal has become
 
 
 class Lasting:
@@ -34,6 +38,7 @@ class Lasting:
         self._state: StateDir | None = None
         self._replay: Replay | None = None
         self._wal: wal.Wal | None = None
+        self._dumped = 0  # bytes of the newest dump
         self._kept = asyncio.Event()
 
     async def recover(self) -> int:
@@ -48,7 +53,13 @@ class Lasting:
             )
         began, replay = time.monotonic(), Replay(self._service)
         self._service.name = state.name
-        for position, data in wal.read_all(state.folder):
+        dumped = checkpoint.newest(state.folder)
+        first = 0
+        if dumped is not None:
+            first, path = dumped
+            for data in checkpoint.read(path):
+                await replay.apply(first, data)
+        for position, data in wal.read_all(state.folder, first):
             await replay.apply(position, data)
         self.name = state.name
         if replay.begun is not None:
@@ -88,7 +99,7 @@ class Lasting:
         """Keeps nothing any more."""
         if self._wal is not None:
             self._service.reset()
-            self._service.journal = None
+            self._service.use(None)
             self._wal.close()
             self._wal = None
         self._forget()
@@ -108,7 +119,8 @@ class Lasting:
         if not goes_on:
             self._forget()
         position = replay.position if replay is not None and goes_on else 0
-        service.journal = journal = Journal(position)
+        journal = Journal(position)
+        service.use(journal)
         self._wal = wal.Wal(self._state.folder, journal)
         journal.attach(self._wal)
         if goes_on:
@@ -119,13 +131,46 @@ class Lasting:
         self._replay = None
 
     async def keep(self) -> ParameterServerError:
-        """Waits until the journal cannot be kept any more; why."""
-        await self._kept.wait()
-        journal = self._service.journal
+        """Keeps the journal short, until it cannot be kept any more; why."""
+        while True:
+            await self._kept.wait()
+            journal, files = self._service.journal, self._wal
+            with suppress(asyncio.TimeoutError):
+                failed = journal.failed.wait() if journal is not None else asyncio.sleep(LOOK_S)
+                await asyncio.wait_for(failed, LOOK_S)
+            if journal is not None and journal.failure is not None:
+                return journal.failure
+            limit = max(self._config.journal_bytes, 2 * self._dumped)
+            if files is not None and files.bytes > limit:
+                await self._compact(files)
+
+    async def _compact(self, files: wal.Wal) -> None:
+        """A dump takes the place of what the journal holds so far."""
+        journal, state = self._service.journal, self._state
         assert journal is not None
-        await journal.failed.wait()
-        assert journal.failure is not None
-        return journal.failure
+        assert state is not None
+        job, position = self._service.views.current.job, journal.position
+        files.begin_segment()
+        file = checkpoint.DumpFile(state.folder, position)
+        try:
+            async for data in dump(self._service):
+                await asyncio.to_thread(file.write, data)
+            await journal.durable()
+            if self._service.views.current.job != job:
+                file.give_up()  # it speaks of a job that is over
+                return
+            path = await asyncio.to_thread(file.finish)
+        except BaseException as error:
+            file.give_up()
+            if not isinstance(error, (OSError, ParameterServerError)):
+                raise
+            log.warning("the journal stays long: no dump could be written: %s", error)
+            self._dumped = files.bytes  # tried again once it has grown to twice of that
+            return
+        checkpoint.clear(state.folder, but=path)
+        files.drop_before(position)
+        self._dumped = max(file.bytes, files.bytes)
+        log.info("the journal begins anew with a dump of %d bytes", file.bytes)
 
     def close(self) -> None:
         """Writes what has come, and lets go of the folder."""

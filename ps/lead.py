@@ -60,6 +60,14 @@ class Leadership:
         """Cuts the group at a clock, for a snapshot."""
         self._decide(self.clock.cut(id_, clock))
 
+    def hold(self) -> int:
+        """No clock closes until ``cut`` or ``go_on``; the next one."""
+        return self.clock.hold()
+
+    def go_on(self) -> None:
+        """A hold ends."""
+        self._decide(self.clock.go_on())
+
     def cut_now(self, id_: int) -> None:
         """A cut that is still due is made where the group stands."""
         self._decide(self.clock.cut_now(id_))
@@ -74,7 +82,10 @@ class Leadership:
     def replay(self, event: LeadEvent) -> None:
         """Hears again what it heard before; its decisions were carried out, or will be."""
         kind = event.WhichOneof("kind")
-        if kind == "observed":
+        self.clock.hold()  # what closed is told: it is not decided a second time
+        if kind == "closed":
+            self.clock.enter(close_of(event.closed))
+        elif kind == "observed":
             self.clock.consistency = consistency_from_proto(event.observed.consistency)
             self.clock.observe(
                 started=event.observed.started,
@@ -97,6 +108,7 @@ class Leadership:
             return
         for decision in self.clock.closes_from(self._group.frontier.value):
             carry_out(self._group, decision)
+        self._decide(self.clock.go_on())
 
     def restate(self, server: str) -> None:
         """What a server said of its staged pushes is void; it says so anew."""
@@ -132,6 +144,8 @@ class Leadership:
 
     def _decide(self, decisions: Sequence[Decision]) -> None:
         for decision in decisions:
+            if isinstance(decision, Close) and self._group.journal is not None:
+                self._note(LeadEvent(closed=close_to(decision)))
             notice = _notice(self._group.spec.name, decision)
             for notices in self._followers.values():
                 notices.put_nowait(notice)
@@ -143,18 +157,21 @@ def staged_of(worker: WorkerId, clock: int, weight: float) -> pb.Staged:
     return pb.Staged(rank=worker.rank, incarnation=worker.incarnation, clock=clock, weight=weight)
 
 
+def close_to(close: Close) -> pb.Close:
+    """A closed clock on the wire."""
+    listed = [staged_of(c.worker, close.clock, c.weight) for c in close.contributors]
+    return pb.Close(clock=close.clock, contributors=listed)
+
+
+def close_of(close: pb.Close) -> Close:
+    """As ``close_to``, back."""
+    listed = (Contribution(WorkerId(s.rank, s.incarnation), s.weight) for s in close.contributors)
+    return Close(close.clock, tuple(listed))
+
+
 def _notice(group: str, decision: Decision) -> pb.Notice:
     if isinstance(decision, Close):
-        listed = [
-            pb.Staged(
-                rank=c.worker.rank,
-                incarnation=c.worker.incarnation,
-                clock=decision.clock,
-                weight=c.weight,
-            )
-            for c in decision.contributors
-        ]
-        return pb.Notice(group=group, close=pb.Close(clock=decision.clock, contributors=listed))
+        return pb.Notice(group=group, close=close_to(decision))
     if isinstance(decision, Advance):
         return pb.Notice(group=group, min_clock=decision.min_clock)
     if isinstance(decision, Cut):
@@ -166,11 +183,7 @@ def _notice(group: str, decision: Decision) -> pb.Notice:
 def _decision(notice: pb.Notice) -> Decision:
     kind = notice.WhichOneof("kind")
     if kind == "close":
-        listed = tuple(
-            Contribution(WorkerId(s.rank, s.incarnation), s.weight)
-            for s in notice.close.contributors
-        )
-        return Close(notice.close.clock, listed)
+        return close_of(notice.close)
     if kind == "min_clock":
         return Advance(notice.min_clock)
     if kind == "cut":

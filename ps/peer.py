@@ -201,10 +201,11 @@ class Peer:
         self._sent.clear()
         self._tail.clear()
         self._number = self._applied = self._behind = 0
-        self._journal.attach(self)
+        start = self._journal.attach(self)
         yield pb.ReplicateRequest(fill=True, number=1)
         async for data in self._dump():
             for message in _messages([self._next(Numbered(0, 0, data))]):
+                message.position = start
                 yield message
         self._filled = self._strict = True
         self._mark = self._journal.position

@@ -320,6 +320,7 @@ def arrive(push: Incoming, cell: Cell, parcel: Parcel) -> tuple[float, list[int]
             marks,
             {i: push.bases[i] for i in good} if push.bases else {},
             now,
+            lambda: group.keep(push.worker, push.clock, {i: marks[i] for i in good}),
         )
     mean = cell.bucket.arrive(good, push.options, push.bases, push.group.scale)
     return mean * len(good), bad

@@ -7,13 +7,15 @@ none, the caller does not call.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from paramserver.core.ledger import Receipt
 from paramserver.ps.journal import Journal
+from paramserver.ps.state import SliceState
 from paramserver.ps.tables.store import Rows
 from paramserver.types import Consistency, Span, WorkerId
 from paramserver.v1 import journal_pb2, scheduler_pb2, server_pb2
@@ -42,6 +44,13 @@ class Parts:
         """One tensor, flat."""
         piece = as_bytes(value.detach().contiguous().view(-1))
         self._add(slice_, kind, piece, NAMES[value.dtype])
+
+    def state(self, slice_: int, tensors: Mapping[str, Tensor]) -> None:
+        """Tensors by name, with their shapes."""
+        for name, tensor in tensors.items():
+            self.add(slice_, journal_pb2.PART_STATE, tensor.reshape(-1))
+            self.heads[-1].name = name
+            self.heads[-1].shape.extend(tensor.shape)
 
     def raw(self, slice_: int, kind: journal_pb2.PartKind, piece: Piece) -> None:
         """Bytes that are no tensor."""
@@ -122,7 +131,8 @@ def arrived(
     gradients: Mapping[int, Tensor | Rows],
     checksums: Mapping[int, int],
     bases: Mapping[int, int],
-    now: float = 0.0,
+    now: float,
+    note: Callable[[], None],
 ) -> None:
     """Slices of a push are about to be applied (Stale, Async)."""
     parts = Parts()
@@ -138,7 +148,7 @@ def arrived(
         bases=[bases[i] for i in gradients] if bases else [],
         now=now,
     )
-    journal.append(Entry(group=group, arrived=body, parts=parts.heads), parts.pieces)
+    journal.append(Entry(group=group, arrived=body, parts=parts.heads), parts.pieces, note)
 
 
 def ticked(journal: Journal, group: str, slices: Sequence[int]) -> None:
@@ -149,6 +159,35 @@ def ticked(journal: Journal, group: str, slices: Sequence[int]) -> None:
 def shrunk(journal: Journal, group: str, slice_: int, now: float) -> None:
     """Rows are about to be forgotten."""
     journal.append(Entry(group=group, shrunk=journal_pb2.Shrunk(slice=slice_, now=now)))
+
+
+def loaded(
+    journal: Journal, group: str, slice_: int, state: SliceState, closed: int, now: float = 0.0
+) -> None:
+    """A slice was loaded as it was elsewhere, under its bucket's lock."""
+    entry, pieces = dumped_slice(0, group, slice_, state, closed, now)
+    journal.append(entry, pieces)
+
+
+def dumped_slice(
+    position: int, group: str, slice_: int, state: SliceState, closed: int, now: float
+) -> tuple[Entry, list[Piece]]:
+    """A slice as it was when the journal was at ``position``; 0: now.
+
+    Args:
+        closed: clocks closed on its bucket.
+        now: as in ``stepped``.
+    """
+    parts = Parts()
+    parts.state(slice_, state.tensors)
+    body = journal_pb2.DumpedSlice(
+        position=position,
+        slice=slice_,
+        numbers=json.dumps(state.numbers).encode(),
+        closed=closed,
+        now=now,
+    )
+    return Entry(group=group, dumped_slice=body, parts=parts.heads), parts.pieces
 
 
 # Ledger and lead: on the event loop

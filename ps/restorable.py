@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 
 from paramserver.errors import InvalidRequestError
+from paramserver.ps.collectives import Collectives
+from paramserver.ps.dump import dump_group
 from paramserver.ps.group import GroupState
 from paramserver.ps.journal import Journal
 from paramserver.ps.lead import Leadership
+from paramserver.ps.reduces import Reduces
+from paramserver.ps.vectors import Vectors
 from paramserver.types import Durability
 from paramserver.v1 import scheduler_pb2
 
@@ -21,6 +25,9 @@ class Restorable:
 
     name: str
     journal: Journal | None = None
+    collectives: Collectives
+    reduces: Reduces
+    vectors: Vectors
     _groups: dict[str, asyncio.Task[GroupState]]
     _leads: dict[str, Leadership]
 
@@ -49,6 +56,10 @@ class Restorable:
         task = self._groups[reply.spec.name] = asyncio.create_task(made())
         await task
 
+    def has_group(self, name: str) -> bool:
+        """Whether the group is here."""
+        return name in self._groups
+
     async def group_named(self, name: str) -> GroupState:
         """A group that is here.
 
@@ -59,17 +70,31 @@ class Restorable:
             raise InvalidRequestError(f"{self.name} has no group {name!r}")
         return await asyncio.shield(self._groups[name])
 
-    def lead_of(self, name: str) -> Leadership:
-        """Raises InvalidRequestError unless this server leads the group."""
-        if name not in self._leads:
-            raise InvalidRequestError(f"{self.name} does not lead group {name!r}")
-        return self._leads[name]
+    async def all_groups(self) -> list[GroupState]:
+        """The groups that are here; those that could not be fetched are left out."""
+        found = await asyncio.gather(*self._groups.values(), return_exceptions=True)
+        return [group for group in found if isinstance(group, GroupState)]
+
+    def use(self, journal: Journal | None) -> None:
+        """Changes are written there from now on; before the first group is made."""
+        self.journal = self.collectives.journal = self.reduces.journal = journal
+
+    def lead_of(self, name: str) -> Leadership | None:
+        raise NotImplementedError
+
+    async def note_restored(self, group: GroupState) -> None:
+        """A group began with the state of a snapshot: the journal has all of it too."""
+        if self.journal is not None:
+            async for data in dump_group(
+                self.journal, group, self.lead_of(group.spec.name), self.vectors
+            ):
+                self.journal.append_encoded(data)
 
     async def resume(self) -> None:
         """All that the journal tells is here again: leads go on, followers say hello."""
         for task in list(self._groups.values()):
             group = await task
-            group.journal = self.journal
+            group.use(self.journal)
             if group.lead == self.name:
                 self._leads[group.spec.name].resume()
             elif group.slices:

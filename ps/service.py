@@ -6,8 +6,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-import psutil
-
 from paramserver.config import ServerConfig
 from paramserver.core.ledger import Receipt
 from paramserver.errors import (
@@ -17,14 +15,16 @@ from paramserver.errors import (
     ParameterServerError,
 )
 from paramserver.ps import records
-from paramserver.ps.capture import Captures
 from paramserver.ps.collectives import Collectives
+from paramserver.ps.describe import describe
 from paramserver.ps.exchange import Session
 from paramserver.ps.group import GroupState, Staged
 from paramserver.ps.lead import Following, Leadership
 from paramserver.ps.push import Incoming, Parcel
 from paramserver.ps.reduces import Reduces
 from paramserver.ps.restorable import Restorable
+from paramserver.ps.restore import restore
+from paramserver.ps.snapshots import Snapshots
 from paramserver.ps.tables.shrink import shrink
 from paramserver.ps.vectors import Vectors
 from paramserver.ps.views import Views
@@ -64,7 +64,9 @@ class ServerService(Restorable):
         self.collectives = Collectives(config.limits)
         self.vectors = Vectors(config.limits, self.workshop)
         self.reduces = Reduces(config.limits)
-        self.captures = Captures(self)
+        self.snapshots = made = Snapshots(self)
+        self.Hold, self.Drain, self.Release = made.hold, made.drain, made.release
+        self.Snapshot = made.snapshot
         self.received_bytes = self.sent_bytes = self.refusals = self.non_finite = 0
         self._scheduler = scheduler
         self._connect = connect
@@ -109,7 +111,12 @@ class ServerService(Restorable):
         if self.journal is not None:
             records.made(self.journal, reply)
         group = self._make(reply)
-        if group.lead == self.name:
+        if reply.HasField("restore"):
+            await restore(group, reply.restore, self.vectors)
+            if group.leads:
+                self._leads[name].clock.resume(group.frontier.value)
+            await self.note_restored(group)
+        if group.leads:
             self._leads[name].observe(self.views)
         elif group.slices:
             self._follow(group)
@@ -119,7 +126,8 @@ class ServerService(Restorable):
         spec, slice_map = group_from_proto(reply.spec), map_from_proto(reply.map)
         group = GroupState(spec, slice_map, self.name, self.workshop, self.journal)
         group.follow_bounds(self.views.current.bounds)
-        if group.lead == self.name:
+        group.on_cut = lambda cut: self.snapshots.on_cut(group, cut)
+        if group.leads:
             self._leads[spec.name] = Leadership(group)
         return group
 
@@ -134,6 +142,10 @@ class ServerService(Restorable):
         place = self.views.place(group.lead)
         return place.address if place is not None else group.map.addresses[group.map.lead]
 
+    def lead_of(self, name: str) -> Leadership | None:
+        """What decides for a group, if this server leads it."""
+        return self._leads.get(name)
+
     def sent(self, size: int) -> None:
         """Bytes went out to a client."""
         self.sent_bytes += size
@@ -142,12 +154,17 @@ class ServerService(Restorable):
         """Opens a push in the ledger; a receipt if it is over already."""
         group, worker, clock = push.group, push.worker, push.clock
         key = (group.spec.name, worker, clock)
-        while (owner := self._owners.get(key)) is not None and owner is not session:
-            if owner.number > session.number:
-                raise ConnectionLostError("this stream is over: its client has opened a newer one")
-            await owner.close()  # the client has a new stream; the old one frees or finishes
-        if session.closed:
-            raise ConnectionLostError("this stream is over: its client has opened a newer one")
+        over = ConnectionLostError("this stream is over: its client has opened a newer one")
+        while True:
+            while (owner := self._owners.get(key)) is not None and owner is not session:
+                if owner.number > session.number:
+                    raise over
+                await owner.close()  # the client has a new stream; the old one frees or finishes
+            if session.closed:
+                raise over
+            if group.hold is None or not group.hold.stops(worker, clock):
+                break
+            await group.hold.changed()
         ledger = group.ledger
         if activated and ledger.receipt(worker, clock) is None:
             group.expect(worker, clock)
@@ -204,6 +221,9 @@ class ServerService(Restorable):
             if group.journal is not None:
                 digest, name = group.ledger.digest(worker, clock), group.spec.name
                 records.completed(group.journal, name, worker, receipt, push.samples, digest)
+                group.kept.pop((worker, clock), None)
+            if group.hold is not None:
+                group.hold.stir()
         self._owners.pop(key, None)
         self._report(group, worker, clock, push.weight)
         return receipt
@@ -218,6 +238,7 @@ class ServerService(Restorable):
                 journal = push.group.journal
                 if journal is not None and not push.group.sync:
                     records.abandoned(journal, push.group.spec.name, push.worker, push.clock)
+                    push.group.kept.pop((push.worker, push.clock), None)
 
     def _report(self, group: GroupState, worker: WorkerId, clock: int, weight: float) -> None:
         staged = pb.Staged(
@@ -347,59 +368,10 @@ class ServerService(Restorable):
         await self.durable()
         return pb.ShrinkReply(evicted=evicted)
 
-    async def Hold(self, request: pb.HoldRequest) -> pb.HoldReply:
-        """New pushes of groups without closing clocks wait."""
-        return await self.captures.hold(request)
-
-    async def Drain(self, request: pb.DrainRequest) -> pb.DrainReply:
-        """Held pushes up to some clocks are let through, and complete."""
-        return await self.captures.drain(request)
-
-    async def Release(self, request: pb.ReleaseRequest) -> pb.ReleaseReply:
-        """A hold ends."""
-        return await self.captures.release(request)
-
-    async def Snapshot(self, request: pb.SnapshotRequest) -> pb.SnapshotReply:
-        """Groups are captured at a cut and written to a file."""
-        return await self.captures.snapshot(request)
-
     async def Describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
         """What status shows of this server."""
         groups = [t.result() for t in self._groups.values() if t.done() and not t.exception()]
-        return pb.DescribeReply(
-            groups=[self._describe(g) for g in groups],
-            resident_bytes=psutil.Process().memory_info().rss,
-            staged_bytes=sum(g.staged_bytes for g in groups),
-            received_bytes=self.received_bytes,
-            sent_bytes=self.sent_bytes,
-            duplicates=sum(g.ledger.duplicates for g in groups),
-            refusals=self.refusals,
-            non_finite=self.non_finite,
-        )
-
-    def _describe(self, group: GroupState) -> pb.GroupStatus:
-        status = pb.GroupStatus(
-            group=group.spec.name,
-            slices=len(group.slices),
-            bytes=group.nbytes,
-            table=group.table_status(),
-            version=group.version,
-            min_clock=group.frontier.value,
-            overflows=group.overflows,
-        )
-        lead = self._leads.get(group.spec.name)
-        if lead is not None:
-            active = self.views.active(group.spec.name)
-            status.lead = True
-            status.min_clock = lead.clock.min_clock
-            status.waiting = lead.clock.waiting_for(self.views.names)
-            status.workers.extend(
-                pb.WorkerClock(
-                    rank=w.rank, incarnation=w.incarnation, clock=clock, active=w in active
-                )
-                for w, clock in sorted(lead.clock.workers.items())
-            )
-        return status
+        return describe(self, groups)
 
     # The job
 
@@ -410,6 +382,7 @@ class ServerService(Restorable):
             if self.journal is not None:
                 records.begun(self.journal, self.name, view.job)
         if self.views.update(view):
+            self.snapshots.stir()
             for task in self._groups.values():
                 if task.done() and not task.exception():
                     task.result().follow_bounds(view.bounds)
@@ -432,8 +405,10 @@ class ServerService(Restorable):
         self.collectives.clear()
         self.vectors.clear()
         self.reduces.clear()
+        self.snapshots.clear()
 
     def close(self) -> None:
         """Ends threads and streams."""
         self.reset()
+        self.snapshots.close()
         self.workshop.close()

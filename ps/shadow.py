@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 
 from paramserver.errors import FencedError, InvalidRequestError
 from paramserver.failpoints import failpoint
-from paramserver.ps.dump import Refill
+from paramserver.ps.replay import Replay
 from paramserver.ps.service import ServerService
 from paramserver.v1 import server_pb2 as pb
 
@@ -27,7 +27,7 @@ class Shadow:
         self.applied = 0
         self._make = make
         self._service = make()
-        self._replay = Refill(self._service)
+        self._replay = Replay(self._service)
         self._part = b""
         self._stream = 0  # the newest; older ones change nothing
         self._lock = asyncio.Lock()
@@ -56,7 +56,7 @@ class Shadow:
         if request.fill:
             self._service.close()
             self._service = self._make()
-            self._replay, self.applied = Refill(self._service), 0
+            self._replay, self.applied = Replay(self._service), 0
         for number, record in enumerate(request.records, request.number):
             if number <= self.applied:
                 continue  # sent again
@@ -68,10 +68,15 @@ class Shadow:
             if request.more:  # the only one, then
                 return
             data, self._part = self._part, b""
-            position = request.position + number - request.number if request.position else 0
+            position = request.position + (number - request.number)
             await self._replay.apply(position, data)
             failpoint("ps.after_shadow")
             self.applied = number
+
+    @property
+    def position(self) -> int:
+        """In the journal, of the newest entry applied."""
+        return self._replay.position
 
     async def end(self) -> ServerService:
         """Applies nothing more; the server as it is."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from paramserver.errors import ConfigurationError
 from paramserver.failpoints import failpoint
-from paramserver.ps import wal
+from paramserver.ps import checkpoint, wal
 
 IDENTITY = "server.json"
 
@@ -77,6 +77,7 @@ class StateDir:
         """Forgets the journal: it is of no use to anybody."""
         for path in [p for _, p in wal.segments(self.folder)]:
             path.unlink()
+        checkpoint.clear(self.folder)
         wal.sync_folder(self.folder)
 
     def close(self) -> None:

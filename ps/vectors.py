@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from paramserver.config import Limits
 from paramserver.core.placement import check_name
 from paramserver.errors import InvalidRequestError, NotFoundError, ResourceError
+from paramserver.ps import records
 from paramserver.ps.group import Cell, GroupState
 from paramserver.ps.workshop import Workshop
 from paramserver.types import FLOATING, WorkerId
@@ -31,10 +33,12 @@ class Vector:
     Attributes:
         values: by slice.
         parts: the total of what was added for samples [start, stop), by these.
+        shared: slices whose tensors somebody else has too; they are not written to.
     """
 
     values: dict[int, Tensor]
     parts: dict[tuple[int, int], float] = field(default_factory=dict)
+    shared: set[int] = field(default_factory=set)
 
     def tally(self) -> pb.Tally:
         """What was added: samples, and the sum of the totals, in whatever order they came."""
@@ -163,6 +167,8 @@ class VectorSpace:
             )
 
     def _compute(self, request: pb.VectorsRequest) -> pb.VectorsReply:
+        if self.group.journal is not None:
+            records.request(self.group.journal, request.group, {}, vectors=request)
         for lin in request.lin:
             self._lin(lin)
         dots = [self._dot(dot.left, dot.right) for dot in request.dots]
@@ -182,7 +188,7 @@ class VectorSpace:
             with cell.lock:
                 for index in cell.slices:
                     if index in made:
-                        cell.dense.replace(index, made[index])
+                        cell.change_locked(cell.dense.replace, index, made[index])
 
     def _sum(self, index: int, terms: Sequence[pb.Term]) -> Tensor:
         """The sum of the terms on one slice: in float64, rounded once."""
@@ -235,22 +241,96 @@ class VectorSpace:
         async with self.turn:
             self._find(record.vector, set(self.vectors))
             vector = self.vectors[record.vector]
-            part = (record.start, record.stop)
-            if record.start < record.stop:
-                if part in vector.parts:
-                    return False
-                vector.parts[part] = record.total
-            elif record.number <= self._additions.get(worker, 0):
+            if not self._count(worker, record, vector):
                 return False
-            else:
-                self._additions[worker] = record.number
             size = sum(value.nbytes for value in given.values())
-            await self._workshop.run(self._lock, size, self._add, vector, given)
+            await self._workshop.run(self._lock, size, self._add, vector, record, given)
             return True
 
-    def _add(self, vector: Vector, given: Mapping[int, Tensor]) -> None:
+    def _count(self, worker: WorkerId, record: pb.AddVector, vector: Vector) -> bool:
+        """Whether an addition is new; it counts from now on."""
+        part = (record.start, record.stop)
+        if record.start < record.stop:
+            if part in vector.parts:
+                return False
+            vector.parts[part] = record.total
+        elif record.number <= self._additions.get(worker, 0):
+            return False
+        else:
+            self._additions[worker] = record.number
+        return True
+
+    def replay(self, request: pb.VectorsRequest) -> None:
+        """An operation that was carried out is carried out again."""
+        self._check(request)
+        worker = WorkerId(request.worker.rank, request.worker.incarnation)
+        self._remember(worker, request.operation, self._compute(request))
+
+    def replay_addition(self, record: pb.AddVector, given: Mapping[int, Tensor]) -> None:
+        """An addition that counted counts again."""
+        worker = WorkerId(record.worker.rank, record.worker.incarnation)
+        vector = self.vectors[record.vector]
+        if self._count(worker, record, vector):
+            self._add(vector, record, given)
+
+    def _remember(self, worker: WorkerId, operation: int, reply: pb.VectorsReply) -> None:
+        async def answer() -> pb.VectorsReply:
+            return reply
+
+        self._operations[worker] = (operation, asyncio.create_task(answer()))
+
+    def counts(self) -> tuple[dict[str, Any], list[bytes]]:
+        """What makes every operation and addition count once, and the newest replies; to be called
+        while it is nobody's turn."""
+        done = {
+            worker: (operation, task.result())
+            for worker, (operation, task) in self._operations.items()
+            if task.done() and not task.cancelled() and not task.exception()
+        }
+        numbers = {
+            "additions": [[*worker, number] for worker, number in self._additions.items()],
+            "operations": [[*worker, operation] for worker, (operation, _) in done.items()],
+        }
+        return numbers, [reply.SerializeToString() for _, reply in done.values()]
+
+    def load_counts(self, numbers: Mapping[str, Any], replies: Sequence[bytes]) -> None:
+        """What ``counts`` of another has told."""
+        self._additions = {WorkerId(r, i): number for r, i, number in numbers["additions"]}
+        for (rank, incarnation, operation), reply in zip(
+            numbers["operations"], replies, strict=True
+        ):
+            worker = WorkerId(rank, incarnation)
+            self._remember(worker, operation, pb.VectorsReply.FromString(reply))
+
+    def _add(self, vector: Vector, record: pb.AddVector, given: Mapping[int, Tensor]) -> None:
+        if self.group.journal is not None:
+            records.added(self.group.journal, record, given)
         for index, value in given.items():
-            vector.values[index] += value
+            if index in vector.shared:
+                vector.values[index] = vector.values[index] + value
+                vector.shared.discard(index)
+            else:
+                vector.values[index] += value
+
+    def dump(self) -> dict[str, Vector]:
+        """The vectors as they are after some operation; they cost memory as they change. Blocks."""
+        with self._lock:
+            for vector in self.vectors.values():
+                vector.shared = set(vector.values)
+            return {n: Vector(dict(v.values), dict(v.parts)) for n, v in self.vectors.items()}
+
+    @property
+    def slices(self) -> list[int]:
+        """The slices that vectors have here."""
+        return list(self._dtypes)
+
+    def load(self, vectors: Mapping[str, Vector]) -> None:
+        """Takes what another has dumped, as far as these are slices of its own."""
+        self.budget.take(len(vectors) * self.bytes)
+        self.vectors = {
+            name: Vector({i: v.values[i].clone() for i in self._dtypes}, dict(v.parts))
+            for name, v in vectors.items()
+        }
 
     async def read(self, name: str, slices: Sequence[int]) -> dict[int, Tensor]:
         """Copies of some slices."""
@@ -277,6 +357,10 @@ class Vectors:
         if name not in self._spaces:
             self._spaces[name] = VectorSpace(group, self.budget, self._workshop)
         return self._spaces[name]
+
+    def known(self, name: str) -> VectorSpace | None:
+        """The vectors of a group, if there ever were any."""
+        return self._spaces.get(name)
 
     def clear(self) -> None:
         """Forgets everything (a new job)."""

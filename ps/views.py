@@ -69,11 +69,15 @@ class Views:
                 f"rank {worker.rank} speaks of job {job}, this is job {self.current.job}; "
                 "connect again"
             )
-        if self._states.get(worker, scheduler_pb2.MEMBER_STATE_UNSPECIFIED) in _GONE:
+        if self.gone(worker):
             raise FencedError(
                 f"rank {worker.rank}, incarnation {worker.incarnation}, is not a member of view "
                 f"{self.current.number}: {self._why_gone(worker)}; connect again"
             )
+
+    def gone(self, worker: WorkerId) -> bool:
+        """Whether nothing of this incarnation is to be expected any more."""
+        return self._states.get(worker, scheduler_pb2.MEMBER_STATE_UNSPECIFIED) in _GONE
 
     def _why_gone(self, worker: WorkerId) -> str:
         for member in self.current.members:

@@ -183,6 +183,7 @@ class Wal:
         self._closed = False
         self._fd = -1
         self._size = 0
+        self._full = False
         self.bytes = sum(path.stat().st_size for _, path in segments(folder))
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
@@ -199,6 +200,10 @@ class Wal:
             self._closed = True
             self._wanted.notify()
         self._thread.join()
+
+    def begin_segment(self) -> None:
+        """What comes from now on goes to a new segment, or a little of it to the present one."""
+        self._full = True
 
     def drop_before(self, position: int) -> None:
         """Segments whose entries all stand in a dump, or void, are not needed any more."""
@@ -249,15 +254,16 @@ class Wal:
 
     def _segment_for(self, position: int) -> None:
         """The segment that the next record goes to is open."""
-        if self._fd >= 0 and self._size < self._segment_bytes:
+        if self._fd >= 0 and self._size < self._segment_bytes and not self._full:
             return
         found = segments(self._folder)
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
         newest = found[-1][1] if found else None
-        if newest is None or newest.stat().st_size >= self._segment_bytes:
+        if newest is None or newest.stat().st_size >= self._segment_bytes or self._full:
             newest = segment_path(self._folder, position)
+        self._full = False
         self._fd = self._until_room(lambda: os.open(newest, os.O_WRONLY | os.O_CREAT, 0o600))
         self._size = os.lseek(self._fd, 0, os.SEEK_END)
         sync_folder(self._folder)

@@ -46,8 +46,9 @@ class _Running:
     async def crash(self) -> None:
         wal = self.role._lasting._wal
         if wal is not None:
-            with wal._wanted:
+            with wal._wanted:  # nothing is kept any more, so nothing is told to anybody
                 wal._waiting.clear()
+                wal.put = lambda position, data: None  # type: ignore[method-assign]
         await self.stop()
 
 

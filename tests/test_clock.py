@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from random import Random
@@ -402,7 +403,7 @@ class ClusterMachine(RuleBasedStateMachine):
     def begin(self, servers: int, workers: int) -> None:
         self.servers = [Server(k, self.sync) for k in range(servers)]
         self.lead = GroupClock(self.consistency, [f"ps-{k}" for k in range(servers)])
-        self.cuts = 0
+        self.cuts, self.held = 0, False
         # Between the lead and each server: ordered, but it may break and be made anew.
         self.reports: list[list[tuple[WorkerId, int]]] = [[] for _ in range(servers)]
         self.notices: list[list[Decision]] = [[] for _ in range(servers)]
@@ -557,7 +558,32 @@ class ClusterMachine(RuleBasedStateMachine):
     def cut(self, ahead: int) -> None:
         """A snapshot at a clock that has not closed."""
         self.cuts += 1
+        self.held = False
         self.tell(self.lead.cut(self.cuts, self.lead.next_clock + ahead))
+
+    @rule()
+    def load(self) -> None:
+        """Ledgers and the lead are dumped, and others go on in their place."""
+        for server in self.servers:
+            state = json.loads(json.dumps(server.ledger.dump()))
+            server.ledger = Ledger()
+            server.ledger.load(state)
+            assert json.loads(json.dumps(server.ledger.dump())) == state
+        state = json.loads(json.dumps(self.lead.dump()))
+        lead = GroupClock(self.consistency, [f"ps-{k}" for k in range(len(self.servers))])
+        lead.load(state)
+        assert json.loads(json.dumps(lead.dump())) == state
+        lead.cuts, self.lead = self.lead.cuts, lead
+
+    @precondition(lambda self: self.sync)
+    @rule(held=st.booleans())
+    def hold(self, held: bool) -> None:
+        """No clock closes; or they do again."""
+        self.held = held
+        if held:
+            assert self.lead.hold() == self.lead.next_clock
+        else:
+            self.tell(self.lead.go_on())
 
     @rule(data=st.data(), what=st.sampled_from(["idle", "release", "lose", "return", "arrive"]))
     def change_members(self, data: st.DataObject, what: str) -> None:
@@ -611,6 +637,9 @@ class ClusterMachine(RuleBasedStateMachine):
 
     def settle(self, chance: Random) -> None:
         """I7, I8: when all has been delivered nothing is missing, and the slowest may go on."""
+        if self.sync:
+            self.tell(self.lead.go_on())
+            self.held = False
         for _ in range(20):
             for state in self.workers.values():
                 self.network.extend(sorted(state.out, key=lambda m: (m.clock, m.server)))
@@ -651,6 +680,7 @@ class ClusterMachine(RuleBasedStateMachine):
             return
         self.lead.check_invariants()
         assert self.lead.min_clock >= self.min_seen, "I2: min_clock fell"
+        assert not self.held or self.lead.min_clock == self.min_seen, "held, but a clock closed"
         self.min_seen = self.lead.min_clock
         lists: dict[int, Close] = {}
         for server in self.servers:

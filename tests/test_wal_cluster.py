@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import paramserver as ps
+from paramserver.ps import lasting
 from tests.cluster import cluster, in_threads
 
 STEPS = 12
@@ -32,13 +33,16 @@ MODELS: dict[str, ps.Sync | ps.Stale | ps.Async] = {
 }
 
 
+@pytest.mark.parametrize("short", [False, True], ids=["long", "short"])
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("model", MODELS)
 def test_every_push_counts_once_while_servers_are_killed(
-    tmp_path: Path, model: str, victim: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, victim: int, short: bool
 ) -> None:
     """An additive group over two servers is the ledger: its values count the pushes."""
-    with cluster(servers=2, workers=2, state=tmp_path) as made:
+    monkeypatch.setattr(lasting, "LOOK_S", 0.01)
+    size = 1000 if short else 256 << 20  # a short journal: dumps all the time
+    with cluster(servers=2, workers=2, state=tmp_path, journal_bytes=size) as made:
         shapes = {"a": torch.zeros(70_000), "b": torch.zeros(30)}
         pushed = [0, 0]
 
@@ -65,6 +69,7 @@ def test_every_push_counts_once_while_servers_are_killed(
         for values in filter(None, results):
             for tensor in values.values():
                 assert torch.equal(tensor, torch.full_like(tensor, 2.0 * STEPS))
+        assert any(tmp_path.glob("ps-*/dump-*.log")) == short
 
 
 async def _turn() -> None:

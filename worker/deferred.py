@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from paramserver.core.slices import Slice
+from paramserver.errors import RefusedError
 from paramserver.types import StepResult
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.convert import options_to_proto, spans_to_proto
@@ -27,17 +28,30 @@ class DeferredPush:
         self._group = group
         self._began = time.monotonic()
         self._flat: dict[int, Flat] = {}
-        self._operation = Operation(len(group.plan.shards))
+        self._commit: pb.Commit | None = None
+        self._kept: set[int] = set()
+        self._operation = Operation()
         self._requests: list[tuple[Shard, Link, Request]] = []
-        push = group.push_record(group.clock, 0.0, None, None)
-        push.deferred = True
-        for shard in group.plan.shards:
-            self._open(shard, push)
+        self._push = group.push_record(group.clock, 0.0, None, None)
+        self._push.deferred = True
+        group.moves.begin(self._operation, self._send)
 
-    def _open(self, shard: Shard, push: pb.Push) -> None:
+    def _send(self) -> None:
+        """All of it so far, by the slice map of the moment."""
+        plan = self._group.plan
+        self._push.map_version, self._operation.lead = plan.map.version, plan.map.lead
+        self._requests.clear()
+        self._operation.begin(len(plan.shards))
+        for shard in plan.shards:
+            self._open(shard)
+        self._send_bytes(set(self._flat))
+        if self._commit is not None:
+            self._send_commit(self._commit)
+
+    def _open(self, shard: Shard) -> None:
         group = self._group
         mine = pb.Push()
-        mine.CopyFrom(push)
+        mine.CopyFrom(self._push)
         tensors = group.spec.tensors
         pushable = [s for s in shard.slices if tensors[s.tensor].rule != "frozen"]
         mine.slices.extend(s.index for s in pushable)
@@ -56,9 +70,14 @@ class DeferredPush:
         group = self._group
         # A copy: the caller may go on accumulating into the gradient while it is being sent.
         flat = group.uplink.leave({name: gradient.clone()}, group.clock).flat
-        self._flat.update(flat)
+        with group.moves.lock:
+            self._flat.update(flat)
+            self._send_bytes(set(flat))
+
+    def _send_bytes(self, tensors: set[int]) -> None:
+        flat = self._flat
         for shard, link, request in self._requests:
-            mine = [s for s in shard.slices if s.tensor in flat]
+            mine = [s for s in shard.slices if s.tensor in tensors]
             if mine:
                 self._operation.sent_bytes += sum(part_of(flat[s.tensor], s).nbytes for s in mine)
                 link.submit(request, self._bytes(mine))
@@ -73,7 +92,9 @@ class DeferredPush:
 
     def give_up(self) -> None:
         """The push is not to count; the clock stays."""
+        self._operation.moved = None
         self._operation.give_up()
+        self._operation.done.happen(RefusedError("given up"))
 
     def commit(
         self,
@@ -100,13 +121,18 @@ class DeferredPush:
             options=[options_to_proto(o) for o in options or ()],
         )
         group.window.track(self._operation, ticket)
+        with group.moves.lock:
+            self._commit, self._kept = commit, kept
+            self._send_commit(commit)
+        group.ticked()
+        return group.finish_deferred(self._operation, clock, self._began, into)
+
+    def _send_commit(self, commit: pb.Commit) -> None:
         for shard, link, request in self._requests:
             mine = pb.Commit()
             mine.CopyFrom(commit)
-            mine.slices.extend(s.index for s in shard.slices if s.tensor in kept)
+            mine.slices.extend(s.index for s in shard.slices if s.tensor in self._kept)
             link.submit(request, _record(mine))
-        group.ticked()
-        return group.finish_deferred(self._operation, clock, self._began, into)
 
 
 def _record(commit: pb.Commit) -> Part:

@@ -19,6 +19,7 @@ logger = logging.getLogger("paramserver")
 FIRST_ATTEMPT_S = 0.5
 REFRESH_S = 1.0
 PAUSE_S = 0.1
+PATIENCE_S = 2.0  # with a process that has not heard yet that it is to take over
 
 
 class Directory:
@@ -92,7 +93,8 @@ class Directory:
             ConnectionLostError, MovedError: not reached within ``timeout`` seconds.
             ParameterServerError: what the server raised.
         """
-        deadline = time.monotonic() + timeout
+        began = time.monotonic()
+        deadline = began + timeout
         attempt = FIRST_ATTEMPT_S if self._places else timeout
         while True:
             left = deadline - time.monotonic()
@@ -104,7 +106,7 @@ class Directory:
                     raise
                 attempt *= 2  # it may be at work on it
             except MovedError:
-                if left <= 0 or not self._places:
-                    raise
+                if time.monotonic() - began > PATIENCE_S or not self._places:
+                    raise  # not the server has moved, but slices
                 self._never.wait(PAUSE_S)  # it may not know yet that it has taken over
             self.refresh()

@@ -21,10 +21,11 @@ from paramserver.wire.frames import Piece
 from paramserver.wire.transport import Transport
 from paramserver.worker.batches import Ticket
 from paramserver.worker.link import Links
-from paramserver.worker.operation import Operation, Outcome, ServerAnswers
-from paramserver.worker.parts import StoreParts, pull_record
+from paramserver.worker.moves import Moves
+from paramserver.worker.operation import Operation, Outcome
 from paramserver.worker.plan import Plan, empty_like
 from paramserver.worker.pushes import Dense, Payload, Started, checked
+from paramserver.worker.sends import send_pull, send_push, send_store
 from paramserver.worker.session import Session
 from paramserver.worker.uplink import Uplink
 from paramserver.worker.values import Held, Landing
@@ -64,6 +65,7 @@ class Group(VectorMethods):
         self.last: StepResult | None = None
         self.pull_dtype = "" if wire_dtype in BLOCK_WIRES else wire_dtype
         self.plan = Plan(spec, slice_map)
+        self.moves = Moves(session, self.plan)
         self.uplink = Uplink(self.plan, wire_dtype)
         self.session = session
         self._transport = transport
@@ -200,12 +202,9 @@ class Group(VectorMethods):
             self.plan.check_shape(name, tensor)
         held = Held(self.plan) if latest else self.held
         landing = Landing(self.plan, held, into, "" if latest else self.pull_dtype)
-        asked = [(shard, s) for shard in self.plan.shards if (s := landing.wants(shard.slices))]
-        operation = Operation(len(asked))
-        for shard, slices in asked:
-            answers = ServerAnswers(operation, shard.index, landing.take)
-            record = pull_record(self, slices, held, latest=latest)
-            operation.submit(self.links.to(shard.address), answers, record.part)
+        operation = Operation()
+        send = partial(send_pull, self, operation, landing, held, latest=latest)
+        self.moves.begin(operation, send)
         self.wait(operation, operation.done, f"pull at clock {self.clock} of group {self.name!r}")
         landing.finish()
         return operation.received_bytes
@@ -222,11 +221,8 @@ class Group(VectorMethods):
         missing = set(self.plan.number) - set(values)
         if missing:
             raise InvalidRequestError(f"first values of {sorted(missing)[0]!r} are missing")
-        operation = Operation(len(self.plan.shards))
-        for shard in self.plan.shards:
-            parts = StoreParts(self, shard, values)
-            answers = ServerAnswers(operation, shard.index, None, parts.some)
-            operation.submit(self.links.to(shard.address), answers, parts.all)
+        operation = Operation()
+        self.moves.begin(operation, partial(send_store, self, operation, values))
         self.wait(operation, operation.done, f"storing first values of group {self.name!r}")
 
     @property
@@ -242,14 +238,19 @@ class Group(VectorMethods):
         """
         self.session.check()
         self.settle()
-        request = pb.ActivateRequest(
-            worker=self.identity(),
-            group=self.name,
-            map_version=self.plan.map.version,
-            skip=skip,
-        )
-        address = self.plan.map.addresses[self.plan.map.lead]
-        reply = self.session.directory.call(self._transport, address, "Activate", request)
+
+        def ask() -> pb.ActivateReply:
+            now = self.plan.map
+            request = pb.ActivateRequest(
+                worker=self.identity(), group=self.name, map_version=now.version, skip=skip
+            )
+            address = now.addresses[now.lead]
+            reply: pb.ActivateReply = self.session.directory.call(
+                self._transport, address, "Activate", request
+            )
+            return reply
+
+        reply = self.moves.retried(ask)
         self.clock = max(self.clock, reply.clock)
         self._activated = True
 
@@ -300,15 +301,11 @@ class Group(VectorMethods):
         weight, ticket = self.begin(0.0 if skipped else weight)
         try:
             push = self.push_record(clock, weight, ticket, options)
-            operation = Operation(len(self.plan.shards))
+            operation = Operation()
             operation.skipped = skipped
             self.window.track(operation, ticket)
             operation.done.then(lambda: payload.end(self._counted(operation, weight)))
-            for shard in self.plan.shards:
-                parts = payload.share(shard, push)
-                answers = ServerAnswers(operation, shard.index, take, parts.some)
-                operation.submit(self.links.to(shard.address), answers, parts.all)
-                operation.sent_bytes += parts.size
+            self.moves.begin(operation, partial(send_push, self, operation, payload, push, take))
         except BaseException:
             self.session.abort_push(ticket)
             payload.end(False)
@@ -393,6 +390,6 @@ class Group(VectorMethods):
     def _result(self, operation: Operation, clock: int, began: float) -> StepResult:
         sync = isinstance(self.spec.consistency, Sync)
         waited = time.monotonic() - began
-        result = operation.result(clock, self.plan.map.lead, sync=sync, waited=waited)
+        result = operation.result(clock, sync=sync, waited=waited)
         self.session.count(result)
         return result

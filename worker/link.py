@@ -146,6 +146,10 @@ class Link:
                     self._directory.refresh()
             except ParameterServerError as error:
                 self._fail_all(error)
+            with self._lock:
+                if not self._outstanding and not self._closed.is_set():
+                    self._reader = None  # the server may be gone for good; the next request looks
+                    return
             pause = FIRST_PAUSE if self._heard else min(2 * pause, LAST_PAUSE)
             self._closed.wait(pause * random.uniform(0.5, 1.0))
         self._fail_all(ConnectionLostError(f"the connection to {self._address} was closed"))

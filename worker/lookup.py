@@ -64,20 +64,25 @@ class Lookup:
         lookup = pb.Lookup(
             worker=group.identity(),
             group=group.name,
-            map_version=group.plan.map.version,
             clock=self.clock,
             wire_dtype=wire_to_proto(group.wire_dtype),
             timeout=group.session.config.wait_timeout,
         )
-        shares = [
-            (shard, parts)
-            for shard in group.plan.shards
-            if (parts := LookupParts(shard, lookup, self.routed, self._have)).slices
-        ]
-        operation = Operation(len(shares))
-        for shard, parts in shares:
-            answers = ServerAnswers(operation, shard.index, self._take, parts.some)
-            operation.submit(group.links.to(shard.address), answers, parts.all)
+        operation = Operation()
+
+        def send() -> None:
+            lookup.map_version = group.plan.map.version
+            shares = [
+                (shard, parts)
+                for shard in group.plan.shards
+                if (parts := LookupParts(shard, lookup, self.routed, self._have)).slices
+            ]
+            operation.begin(len(shares))
+            for shard, parts in shares:
+                answers = ServerAnswers(operation, shard.index, self._take, parts.some)
+                operation.submit(group.links.to(shard.address), answers, parts.all)
+
+        group.moves.begin(operation, send)
         return operation
 
     @property

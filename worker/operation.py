@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from paramserver.errors import ParameterServerError, WaitTimeoutError
+from paramserver.errors import MovedError, ParameterServerError, WaitTimeoutError
 from paramserver.types import DURABILITIES, Durability, StepResult
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.frames import Piece
@@ -58,28 +58,52 @@ class Outcome:
 class Operation:
     """Counts the answers of several servers.
 
+    It may be begun again, with other servers: answers to what was asked before count no more.
+
     Attributes:
         accepted: every server has accepted the push.
         done: every server is done.
         accepts, dones: what the servers said, by server index.
         sent_bytes, received_bytes: payload.
         skipped: NaN or infinity was in the push, so it carries nothing.
+        moved: hears that a server has no longer what was asked of it; None: the operation fails.
+        map_version, lead: of the slice map by which it was sent.
     """
 
-    def __init__(self, servers: int) -> None:
+    def __init__(self, servers: int = -1) -> None:
+        """``servers``: how many answer; -1: ``begin`` will tell."""
         self.accepted = Outcome()
         self.done = Outcome()
         self.accepts: dict[int, pb.Accepted] = {}
         self.dones: dict[int, pb.Done] = {}
         self.sent_bytes = self.received_bytes = 0
         self.skipped = False
+        self.moved: Callable[[Operation, MovedError], None] | None = None
+        self.map_version = self.lead = 0
+        self._attempt = 0
         self.reason = ""
         self._servers = servers
         self._lock = threading.Lock()
         self._requests: list[tuple[Link, Request]] = []
+        if servers >= 0:
+            self.begin(servers)
+
+    def begin(self, servers: int) -> None:
+        """Requests to so many servers follow; earlier ones are given up."""
+        with self._lock:
+            self._attempt += 1
+            self._servers = servers
+            self.accepts.clear()
+            self.dones.clear()
+        self.give_up()
         if not servers:
             self.accepted.happen()
             self.done.happen()
+
+    @property
+    def attempt(self) -> int:
+        """Grows with every ``begin``."""
+        return self._attempt
 
     @property
     def dropped(self) -> bool:
@@ -96,18 +120,17 @@ class Operation:
         clocks = [a.clock for a in self.accepts.values() if a.dropped]
         return max([*clocks, *(d.clock for d in self.dones.values())])
 
-    def result(self, clock: int, lead: int, *, sync: bool, waited: float) -> StepResult:
+    def result(self, clock: int, *, sync: bool, waited: float) -> StepResult:
         """What a push did, as far as the servers have said.
 
         Args:
             clock: that it carried.
-            lead: index of the lead's server.
             sync: its version is known only once its clock has closed.
             waited: seconds.
         """
         answers: dict[int, pb.Accepted | pb.Done] = {**self.accepts}
         answers.update(self.dones)
-        told = answers.get(lead)
+        told = answers.get(self.lead)
         staleness = [a.staleness for a in answers.values()]
         return StepResult(
             clock=clock,
@@ -129,23 +152,36 @@ class Operation:
         link.submit(request, part)
         return request
 
-    def accept(self, server: int, accepted: pb.Accepted) -> None:
+    def accept(self, server: int, accepted: pb.Accepted, attempt: int) -> None:
         """A server has accepted; called again after a break."""
         with self._lock:
+            if attempt != self._attempt:
+                return
             self.accepts[server] = accepted
             complete = len(self.accepts) == self._servers
         if complete:
             self.accepted.happen()
 
-    def finish(self, server: int, done: pb.Done) -> None:
+    def finish(self, server: int, done: pb.Done, attempt: int) -> None:
         """A server is done."""
         with self._lock:
+            if attempt != self._attempt:
+                return
             self.dones[server] = done
             complete = len(self.dones) == self._servers
         if complete:
             self._requests = []  # gradients are freed now, not when cycles are collected
             self.accepted.happen()
             self.done.happen()
+
+    def refused(self, error: ParameterServerError, attempt: int) -> None:
+        """A server refused; where slices have moved, that is not the end."""
+        if attempt != self._attempt or self.done.happened:
+            return
+        if isinstance(error, MovedError) and self.moved is not None:
+            self.moved(self, error)
+        else:
+            self.fail(error)
 
     def fail(self, error: ParameterServerError) -> None:
         """The first failure is the operation's; the other requests are given up."""
@@ -209,7 +245,7 @@ class ServerAnswers:
         take: Callable[[pb.Data, Sequence[Piece]], None] | None = None,
         resend: Callable[[Iterable[int]], Part] | None = None,
     ) -> None:
-        self._operation = operation
+        self._operation, self._attempt = operation, operation.attempt
         self._index = index
         self._take = take
         self._resend = resend
@@ -221,6 +257,8 @@ class ServerAnswers:
 
     def data(self, data: pb.Data, pieces: Sequence[Piece]) -> None:
         """Values arrived."""
+        if self._attempt != self._operation.attempt:
+            return
         self._operation.received_bytes += sum(len(p) for p in pieces)
         if self._take is not None:
             self._take(data, pieces)
@@ -231,12 +269,12 @@ class ServerAnswers:
             link, request = self._where
             link.again(request, self._resend(accepted.refused))
         else:
-            self._operation.accept(self._index, accepted)
+            self._operation.accept(self._index, accepted, self._attempt)
 
     def done(self, done: pb.Done) -> None:
         """Nothing more comes."""
         self._where = self._take = self._resend = None
-        self._operation.finish(self._index, done)
+        self._operation.finish(self._index, done, self._attempt)
 
     def waiting(self, reason: str) -> None:
         """The server told whom it waits for."""
@@ -244,4 +282,4 @@ class ServerAnswers:
 
     def failed(self, error: ParameterServerError) -> None:
         """The server refused."""
-        self._operation.fail(error)
+        self._operation.refused(error, self._attempt)

@@ -27,7 +27,7 @@ class Shard:
 
 
 class Plan:
-    """The slices of a group; fixed for a slice map."""
+    """The slices of a group, and where they are: that may change, ``follow`` tells."""
 
     def __init__(self, spec: GroupSpec, slice_map: SliceMap) -> None:
         self.spec = spec
@@ -37,8 +37,20 @@ class Plan:
         self.of_tensor: list[list[Slice]] = [[] for _ in spec.tensors]
         for piece in self.slices:
             self.of_tensor[piece.tensor].append(piece)
-        self.shards = [self._shard(i) for i in range(len(slice_map.servers))]
-        self.shards = [s for s in self.shards if s.slices]
+        self.shards: list[Shard] = []
+        self._deal()
+
+    def _deal(self) -> None:
+        shards = [self._shard(i) for i in range(len(self.map.servers))]
+        self.shards = [s for s in shards if s.slices]
+
+    def follow(self, slice_map: SliceMap) -> bool:
+        """Takes a newer map of the same slices; False for one that is known."""
+        if slice_map.version <= self.map.version:
+            return False
+        self.map = slice_map
+        self._deal()
+        return True
 
     def _shard(self, index: int) -> Shard:
         mine = [s for s, owner in zip(self.slices, self.map.owners, strict=True) if owner == index]

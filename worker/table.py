@@ -100,7 +100,9 @@ class Table:
                 f"table {self.name!r} never forgets rows: make it with evict=TTL, LRU or Decay"
             )
         self.group.session.check()
-        return sum(self._shrink(shard) for shard in self.group.plan.shards)
+        return self.group.moves.retried(
+            lambda: sum(self._shrink(shard) for shard in self.group.plan.shards)
+        )
 
     def _call(self, shard: Shard, method: str, request: Message, timeout: float) -> Any:
         directory = self.group.session.directory

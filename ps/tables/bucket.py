@@ -172,6 +172,17 @@ def row_bucket(index: int, spec: GroupSpec) -> RowBucket:
     return RowBucket(index, layout, SUB_TABLE_BITS)
 
 
+def only_changes(state: SliceState, since: int) -> SliceState:
+    """What a dump with ``since`` has of a sub-table that was dumped whole."""
+    columns = {name: state.tensors[name] for name in ROW_COLUMNS if name in state.tensors}
+    later = columns["changed"] > since
+    tensors = {name: column[later] for name, column in columns.items()}
+    if state.numbers["evicted_at"] > since:
+        tensors["living"] = columns["keys"]
+    rest = {name: t for name, t in state.tensors.items() if name not in ROW_COLUMNS}
+    return SliceState(tensors | rest, {**state.numbers, "since": since})
+
+
 def with_changes(base: SliceState, later: SliceState) -> SliceState:
     """A sub-table as it was when ``later`` was dumped with ``since`` the version of ``base``.
 

@@ -229,25 +229,25 @@ class Oldest:
         return picked
 
     def dump(self) -> dict[str, Any]:
-        """How far it is; of moments, how many seconds ago they were."""
+        """How far it is; moments, which only seconds need, as how long ago they were."""
+        if not (isinstance(self.rule, TTL) and self.rule.seconds):
+            return {"swept": self._swept}
         now = self._now()
         return {
             "swept": self._swept,
             "begun": now - self._begun,
             "touched": None if self._touched == -math.inf else now - self._touched,
-            "marks": [[now - t if t > -math.inf else None, version] for t, version in self._marks],
+            "marks": [[now - moment, version] for moment, version in self._marks],
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """What another has dumped."""
-        now = self._now()
-
-        def moment(age: float | None) -> float:
-            return -math.inf if age is None else now - age
-
-        self._swept, self._begun = state["swept"], moment(state["begun"])
-        self._touched = moment(state["touched"])
-        self._marks = deque((moment(age), version) for age, version in state["marks"])
+        self._swept = state["swept"]
+        if "begun" in state:
+            now, touched = self._now(), state["touched"]
+            self._begun = now - state["begun"]
+            self._touched = -math.inf if touched is None else now - touched
+            self._marks = deque((now - age, version) for age, version in state["marks"])
 
 
 def in_order(index: Index) -> tuple[Keys, Places]:

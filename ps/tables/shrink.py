@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 
 from paramserver.errors import InvalidRequestError
-from paramserver.ps import records
-from paramserver.ps.group import Cell, GroupState
+from paramserver.ps.group import GroupState
 from paramserver.ps.workshop import INLINE_BYTES, Workshop
 
 
@@ -29,13 +28,5 @@ async def shrink(
             return None
     evicted = 0
     for cell in group.cells:
-        evicted += await workshop.run(cell.lock, INLINE_BYTES + 1, _shrink, group, cell)
+        evicted += await cell.change(workshop, INLINE_BYTES + 1, cell.shrink)
     return evicted
-
-
-def _shrink(group: GroupState, cell: Cell) -> int:
-    now = cell.look()
-    assert cell.rows is not None
-    if group.journal is not None:
-        records.shrunk(group.journal, group.spec.name, cell.rows.indices[0], now)
-    return cell.rows.shrink()

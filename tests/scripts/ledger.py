@@ -34,6 +34,7 @@ def main() -> None:
         words = client.table("words", 4, optimizer="Momentum", consistency=consistency, lr=0.01)
         client.barrier("start")
         seed = torch.Generator().manual_seed(client.rank)
+        client.barrier("begin")  # so that every clock waits for all workers
         for _ in range(steps):
             result = count.push({name: torch.ones(shape) for name, shape in SHAPES.items()})
             assert result.durability in allowed, result

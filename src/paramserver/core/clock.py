@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
-from paramserver.core.decisions import Advance, Close, Contribution, Cut, Decision, Drop
+from paramserver.core.cuts import Cuts
+from paramserver.core.decisions import (
+    Advance,
+    Close,
+    Contribution,
+    Cut,
+    Decision,
+    Drop,
+    may_read,
+)
 from paramserver.errors import ClockError, ConfigurationError, FencedError, InvalidRequestError
-from paramserver.types import Async, Consistency, Stale, Sync, WorkerId, canonical
+from paramserver.types import Async, Consistency, Sync, WorkerId, canonical
 
 __all__ = [
     "KEPT_CLOSES",
@@ -24,19 +34,6 @@ __all__ = [
 ]
 
 KEPT_CLOSES = 64
-
-
-def may_read(consistency: Consistency, clock: int, frontier: int) -> bool:
-    """Whether the values of ``clock`` may be read.
-
-    Args:
-        clock: the step that the reader is about to start.
-        frontier: clocks that count as complete: closed ones under Sync, min_clock under Stale.
-    """
-    if isinstance(consistency, Async):
-        return True
-    bound = consistency.bound if isinstance(consistency, Stale) else 0
-    return frontier >= clock - bound
 
 
 @dataclass(slots=True)
@@ -82,8 +79,7 @@ class GroupClock:
         self._started = False
         self._min = 0
         self._closes: deque[Close] = deque(maxlen=KEPT_CLOSES)
-        self._cuts: dict[int, int] = {}  # by id: the clock at which it is due
-        self._cut: Cut | None = None  # the newest one made
+        self.cuts = Cuts()
         self.next_clock = 0
 
     @property
@@ -182,7 +178,7 @@ class GroupClock:
         return self._proceed()
 
     def cut(self, id_: int, clock: int) -> list[Decision]:
-        """Cuts the group once all clocks below this one have closed; at once where they have.
+        """Cuts the group once all clocks below this one have closed; ends a hold.
 
         Raises:
             InvalidRequestError: the group has no clocks that close (Stale, Async).
@@ -192,31 +188,53 @@ class GroupClock:
             raise InvalidRequestError("only Sync groups are cut at a clock; hold the others")
         if clock < self.next_clock:
             raise ClockError(f"cut at clock {clock}: it has closed, {self.next_clock} is the next")
-        self._cuts[id_] = clock
-        return self._due()
+        self.cuts.ask(id_, clock)
+        return [*self.cuts.at(self.next_clock), *self._proceed()]
 
     def cut_now(self, id_: int) -> list[Decision]:
         """A cut that is still due is made where the group stands."""
-        if id_ not in self._cuts:
-            return []
-        self._cuts[id_] = self.next_clock
-        return self._due()
+        return self.cut(id_, self.next_clock) if self.cuts.due(id_) else []
 
-    def cancel(self, id_: int) -> None:
-        """A cut that is still due is not made."""
-        self._cuts.pop(id_, None)
+    def hold(self) -> int:
+        """No clock closes until ``cut`` or ``go_on``; the next one."""
+        self.cuts.limit = self.next_clock
+        return self.next_clock
 
-    def _due(self) -> list[Decision]:
-        made = [Cut(id_, clock) for id_, clock in self._cuts.items() if clock == self.next_clock]
-        for each in made:
-            del self._cuts[each.id]
-            self._cut = each
-        return list(made)
+    def go_on(self) -> list[Decision]:
+        """A hold ends."""
+        self.cuts.limit = None
+        return self._proceed()
 
     def resume(self, clock: int) -> None:
         """A restored group goes on at this clock; to be called before anything else."""
         self.next_clock = clock if self._sync else 0
         self._min = 0 if self._sync else clock
+
+    def reshape(self, servers: Sequence[str]) -> list[Decision]:
+        """Slices have moved: these servers hold some now.
+
+        What a new one has of pushes under way it tells itself.
+        """
+        self._servers = frozenset(servers)
+        for known in self._workers.values():
+            for mark in known.marks.values():
+                mark.servers &= self._servers
+            # Sync keeps marks until their clock closes; clocks that were skipped have none.
+            known.clock = min(
+                (c for c in known.marks if c < known.clock and not self._complete(known, c)),
+                default=known.clock,
+            )
+            self._advance(known)
+        return self._proceed()
+
+    def enter(self, close: Close) -> None:
+        """The open clock has closed like this: decided here, or before a restart."""
+        self._closes.append(close)
+        self.next_clock = close.clock + 1
+        for known in self._workers.values():
+            known.marks.pop(close.clock, None)
+        for worker in self._active:
+            self._raise_to(worker, self.next_clock)
 
     def worker_clock(self, worker: WorkerId) -> int:
         """The first clock of the worker that is not complete on every server."""
@@ -248,8 +266,9 @@ class GroupClock:
         if clock < oldest:
             raise ClockError(f"close of clock {clock} is gone: the oldest kept is {oldest}")
         decided: list[Decision] = [close for close in self._closes if close.clock >= clock]
-        if self._cut is not None and self._cut.clock >= clock:
-            decided.insert(self._cut.clock - clock, self._cut)
+        cut = self.cuts.newest
+        if cut is not None and cut.clock >= clock:
+            decided.insert(cut.clock - clock, cut)
         return decided
 
     def dump(self) -> dict[str, Any]:
@@ -352,7 +371,7 @@ class GroupClock:
         decisions: list[Decision] = []
         if self._sync:
             while (close := self._close()) is not None:
-                decisions += [close, *self._due()]
+                decisions += [close, *self.cuts.at(self.next_clock)]
         else:
             lowest = min((self._workers[w].clock for w in self._active), default=self._min)
             if lowest > self._min:
@@ -364,28 +383,21 @@ class GroupClock:
         """Closes the open clock if nobody that counts is missing."""
         assert isinstance(self.consistency, Sync)
         clock = self.next_clock
+        if clock == self.cuts.limit:
+            return None
         missing = sum(self._workers[w].clock <= clock for w in self._active)
         if missing > self.consistency.backup:
             return None
         contributors = tuple(
             Contribution(worker, known.marks[clock].weight)
-            for worker, known in sorted(self._workers.items(), key=_by_worker)
+            for worker, known in sorted(self._workers.items(), key=itemgetter(0))
             if self._complete(known, clock)
         )
         if not contributors:
             return None
         close = Close(clock, contributors)
-        self._closes.append(close)
-        self.next_clock += 1
-        self._pass(clock, self._workers.values())
-        for worker in self._active:
-            self._raise_to(worker, self.next_clock)
+        self.enter(close)
         return close
-
-    @staticmethod
-    def _pass(clock: int, workers: Iterable[_Worker]) -> None:
-        for known in workers:
-            known.marks.pop(clock, None)
 
     def _someone_waits(self) -> bool:
         """Whether a worker is so far ahead that its next read has to wait."""
@@ -401,7 +413,3 @@ class GroupClock:
             return f"at clock {known.clock}, nothing pushed"
         word = "staged" if self._sync else "applied"
         return f"{word} on {len(mark.servers)} of {len(self._servers)} servers"
-
-
-def _by_worker(item: tuple[WorkerId, _Worker]) -> WorkerId:
-    return item[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paramserver.types import WorkerId
+from paramserver.types import Async, Consistency, Stale, WorkerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +50,16 @@ class Cut:
 
 
 Decision = Close | Advance | Drop | Cut
+
+
+def may_read(consistency: Consistency, clock: int, frontier: int) -> bool:
+    """Whether the values of ``clock`` may be read.
+
+    Args:
+        clock: the step that the reader is about to start.
+        frontier: clocks that count as complete: closed ones under Sync, min_clock under Stale.
+    """
+    if isinstance(consistency, Async):
+        return True
+    bound = consistency.bound if isinstance(consistency, Stale) else 0
+    return frontier >= clock - bound

@@ -280,14 +280,23 @@ class Ledger:
         """Samples of applied pushes of all workers, merged, by lease."""
         return [span for worker in sorted(self._workers) for span in self.applied_spans(worker)]
 
-    def next_clocks(self) -> dict[WorkerId, int]:
-        """By worker the first clock that no push has opened, where one is known."""
-        return {w: known.next for w, known in self._workers.items() if known.next is not None}
+    def opened(self) -> dict[WorkerId, int]:
+        """By worker the first clock beyond all that pushes have opened here."""
+        newest = {w: max((*k.open, *k.receipts), default=-1) for w, k in self._workers.items()}
+        return {worker: clock + 1 for worker, clock in newest.items() if clock >= 0}
 
-    def under_way(self, worker: WorkerId, below: int) -> bool:
-        """Whether a push of a clock below this one is open, or has yet to come again."""
+    def through(self, worker: WorkerId, below: int) -> bool:
+        """Whether all pushes of smaller clocks are complete, the last of them here."""
         known = self._workers.get(worker)
-        return known is not None and any(c < below for c in (*known.open, *known.holes))
+        if known is None:
+            return False
+        under_way = any(clock < below for clock in (*known.open, *known.holes))
+        return below - 1 in known.receipts and not under_way
+
+    def reshape(self) -> None:
+        """Slices moved here or away: what a push sent again brings is another part of it."""
+        for known in self._workers.values():
+            known.digests.clear()
 
     def dump(self, *, settled: bool = False) -> dict[str, Any]:
         """All of it as JSON-able values.

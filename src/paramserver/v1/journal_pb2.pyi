@@ -28,7 +28,7 @@ PART_BYTES: PartKind
 PART_STATE: PartKind
 
 class Entry(_message.Message):
-    __slots__ = ("group", "begun", "made", "stored", "stepped", "closed", "opened", "arrived", "ticked", "completed", "abandoned", "expected", "shrunk", "lead", "vectors", "added", "contributed", "collected", "reduced", "dumped_slice", "dumped_group", "dumped_vectors", "parts")
+    __slots__ = ("group", "begun", "made", "stored", "stepped", "closed", "opened", "arrived", "ticked", "completed", "abandoned", "expected", "shrunk", "lead", "vectors", "added", "contributed", "collected", "reduced", "dumped_slice", "dumped_group", "dumped_rest", "parts")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     BEGUN_FIELD_NUMBER: _ClassVar[int]
     MADE_FIELD_NUMBER: _ClassVar[int]
@@ -50,7 +50,7 @@ class Entry(_message.Message):
     REDUCED_FIELD_NUMBER: _ClassVar[int]
     DUMPED_SLICE_FIELD_NUMBER: _ClassVar[int]
     DUMPED_GROUP_FIELD_NUMBER: _ClassVar[int]
-    DUMPED_VECTORS_FIELD_NUMBER: _ClassVar[int]
+    DUMPED_REST_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
     group: str
     begun: Begun
@@ -73,27 +73,25 @@ class Entry(_message.Message):
     reduced: _server_pb2.Reduce
     dumped_slice: DumpedSlice
     dumped_group: DumpedGroup
-    dumped_vectors: DumpedVectors
+    dumped_rest: DumpedRest
     parts: _containers.RepeatedCompositeFieldContainer[Part]
-    def __init__(self, group: _Optional[str] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ..., made: _Optional[_Union[_scheduler_pb2.GetGroupReply, _Mapping]] = ..., stored: _Optional[_Union[Stored, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., arrived: _Optional[_Union[Arrived, _Mapping]] = ..., ticked: _Optional[_Union[Ticked, _Mapping]] = ..., completed: _Optional[_Union[Completed, _Mapping]] = ..., abandoned: _Optional[_Union[Abandoned, _Mapping]] = ..., expected: _Optional[_Union[Expected, _Mapping]] = ..., shrunk: _Optional[_Union[Shrunk, _Mapping]] = ..., lead: _Optional[_Union[LeadEvent, _Mapping]] = ..., vectors: _Optional[_Union[_server_pb2.VectorsRequest, _Mapping]] = ..., added: _Optional[_Union[_server_pb2.AddVector, _Mapping]] = ..., contributed: _Optional[_Union[_server_pb2.Contribute, _Mapping]] = ..., collected: _Optional[_Union[_server_pb2.Collect, _Mapping]] = ..., reduced: _Optional[_Union[_server_pb2.Reduce, _Mapping]] = ..., dumped_slice: _Optional[_Union[DumpedSlice, _Mapping]] = ..., dumped_group: _Optional[_Union[DumpedGroup, _Mapping]] = ..., dumped_vectors: _Optional[_Union[DumpedVectors, _Mapping]] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
+    def __init__(self, group: _Optional[str] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ..., made: _Optional[_Union[_scheduler_pb2.GetGroupReply, _Mapping]] = ..., stored: _Optional[_Union[Stored, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., arrived: _Optional[_Union[Arrived, _Mapping]] = ..., ticked: _Optional[_Union[Ticked, _Mapping]] = ..., completed: _Optional[_Union[Completed, _Mapping]] = ..., abandoned: _Optional[_Union[Abandoned, _Mapping]] = ..., expected: _Optional[_Union[Expected, _Mapping]] = ..., shrunk: _Optional[_Union[Shrunk, _Mapping]] = ..., lead: _Optional[_Union[LeadEvent, _Mapping]] = ..., vectors: _Optional[_Union[_server_pb2.VectorsRequest, _Mapping]] = ..., added: _Optional[_Union[_server_pb2.AddVector, _Mapping]] = ..., contributed: _Optional[_Union[_server_pb2.Contribute, _Mapping]] = ..., collected: _Optional[_Union[_server_pb2.Collect, _Mapping]] = ..., reduced: _Optional[_Union[_server_pb2.Reduce, _Mapping]] = ..., dumped_slice: _Optional[_Union[DumpedSlice, _Mapping]] = ..., dumped_group: _Optional[_Union[DumpedGroup, _Mapping]] = ..., dumped_rest: _Optional[_Union[DumpedRest, _Mapping]] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
 
 class Part(_message.Message):
-    __slots__ = ("slice", "kind", "dtype", "bytes", "name", "shape", "scalar")
+    __slots__ = ("slice", "kind", "dtype", "bytes", "name", "shape")
     SLICE_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
-    SCALAR_FIELD_NUMBER: _ClassVar[int]
     slice: int
     kind: PartKind
     dtype: _common_pb2.DType
     bytes: int
     name: str
     shape: _containers.RepeatedScalarFieldContainer[int]
-    scalar: bool
-    def __init__(self, slice: _Optional[int] = ..., kind: _Optional[_Union[PartKind, str]] = ..., dtype: _Optional[_Union[_common_pb2.DType, str]] = ..., bytes: _Optional[int] = ..., name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., scalar: bool = ...) -> None: ...
+    def __init__(self, slice: _Optional[int] = ..., kind: _Optional[_Union[PartKind, str]] = ..., dtype: _Optional[_Union[_common_pb2.DType, str]] = ..., bytes: _Optional[int] = ..., name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Begun(_message.Message):
     __slots__ = ("format", "server", "job")
@@ -232,16 +230,18 @@ class Shrunk(_message.Message):
     def __init__(self, slice: _Optional[int] = ..., now: _Optional[float] = ...) -> None: ...
 
 class LeadEvent(_message.Message):
-    __slots__ = ("staged", "observed", "skip", "restated")
+    __slots__ = ("staged", "observed", "skip", "restated", "closed")
     STAGED_FIELD_NUMBER: _ClassVar[int]
     OBSERVED_FIELD_NUMBER: _ClassVar[int]
     SKIP_FIELD_NUMBER: _ClassVar[int]
     RESTATED_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
     staged: _server_pb2.Report
     observed: Observed
     skip: _server_pb2.Drop
     restated: str
-    def __init__(self, staged: _Optional[_Union[_server_pb2.Report, _Mapping]] = ..., observed: _Optional[_Union[Observed, _Mapping]] = ..., skip: _Optional[_Union[_server_pb2.Drop, _Mapping]] = ..., restated: _Optional[str] = ...) -> None: ...
+    closed: _server_pb2.Close
+    def __init__(self, staged: _Optional[_Union[_server_pb2.Report, _Mapping]] = ..., observed: _Optional[_Union[Observed, _Mapping]] = ..., skip: _Optional[_Union[_server_pb2.Drop, _Mapping]] = ..., restated: _Optional[str] = ..., closed: _Optional[_Union[_server_pb2.Close, _Mapping]] = ...) -> None: ...
 
 class Observed(_message.Message):
     __slots__ = ("started", "active", "lost", "consistency")
@@ -256,16 +256,18 @@ class Observed(_message.Message):
     def __init__(self, started: bool = ..., active: _Optional[_Iterable[_Union[_server_pb2.Staged, _Mapping]]] = ..., lost: _Optional[_Iterable[_Union[_server_pb2.Staged, _Mapping]]] = ..., consistency: _Optional[_Union[_common_pb2.Consistency, _Mapping]] = ...) -> None: ...
 
 class DumpedSlice(_message.Message):
-    __slots__ = ("position", "slice", "numbers", "closed")
+    __slots__ = ("position", "slice", "numbers", "closed", "now")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     SLICE_FIELD_NUMBER: _ClassVar[int]
     NUMBERS_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
+    NOW_FIELD_NUMBER: _ClassVar[int]
     position: int
     slice: int
     numbers: bytes
     closed: int
-    def __init__(self, position: _Optional[int] = ..., slice: _Optional[int] = ..., numbers: _Optional[bytes] = ..., closed: _Optional[int] = ...) -> None: ...
+    now: float
+    def __init__(self, position: _Optional[int] = ..., slice: _Optional[int] = ..., numbers: _Optional[bytes] = ..., closed: _Optional[int] = ..., now: _Optional[float] = ...) -> None: ...
 
 class DumpedGroup(_message.Message):
     __slots__ = ("position", "numbers")
@@ -275,10 +277,12 @@ class DumpedGroup(_message.Message):
     numbers: bytes
     def __init__(self, position: _Optional[int] = ..., numbers: _Optional[bytes] = ...) -> None: ...
 
-class DumpedVectors(_message.Message):
-    __slots__ = ("position", "numbers")
+class DumpedRest(_message.Message):
+    __slots__ = ("position", "kind", "numbers")
     POSITION_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
     NUMBERS_FIELD_NUMBER: _ClassVar[int]
     position: int
+    kind: str
     numbers: bytes
-    def __init__(self, position: _Optional[int] = ..., numbers: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, position: _Optional[int] = ..., kind: _Optional[str] = ..., numbers: _Optional[bytes] = ...) -> None: ...

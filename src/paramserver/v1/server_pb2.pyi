@@ -634,14 +634,18 @@ class HoldRequest(_message.Message):
     def __init__(self, job: _Optional[int] = ..., hold: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupClocks, _Mapping]]] = ..., limit_s: _Optional[float] = ...) -> None: ...
 
 class GroupClocks(_message.Message):
-    __slots__ = ("group", "map_version", "workers")
+    __slots__ = ("group", "map_version", "workers", "lead", "next_clock")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    NEXT_CLOCK_FIELD_NUMBER: _ClassVar[int]
     group: str
     map_version: int
     workers: _containers.RepeatedCompositeFieldContainer[WorkerClock]
-    def __init__(self, group: _Optional[str] = ..., map_version: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerClock, _Mapping]]] = ...) -> None: ...
+    lead: bool
+    next_clock: int
+    def __init__(self, group: _Optional[str] = ..., map_version: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerClock, _Mapping]]] = ..., lead: bool = ..., next_clock: _Optional[int] = ...) -> None: ...
 
 class HoldReply(_message.Message):
     __slots__ = ("groups",)

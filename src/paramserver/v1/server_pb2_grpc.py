@@ -185,8 +185,9 @@ class ServerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Hold(self, request, context):
-        """Pushes of groups without closing clocks (Stale, Async, Adaptive) of clocks that no push here has
-        opened yet wait from now on; others go on. The answer says which clocks were opened.
+        """Groups stand still for a moment. Of groups without closing clocks (Stale, Async, Adaptive),
+        pushes of clocks that none here has opened yet wait; others go on. Of groups under Sync that
+        this server leads, no clock closes. The answer says which clocks were opened, or which is next.
         Order: a hold, then Drain, then Snapshot or moves of slices, then Release. Idempotent by hold.
         Partial failure: a hold that nobody releases ends by itself after limit_s; whatever comes after
         that under its number is refused (FENCED). A newer hold takes the place of an older one.
@@ -212,8 +213,9 @@ class ServerServicer(object):
 
     def Snapshot(self, request, context):
         """Captures groups of this server as they are at a cut, and writes them to one file; answers when
-        the file is whole and safe. Groups under Sync are cut at a clock by their lead; others must be
-        held and drained, and go on as soon as their capture has begun (the hold ends with that).
+        the file is whole and safe. Groups under Sync are cut at a clock, by their lead: hold them first
+        and cut all at the largest next clock, so that groups stepped together are cut together. Others
+        must be held and drained. The hold ends as soon as the captures have begun, or were asked for.
         Training waits for no more than the copy of one bucket or sub-table.
         Idempotent by id: a second call joins the first. Partial failure: without an answer there is no
         file that counts.

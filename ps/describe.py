@@ -1,0 +1,51 @@
+"""What status shows of a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import psutil
+
+from paramserver.ps.group import GroupState
+from paramserver.v1 import server_pb2 as pb
+
+if TYPE_CHECKING:
+    from paramserver.ps.service import ServerService
+
+
+def describe(service: ServerService, groups: Sequence[GroupState]) -> pb.DescribeReply:
+    """Memory, bytes and groups of a server."""
+    return pb.DescribeReply(
+        groups=[_describe(service, group) for group in groups],
+        resident_bytes=psutil.Process().memory_info().rss,
+        staged_bytes=sum(g.staged_bytes for g in groups),
+        received_bytes=service.received_bytes,
+        sent_bytes=service.sent_bytes,
+        duplicates=sum(g.ledger.duplicates for g in groups),
+        refusals=service.refusals,
+        non_finite=service.non_finite,
+    )
+
+
+def _describe(service: ServerService, group: GroupState) -> pb.GroupStatus:
+    status = pb.GroupStatus(
+        group=group.spec.name,
+        slices=len(group.slices),
+        bytes=group.nbytes,
+        table=group.table_status(),
+        version=group.version,
+        min_clock=group.frontier.value,
+        overflows=group.overflows,
+    )
+    lead = service.lead_of(group.spec.name)
+    if lead is not None:
+        active = service.views.active(group.spec.name)
+        status.lead = True
+        status.min_clock = lead.clock.min_clock
+        status.waiting = lead.clock.waiting_for(service.views.names)
+        status.workers.extend(
+            pb.WorkerClock(rank=w.rank, incarnation=w.incarnation, clock=clock, active=w in active)
+            for w, clock in sorted(lead.clock.workers.items())
+        )
+    return status
