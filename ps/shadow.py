@@ -32,6 +32,7 @@ class Shadow:
         self._stream = 0  # the newest; older ones change nothing
         self._lock = asyncio.Lock()
         self._over = False
+        self._work: asyncio.Future[None] | None = None
 
     async def follow(
         self, requests: AsyncIterator[pb.ReplicateRequest]
@@ -43,16 +44,23 @@ class Shadow:
             InvalidRequestError: entries are missing in between.
         """
         self._stream += 1
-        stream, self._part = self._stream, b""
+        stream = self._stream
+        async with self._lock:
+            self._part = b""
         yield pb.ReplicateReply(applied=self.applied)
         async for request in requests:
-            async with self._lock:
-                if self._over or stream != self._stream:
-                    raise FencedError(f"server {self.server}: epoch {self.epoch} is over")
-                await self._take(request)
+            # A stream that ends must not leave an entry half applied.
+            self._work = asyncio.ensure_future(self._take(stream, request))
+            await asyncio.shield(self._work)
             yield pb.ReplicateReply(applied=self.applied)
 
-    async def _take(self, request: pb.ReplicateRequest) -> None:
+    async def _take(self, stream: int, request: pb.ReplicateRequest) -> None:
+        async with self._lock:
+            if self._over or stream != self._stream:
+                raise FencedError(f"server {self.server}: epoch {self.epoch} is over")
+            await self._apply(request)
+
+    async def _apply(self, request: pb.ReplicateRequest) -> None:
         if request.fill:
             self._service.close()
             self._service = self._make()

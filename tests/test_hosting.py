@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 
 import paramserver as ps
+from paramserver.config import SchedulerConfig
 from paramserver.core.replication import Place
+from paramserver.errors import ConfigurationError, MovedError
 from paramserver.types import Consistency
+from paramserver.v1 import server_pb2
+from paramserver.wire.client import GrpcChannel
 from tests.cluster import Cluster, cluster
 
 STEPS = 12
@@ -75,10 +79,6 @@ def places(made: Cluster) -> dict[str, Place]:
 
 def complete(made: Cluster) -> bool:
     return all(p.ready for p in places(made).values())
-
-
-def replicated(servers: int = 2, workers: int = 2) -> object:
-    return cluster(servers, workers, durability="replica", lease_s=LEASE_S)
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +183,94 @@ def test_rows_of_a_table_survive(consistency: Consistency, value: float) -> None
     with cluster(2, 2, durability="replica", lease_s=LEASE_S) as made:
         for found in made.workers(work):
             assert torch.equal(found, torch.full((200, 4), value))
+
+
+@pytest.mark.parametrize("consistency", [ps.Sync(), ps.Async()], ids=["sync", "async"])
+def test_a_backup_is_filled_while_pushes_go_on(consistency: Consistency) -> None:
+    at, end = [0, 0], [1 << 30]
+
+    def steps(count: int) -> None:
+        wanted = min(at) + count
+        until(lambda: min(at) >= wanted)
+
+    def faults() -> None:
+        steps(3)
+        made.kill(0)
+        steps(3)
+        made.restart(0)
+        until(lambda: complete(made))
+        steps(3)
+        made.kill(1)
+        steps(3)
+        end[0] = max(at) + 5
+
+    def work(client: ps.Client) -> dict[str, Tensor]:
+        zeros = {"large": torch.zeros(30_000, 3), "small": torch.zeros(7)}
+        group = client.register("m", zeros, consistency=consistency)
+        table = client.table("t", 4, optimizer=None, init=ps.Zeros(), consistency=consistency)
+        client.barrier("start")
+        ids, step = torch.arange(100), 0
+        while step < end[0]:
+            table.push(ids, torch.ones(100, 4))
+            group.push_pull({name: torch.ones_like(t) for name, t in zeros.items()})
+            step += 1
+            at[client.rank] = step
+        client.barrier("end")
+        return {**group.read(), "rows": table.pull(ids), "steps": torch.tensor(float(step))}
+
+    with cluster(2, 2, durability="replica", lease_s=LEASE_S) as made:
+        thread = threading.Thread(target=faults)
+        thread.start()
+        found = made.workers(work)
+        thread.join()
+    wanted = found[0].pop("steps") + found[1].pop("steps")
+    for values in found:
+        for value in values.values():
+            assert torch.equal(value, torch.full_like(value, float(wanted)))
+
+
+def test_a_tensor_is_reduced_over_a_server_that_is_lost_meanwhile() -> None:
+    plan = Plan((3, lambda: made.kill(1)))
+
+    def work(client: ps.Client) -> list[float]:
+        found = []
+        for step in range(6):
+            plan.at(step)
+            found.append(float(client.all_reduce(torch.full((3,), 1.0 + client.rank))[0]))
+        return found
+
+    with cluster(2, 2, durability="replica", lease_s=LEASE_S) as made:
+        assert made.workers(work) == [[1.5] * 6] * 2
+
+
+def test_a_server_is_called_by_its_name_at_an_address_that_others_share() -> None:
+    with cluster(2, 1, durability="replica", lease_s=LEASE_S) as made, made.connect() as client:
+        client.register("m", {"w": torch.zeros(300_000)})
+        until(lambda: complete(made))
+        made.kill(0)
+        until(lambda: places(made)["ps-0"].primary.name == "ps-1")
+        shared = places(made)["ps-0"].address
+        assert shared == places(made)["ps-1"].address + "/ps-0"
+        for address in (shared, shared.partition("/")[0]):
+            channel = GrpcChannel(address)
+            until(lambda c=channel: answers(c))  # type: ignore[misc]
+            described = channel.call("Describe", server_pb2.DescribeRequest())
+            assert [g.lead for g in described.groups] == [address == shared]
+            channel.close()
+        stranger = GrpcChannel(f"{shared.partition('/')[0]}/ps-7")
+        with pytest.raises(MovedError, match="ps-7 is not served here"):
+            stranger.call("Describe", server_pb2.DescribeRequest())
+        stranger.close()
+
+
+def answers(channel: GrpcChannel) -> bool:
+    """Whether the server behind a channel is served by now."""
+    try:
+        return bool(channel.call("Describe", server_pb2.DescribeRequest()).groups)
+    except MovedError:
+        return False
+
+
+def test_a_backup_needs_another_server() -> None:
+    with pytest.raises(ConfigurationError, match="at least 2 servers"):
+        SchedulerConfig(durability="replica", servers=1)
