@@ -236,7 +236,7 @@ def test_a_tensor_is_reduced_over_a_server_that_is_lost_meanwhile() -> None:
         found = []
         for step in range(6):
             plan.at(step)
-            found.append(float(client.all_reduce(torch.full((3,), 1.0 + client.rank))[0]))
+            found.append(float(client.all_reduce(torch.full((3,), 1.0 + client.rank), "mean")[0]))
         return found
 
     with cluster(2, 2, durability="replica", lease_s=LEASE_S) as made:
