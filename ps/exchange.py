@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from paramserver.core.ledger import MASK, Receipt, digest
 from paramserver.errors import InvalidRequestError, NonFiniteError, ReusedClockError
+from paramserver.failpoints import failpoint
 from paramserver.ps.outbox import Outbox
 from paramserver.ps.pulls import answer_pull
 from paramserver.ps.push import (
@@ -139,7 +140,11 @@ class Session:
         self.service.refusals += 1
         self.service.non_finite += isinstance(error, NonFiniteError)
         refusal = as_refusal(error)
-        self.outbox.put(pb.Record(request=request, failure=to_failure(refusal)))
+        failure = pb.Record(request=request, failure=to_failure(refusal))
+        if self.service.journal is not None and self.service.journal.blocked:
+            self.outbox.put_first(failure)  # what is queued waits for room on the disk
+        else:
+            self.outbox.put(failure)
 
     async def settle(self) -> None:
         """Returns when no tensor work of this stream is under way."""
@@ -266,6 +271,7 @@ class Session:
             for cell in {group.cell_of[i]: None for i in parcel.slices}:
                 part = parcel.only([i for i in parcel.slices if i in cell.slices])
                 staleness, bad = await cell.change(workshop, part.size, arrive, push, cell, part)
+                failpoint("ps.after_apply")
                 push.staleness += staleness
                 refused += bad
         return refused

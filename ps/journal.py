@@ -117,10 +117,9 @@ class Journal:
         if self.blocked:
             raise ResourceError(self.blocked)
 
-    @property
-    def is_durable(self) -> bool:
-        """Whether everything appended so far is kept."""
-        return self._sink is None or self._kept.value >= self.position
+    def has(self, position: int) -> bool:
+        """Whether the entries up to this one are kept."""
+        return self._sink is None or self._kept.value >= position
 
     async def durable(self, position: int | None = None) -> None:
         """Returns when the entries up to ``position`` (default: all so far) are kept.

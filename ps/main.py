@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import socket
+import time
 from collections.abc import Callable
 
 import torch
 
 from paramserver.config import ServerConfig
+from paramserver.errors import ConfigurationError
 from paramserver.ps.role import ServerRole
 from paramserver.wire.client import AsyncGrpcChannel
 from paramserver.wire.methods import SERVER, SERVER_METHODS
 from paramserver.wire.serve import RoleServer, run_until_ended, split_address
 
 STOP_GRACE = 0.5
+PORT_S, PAUSE_S = 15.0, 0.1  # for the port of an earlier life to be free again
 
 
 async def serve(config: ServerConfig, ready: Callable[[str, str], None]) -> int:
@@ -31,8 +35,7 @@ async def serve(config: ServerConfig, ready: Callable[[str, str], None]) -> int:
     scheduler = AsyncGrpcChannel(config.scheduler, "scheduler")
     role = ServerRole(config, scheduler, lambda address: AsyncGrpcChannel(address, "server"))
     server = RoleServer(SERVER.full_name, SERVER_METHODS, role.host)
-    bind = await _where(config, role)
-    port = await server.start(bind)
+    port = await _listen(config, role, server)
     address = f"{_reachable_host(config)}:{port}"
 
     async def work() -> None:
@@ -50,11 +53,22 @@ async def serve(config: ServerConfig, ready: Callable[[str, str], None]) -> int:
     return 1 if role.failure is not None else 0
 
 
-async def _where(config: ServerConfig, role: ServerRole) -> str:
-    """HOST:PORT to listen on; without a port of its own, that of an earlier life."""
+async def _listen(config: ServerConfig, role: ServerRole, server: RoleServer) -> int:
+    """The port; without one of its own, that of an earlier life, which others still know.
+
+    That one may be taken for a moment: by the process that ends, or by a client that looks for it.
+    """
     host, port = split_address(config.bind)
-    before = await role.recover()
-    return f"{host}:{port or before}"
+    recovered = await role.recover()
+    before = 0 if port else recovered
+    deadline = time.monotonic() + PORT_S
+    while True:
+        try:
+            return await server.start(f"{host}:{port or before}")
+        except ConfigurationError:
+            if not before or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(PAUSE_S)
 
 
 def _reachable_host(config: ServerConfig) -> str:

@@ -43,6 +43,7 @@ class Outbox:
         self._room = asyncio.Event()
         self._room.set()
         self._sent = sent
+        self._hurried: asyncio.Future[None] | None = None
 
     def put(self, record: pb.Record, pieces: Sequence[Piece] = ()) -> None:
         """Queues a record; its pieces must not change any more."""
@@ -75,21 +76,37 @@ class Outbox:
             await self._filled.wait()
             await self.send()
 
+    def put_first(self, record: pb.Record) -> None:
+        """Sends a record that depends on nothing in the journal, ahead of all that waits for it."""
+        self._queued += len(frame := encode([record], ()))
+        self._frames.appendleft((frame, 0))
+        self._hurried = asyncio.ensure_future(self._send_kept())
+
     async def send(self) -> None:
         """Sends what is queued; the caller need not wait for the writer's turn."""
+        while True:
+            await self._send_kept()
+            if not self._frames or self._journal is None:
+                return
+            await self._journal.durable(self._frames[0][1])
+
+    async def _send_kept(self) -> None:
+        """Sends what depends on nothing that is not kept yet."""
         async with self._sending:
             self._filled.clear()
             self._flush()
-            while self._frames:
-                frame, position = self._frames.popleft()
+            while self._frames and self._is_kept(self._frames[0][1]):
+                frame, _ = self._frames.popleft()
                 if self._journal is not None:
-                    await self._journal.durable(position)
                     failpoint("ps.before_reply")
                 await self._send(frame)
                 self._sent(len(frame))
                 self._queued -= len(frame)
                 if self._queued <= self._limits.outbox_bytes:
                     self._room.set()
+
+    def _is_kept(self, position: int) -> bool:
+        return self._journal is None or self._journal.has(position)
 
     def _flush(self) -> None:
         if self._records:

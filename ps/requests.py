@@ -171,7 +171,8 @@ class AddVector(Request):
         if self._waiting:
             return
         self.service.views.check(self._worker, self._record.worker.job)
-        counted = await self._space.add(self._worker, self._record, self._given)
+        given = dict(self._given)  # ``close`` clears it, even while this is being added
+        counted = await self._space.add(self._worker, self._record, given)
         self.close()
         self.whole = True
         done = pb.Done(dropped=not counted)

@@ -58,7 +58,7 @@ LARGEST = {
 }
 
 Options = Sequence[Mapping[str, Any]]
-Keep = Callable[[Gradients, Gradients], None]  # means, values
+Keep = Callable[[Gradients, Gradients], None]  # means, new values of slices without optimizer
 
 
 class Bucket:
@@ -232,8 +232,7 @@ class Bucket:
         Args:
             contributions: (weight, {slice: gradient}) in rank order. The tensors may be written to.
             options: hyper-parameters of each param group; empty: as registered.
-            keep: told what ``replay`` needs, before the step: the means, and the new values of the
-                slices that no optimizer steps.
+            keep: told, before the step, what ``replay`` needs.
         """
         self._require_stored()
         self.tick(self.indices)
@@ -241,13 +240,12 @@ class Bucket:
         means = mean(live, self._rules, self._sums)
         changed = self._close_rest(contributions, live, means)
         if keep is not None:
-            steps = {i: g for i, g in means.items() if self._rules[i] == "step"}
-            keep(steps, {i: self.values[i] for i in changed})
+            stepped = {i: g for i, g in means.items() if self._rules[i] == "step"}
+            keep(stepped, {i: self.values[i] for i in changed})
         self._apply_step(means, options, 1.0)
 
     def replay(self, means: Gradients, values: Gradients, options: Options) -> None:
         """A Sync clock again, as ``close`` told ``keep`` of it."""
-        self._require_stored()
         self.tick(self.indices)
         for index, value in values.items():
             self.values[index].copy_(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from paramserver.core.members import JobState, Member, Role
 from paramserver.core.membership import Membership
 from paramserver.scheduler.journal import Journal
@@ -18,11 +20,17 @@ class Absences:
         self._members, self._journal, self._timeout_s = members, journal, timeout_s
         self._seen: dict[str, set[int]] = {}  # incarnations that kept a journal, by name
         self._addresses: dict[str, str] = {}
+        self._holders: set[str] = set()
         self._away: dict[str, float] = {}  # since when
 
     def begin_job(self) -> None:
         """Nobody is waited for; who was seen may come back."""
+        self._holders.clear()
         self._away.clear()
+
+    def hold(self, servers: Iterable[str]) -> None:
+        """These servers hold slices of the job from now on."""
+        self._holders.update(servers)
 
     def come(self, member: Member, resumes: int, now: float) -> bool:
         """A server registered; whether the slices it held are there again.
@@ -31,7 +39,7 @@ class Absences:
         """
         seen = self._seen.setdefault(member.name, set())
         resumed = resumes in seen
-        if member.name in self._members.holders and seen and not resumed:
+        if member.name in self._holders and not resumed:
             self._members.fail(
                 f"server {member.name} came back without its journal; the slices it held are gone. "
                 "Start it again with the --state-dir that it had, or restore a snapshot"
@@ -50,7 +58,7 @@ class Absences:
         if self._members.state is not JobState.RUNNING:
             return
         live = {m.name for m in self._members.live(Role.SERVER)}
-        for name in sorted(self._members.holders - live - self._away.keys()):
+        for name in sorted(self._holders - live - self._away.keys()):
             self._away[name] = now
             self._journal.say(
                 f"waiting for {name} to come back with its journal, at most {self._timeout_s:g} s",

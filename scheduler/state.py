@@ -21,7 +21,7 @@ from paramserver.core.members import (
 from paramserver.core.membership import Membership
 from paramserver.core.placement import Group, Groups, GroupSpec, check_name
 from paramserver.core.replicas import Formed, Offer
-from paramserver.core.rounds import Released, Rounds, Waiting
+from paramserver.core.rounds import Rounds
 from paramserver.errors import InvalidRequestError, ResourceError
 from paramserver.scheduler.absences import Absences
 from paramserver.scheduler.adaptation import Adaptation
@@ -32,13 +32,14 @@ from paramserver.scheduler.figures import Figures
 from paramserver.scheduler.journal import Journal
 from paramserver.scheduler.places import Places
 from paramserver.scheduler.replicas import ReplicaGroups, replicated
-from paramserver.scheduler.topics import EVERYTHING, group_topic, round_topic
+from paramserver.scheduler.round_events import RoundEvents
+from paramserver.scheduler.topics import EVERYTHING, group_topic
 from paramserver.scheduler.warm_start import WarmStarts
 from paramserver.scheduler.words import failed, where, words
 from paramserver.types import Adaptive, Span, WorkerId
 
 
-class SchedulerState(DataEvents):
+class SchedulerState(DataEvents, RoundEvents):
     """Membership, groups, data sets, rounds and schedules of one job at a time.
 
     Args:
@@ -221,6 +222,9 @@ class SchedulerState(DataEvents):
             if self.data.outstanding(m)
         ]
 
+    def _wake(self, topic: str) -> None:
+        self._wakes.add(topic)
+
     def _look(self, now: float) -> None:
         self.places.look(now)
         if self.config.durability == "wal":
@@ -288,7 +292,9 @@ class SchedulerState(DataEvents):
         group, new = self.groups.register(spec, servers, self._map_version + 1)
         if new:
             self._map_version += 1
-            self.members.hold(name for name, _ in servers if not replicated(spec))
+            holders = [] if replicated(spec) else [name for name, _ in servers]
+            self.members.hold(holders)
+            self.absences.hold(holders)
             if isinstance(spec.consistency, Adaptive):
                 self.adaptation.open(spec.name, spec.consistency.max_bound, now)
             self.journal.say(
@@ -340,43 +346,6 @@ class SchedulerState(DataEvents):
         if loss.job == self.members.job:
             self.replicas.forget(worker_id(loss.member))
             self.data.recover(loss.member, applied, now)
-
-    # -- rounds
-
-    def join_round(
-        self, caller: Caller, name: str, sequence: int, now: float
-    ) -> Released | Waiting:
-        """Arrives in a round; idle until it is complete.
-
-        Raises:
-            InvalidRequestError: as ``Rounds.join``.
-        """
-        member = self.worker(caller)
-        self.data.withdraw(member.name)
-        if not (0 < len(name) <= self.config.limits.name_length and name.isprintable()):
-            raise InvalidRequestError(
-                f"round name of {len(name)} characters: must have 1 to "
-                f"{self.config.limits.name_length} printable ones"
-            )
-        found = self.rounds.join(name, worker_id(member), sequence, self._names)
-        if isinstance(found, Waiting):
-            self.members.move([member.name], State.IDLE, f"waits in barrier {name!r}")
-            self._after(now)
-        elif not found.again:
-            self._release(found)
-            self._after(now)
-        return found
-
-    def _release(self, released: Released) -> None:
-        names = [self._names[a.worker] for a in released.arrivals]
-        self.members.move(names, State.ACTIVE)
-        self._wakes.add(round_topic(released.name))
-
-    def round_reason(self, waiting: Waiting, now: float) -> str:
-        """Whom an open round waits for, in words."""
-        members = [m for w in waiting.missing if (m := self.members.find(self._names[w]))]
-        whom = words(self.members, members, now, waiting.count)
-        return f"barrier {waiting.name!r} waits for {whom}"
 
     # -- schedules and scalars
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import paramserver as ps
-from paramserver.ps import lasting
-from tests.cluster import cluster, in_threads
+from paramserver import failpoints
+from paramserver.ps import lasting, wal
+from tests.cluster import Cluster, cluster, in_threads
 
 STEPS = 12
 
@@ -74,3 +75,67 @@ def test_every_push_counts_once_while_servers_are_killed(
 
 async def _turn() -> None:
     """Lets others go on."""
+
+
+def test_a_server_that_stood_still_keeps_what_it_has(tmp_path: Path) -> None:
+    """Its lease lapsed, the others waited: it registers anew and goes on."""
+    with cluster(state=tmp_path, lease_s=1.0) as made, made.connect("worker-0") as client:
+        group = client.register("g", {"w": torch.zeros(4)})
+        group.push({"w": torch.ones(4)})
+        role = made._roles[0].role
+        made.run(_lose(made))
+        assert "ps-0" in made.scheduler.state.absences.reason()
+        made.run(role._beat())
+        assert not made.scheduler.state.absences.reason()
+        group.push({"w": torch.ones(4)})
+        assert torch.equal(group.pull()["w"], torch.full((4,), 2.0))
+
+
+async def _lose(made: Cluster) -> None:
+    state = made.scheduler.state
+    state._lose("ps-0", "not heard", made.scheduler._now())
+    state.tick(made.scheduler._now())
+
+
+def test_a_full_disk_refuses_pushes_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wal, "RETRY_S", 0.01)
+    with cluster(state=tmp_path) as made, made.connect("worker-0") as client:
+        group = client.register("g", {"w": torch.zeros(4)}, consistency=ps.Async())
+        group.push({"w": torch.ones(4)})
+        try:
+            failpoints.arm("ps.write:error=ENOSPC")
+            waiting = group.push_async({"w": torch.ones(4)})  # under way when the disk fills
+            journal = made.servers[0].journal
+            while not journal.blocked:
+                made.run(_turn())
+            with pytest.raises(ps.errors.ResourceError, match="is full"):
+                group.push({"w": torch.ones(4)})
+            assert not waiting.done()
+        finally:
+            failpoints.arm("")
+        assert waiting.result(20).durability == "wal"
+        group.push({"w": torch.ones(4)})
+        assert torch.equal(group.pull()["w"], torch.full((4,), 3.0))
+        made.kill(0)
+        made.restart(0)
+        assert torch.equal(group.pull()["w"], torch.full((4,), 3.0))
+
+
+def test_a_new_job_begins_empty(tmp_path: Path) -> None:
+    with cluster(state=tmp_path) as made:
+        for value in (1.0, 2.0):
+            with made.connect("worker-0") as client:
+                group = client.register("g", {"w": torch.full((4,), value)})
+                group.push({"w": torch.ones(4)})
+                made.kill(0)
+                made.restart(0)
+                assert torch.equal(group.pull()["w"], torch.full((4,), value + 1.0))
+
+
+def test_a_server_without_a_state_directory_says_what_it_needs(tmp_path: Path) -> None:
+    with cluster(state=tmp_path) as made:
+        made._state = None
+        with pytest.raises(ps.errors.ConfigurationError, match=r"start this server with --state-d"):
+            made.restart(1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from paramserver.core.placement import GroupSpec, SliceMap
 from paramserver.core.slices import BLOCK_WIRES
-from paramserver.errors import InvalidRequestError, RefusedError
+from paramserver.errors import InvalidRequestError, RefusedError, ResourceError
 from paramserver.types import StepResult, Sync
 from paramserver.v1 import common_pb2
 from paramserver.v1 import server_pb2 as pb
@@ -371,7 +371,7 @@ class Group(VectorMethods):
     def _wait_push(self, operation: Operation, outcome: Outcome, clock: int) -> None:
         try:
             self.wait(operation, outcome, f"step {clock} of group {self.name!r}")
-        except RefusedError:
+        except (RefusedError, ResourceError):
             self.clock = clock  # a refused push does not tick
             self._activated = True
             raise

@@ -143,6 +143,7 @@ class Link:
             except (ConnectionLostError, ChecksumError, MovedError) as error:
                 if not self._closed.is_set():
                     log.info("stream to %s broke, sending again: %s", self._at, error)
+                    self._tell_waiting(f"the server at {self._at}, out of reach: {error}")
                     self._directory.refresh()
             except ParameterServerError as error:
                 self._fail_all(error)
@@ -200,6 +201,12 @@ class Link:
                     request.answers.done(record.done)
                 else:
                     request.answers.failed(from_failure(record.failure))
+
+    def _tell_waiting(self, reason: str) -> None:
+        with self._lock:
+            waiting = list(self._outstanding.values())
+        for request in waiting:
+            request.answers.waiting(reason)
 
     def _fail_all(self, error: ParameterServerError) -> None:
         with self._lock:

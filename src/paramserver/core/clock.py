@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
@@ -18,6 +17,7 @@ from paramserver.core.decisions import (
     Drop,
     may_read,
 )
+from paramserver.core.marks import Mark, Marks
 from paramserver.errors import ClockError, ConfigurationError, FencedError, InvalidRequestError
 from paramserver.types import Async, Consistency, Sync, WorkerId, canonical
 
@@ -34,22 +34,6 @@ __all__ = [
 ]
 
 KEPT_CLOSES = 64
-
-
-@dataclass(slots=True)
-class _Mark:
-    """How far one push has come."""
-
-    weight: float
-    servers: set[str] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class _Worker:
-    """``clock`` is the first one that is not complete on every server."""
-
-    clock: int
-    marks: dict[int, _Mark] = field(default_factory=dict)
 
 
 class GroupClock:
@@ -73,7 +57,7 @@ class GroupClock:
         self.consistency = canonical(consistency)
         self._sync = isinstance(self.consistency, Sync)
         self._servers = frozenset(servers)
-        self._workers: dict[WorkerId, _Worker] = {}
+        self._workers: dict[WorkerId, Marks] = {}
         self._active: frozenset[WorkerId] = frozenset()
         self._fence: dict[int, int] = {}  # rank: newest incarnation that is lost
         self._started = False
@@ -127,27 +111,12 @@ class GroupClock:
             )
         if self._fenced(worker):
             return []
-        known = self._workers.setdefault(worker, _Worker(self.min_clock))
+        known = self._workers.setdefault(worker, Marks(self.min_clock))
         if clock < (self.next_clock if self._sync else known.clock):
             return []
-        known.marks.setdefault(clock, _Mark(weight)).servers.add(server)
+        known.marks.setdefault(clock, Mark(weight)).servers.add(server)
         self._advance(known)
         return self._proceed()
-
-    def restate(self, server: str) -> None:
-        """A server that follows again says next what it has staged; what it said before is void.
-
-        Its process may have ended in between, and pushes that it had staged with it: no clock
-        closes on them. Under Stale and Async what was applied stays applied.
-        """
-        if not self._sync:
-            return
-        for known in self._workers.values():
-            for mark in known.marks.values():
-                mark.servers.discard(server)
-            known.clock = min(
-                [known.clock, *(c for c in known.marks if not self._complete(known, c))]
-            )
 
     def activate(self, worker: WorkerId) -> int:
         """The clock that an active worker is on: max(its own, min_clock). Idempotent.
@@ -216,16 +185,29 @@ class GroupClock:
         What a new one has of pushes under way it tells itself.
         """
         self._servers = frozenset(servers)
+        self._recount(self._servers)
+        return self._proceed()
+
+    def restate(self, server: str) -> None:
+        """A server that follows again says next what it has staged; what it said before is void.
+
+        Its process may have ended in between, and with it pushes that it had staged: no clock
+        closes on them. Under Stale and Async what was applied stays applied.
+        """
+        if self._sync:
+            self._recount(self._servers - {server})
+
+    def _recount(self, told: frozenset[str]) -> None:
+        """What other servers than these have said of pushes under way is void."""
         for known in self._workers.values():
             for mark in known.marks.values():
-                mark.servers &= self._servers
+                mark.servers &= told
             # Sync keeps marks until their clock closes; clocks that were skipped have none.
             known.clock = min(
                 (c for c in known.marks if c < known.clock and not self._complete(known, c)),
                 default=known.clock,
             )
             self._advance(known)
-        return self._proceed()
 
     def enter(self, close: Close) -> None:
         """The open clock has closed like this: decided here, or before a restart."""
@@ -300,8 +282,8 @@ class GroupClock:
         self._active = frozenset(WorkerId(*worker) for worker in state["active"])
         self._fence = dict(state["fence"])
         self._workers = {
-            WorkerId(rank, incarnation): _Worker(
-                clock, {c: _Mark(weight, set(servers)) for c, weight, servers in marks}
+            WorkerId(rank, incarnation): Marks(
+                clock, {c: Mark(weight, set(servers)) for c, weight, servers in marks}
             )
             for rank, incarnation, clock, marks in state["workers"]
         }
@@ -347,11 +329,11 @@ class GroupClock:
         return [Drop(worker) for worker in sorted(gone)]
 
     def _raise_to(self, worker: WorkerId, clock: int) -> None:
-        known = self._workers.setdefault(worker, _Worker(clock))
+        known = self._workers.setdefault(worker, Marks(clock))
         known.clock = max(known.clock, clock)
         self._advance(known)
 
-    def _advance(self, known: _Worker) -> None:
+    def _advance(self, known: Marks) -> None:
         """Moves a worker past the clocks it has completed everywhere."""
         while self._complete(known, known.clock):
             if not self._sync:
@@ -361,7 +343,7 @@ class GroupClock:
             for clock in [c for c in known.marks if c < known.clock]:
                 del known.marks[clock]
 
-    def _complete(self, known: _Worker, clock: int) -> bool:
+    def _complete(self, known: Marks, clock: int) -> bool:
         mark = known.marks.get(clock)
         return mark is not None and len(mark.servers) == len(self._servers)
 

@@ -88,11 +88,6 @@ class Membership:
     def ended(self) -> bool:
         return self.state in (JobState.DONE, JobState.FAILED)
 
-    @property
-    def holders(self) -> frozenset[str]:
-        """Servers that hold slices of this job."""
-        return frozenset(self._holders)
-
     def heard(self, name: str) -> float:
         """When a member was last heard."""
         return self._heard[name]

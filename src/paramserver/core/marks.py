@@ -1,0 +1,21 @@
+"""How far the pushes of a worker have come, as the lead of a group keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Mark:
+    """How far one push has come."""
+
+    weight: float
+    servers: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Marks:
+    """``clock`` is the first one that is not complete on every server."""
+
+    clock: int
+    marks: dict[int, Mark] = field(default_factory=dict)
