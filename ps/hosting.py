@@ -128,9 +128,11 @@ class Host:
         """The server of that name; empty: of this process's own.
 
         Raises:
-            MovedError: another process serves it.
+            MovedError: another process serves it, or nobody has told yet that this one does.
         """
         wanted = name or self.own.name
+        if not self._view.number:
+            raise MovedError(f"{wanted} is not served here: this process has to register first")
         if not self._view.places and wanted == self.own.name:
             return self.own
         if wanted not in self._served:

@@ -75,16 +75,6 @@ class ServerService(Restorable):
         self._followings: dict[str, Following] = {}
         self._owners: dict[_Key, Session] = {}
 
-    @property
-    def groups(self) -> list[GroupState]:
-        """Those that are here."""
-        done = [task for task in self._groups.values() if task.done() and not task.cancelled()]
-        return [task.result() for task in done if not task.exception()]
-
-    def leadership(self, group: str) -> Leadership | None:
-        """Of a group that this server leads; else None."""
-        return self._leads.get(group)
-
     # What the streams ask for
 
     async def group(self, name: str, map_version: int) -> GroupState:
@@ -134,13 +124,9 @@ class ServerService(Restorable):
     def _follow(self, group: GroupState) -> None:
         if group.lead not in self._followings:
             self._followings[group.lead] = Following(
-                self.name, self.views, lambda: self._lead_address(group), self._connect
+                self.name, self.views, lambda: self.views.locate(group.map), self._connect
             )
         self._followings[group.lead].add(group)
-
-    def _lead_address(self, group: GroupState) -> str:
-        place = self.views.place(group.lead)
-        return place.address if place is not None else group.map.addresses[group.map.lead]
 
     def lead_of(self, name: str) -> Leadership | None:
         """What decides for a group, if this server leads it."""
@@ -255,7 +241,7 @@ class ServerService(Restorable):
         lead = self._leads.get(group.spec.name)
         if lead is not None:
             return lead.clock.waiting_for(self.views.names) or "nobody; the clock is closing"
-        channel = self._connect(self._lead_address(group))
+        channel = self._connect(self.views.locate(group.map))
         try:
             request = pb.ExplainRequest(group=group.spec.name)
             reason: str = (await channel.call("Explain", request, timeout=2.0)).reason

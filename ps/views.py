@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from paramserver.core.placement import SliceMap
 from paramserver.errors import FencedError, WaitTimeoutError
 from paramserver.ps.gate import Gate
 from paramserver.types import WorkerId
@@ -93,9 +94,11 @@ class Views:
             if m.state == scheduler_pb2.MEMBER_ACTIVE and group in m.groups
         }
 
-    def place(self, server: str) -> scheduler_pb2.Place | None:
-        """Where a server is; None while it is where the maps say."""
-        return next((p for p in self.current.places if p.server == server), None)
+    def locate(self, slice_map: SliceMap) -> str:
+        """Where the lead of a group is now."""
+        lead = slice_map.servers[slice_map.lead]
+        moved = (p.address for p in self.current.places if p.server == lead)
+        return next(moved, slice_map.addresses[slice_map.lead])
 
     def lost(self) -> set[WorkerId]:
         """The incarnations of the view that were lost."""

@@ -90,7 +90,7 @@ def roles(servers: int, workers: int, lease: float) -> Iterator[dict[str, Child]
     """A scheduler and servers as processes, to be ended here."""
     started: dict[str, Child] = {}
 
-    def start(name: str, role: str, **flags: object) -> Child:
+    def start(name: str, role: str, /, **flags: object) -> Child:
         env = role_environment(os.environ)
         command = role_command(role, **flags)
         child = Child(name, role, command, env=env, on_line=lambda *line: None)
