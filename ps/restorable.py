@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from paramserver.errors import InvalidRequestError
 from paramserver.ps.collectives import Collectives
 from paramserver.ps.dump import dump_group
 from paramserver.ps.group import GroupState
 from paramserver.ps.journal import Journal
-from paramserver.ps.lead import Leadership
+from paramserver.ps.lead import Following, Leadership
 from paramserver.ps.reduces import Reduces
+from paramserver.ps.snapshots import Snapshots
 from paramserver.ps.vectors import Vectors
+from paramserver.ps.views import Views
+from paramserver.ps.workshop import Workshop
 from paramserver.types import Durability
 from paramserver.v1 import scheduler_pb2
+from paramserver.wire.convert import group_from_proto, map_from_proto
+from paramserver.wire.transport import AsyncChannel
 
 
 class Restorable:
@@ -24,6 +30,11 @@ class Restorable:
     """
 
     name: str
+    views: Views
+    workshop: Workshop
+    snapshots: Snapshots
+    _connect: Callable[[str], AsyncChannel]
+    _followings: dict[str, Following]
     journal: Journal | None = None
     collectives: Collectives
     reduces: Reduces
@@ -32,10 +43,22 @@ class Restorable:
     _leads: dict[str, Leadership]
 
     def _make(self, reply: scheduler_pb2.GetGroupReply) -> GroupState:
-        raise NotImplementedError
+        spec, slice_map = group_from_proto(reply.spec), map_from_proto(reply.map)
+        group = GroupState(spec, slice_map, self.name, self.workshop, self.journal)
+        group.follow_bounds(self.views.current.bounds)
+        group.is_gone = lambda worker: self.views.current.number > 0 and self.views.gone(worker)
+        group.on_cut = lambda cut: self.snapshots.on_cut(group, cut)
+        if group.leads:
+            self._leads[spec.name] = Leadership(group)
+        return group
 
     def _follow(self, group: GroupState) -> None:
-        raise NotImplementedError
+        address = group.map.addresses[group.map.lead]
+        if address not in self._followings:
+            self._followings[address] = Following(
+                self.name, self.views, lambda: self._connect(address)
+            )
+        self._followings[address].add(group)
 
     @property
     def durability(self) -> Durability:
