@@ -48,9 +48,13 @@ class Restorable:
         group.follow_bounds(self.views.current.bounds)
         group.is_gone = lambda worker: self.views.current.number > 0 and self.views.gone(worker)
         group.on_cut = lambda cut: self.snapshots.on_cut(group, cut)
-        if group.leads:
-            self._leads[spec.name] = Leadership(group)
         return group
+
+    def _lead(self, group: GroupState) -> Leadership:
+        """From now on, as views tell it too."""
+        self._leads[group.spec.name] = lead = Leadership(group)
+        lead.clock.resume(group.frontier.value)
+        return lead
 
     def _follow(self, group: GroupState) -> None:
         address = group.map.addresses[group.map.lead]
@@ -74,7 +78,10 @@ class Restorable:
         """A group as the journal describes it; ``resume`` makes it take part."""
 
         async def made() -> GroupState:
-            return self._make(reply)
+            group = self._make(reply)
+            if group.leads:
+                self._lead(group)
+            return group
 
         task = self._groups[reply.spec.name] = asyncio.create_task(made())
         await task
@@ -107,11 +114,13 @@ class Restorable:
 
     async def note_restored(self, group: GroupState) -> None:
         """A group began with the state of a snapshot: the journal has all of it too."""
-        if self.journal is not None:
-            async for data in dump_group(
-                self.journal, group, self.lead_of(group.spec.name), self.vectors
-            ):
-                self.journal.append_encoded(data)
+        if self.journal is None:
+            return
+        lead = Leadership(group) if group.leads else None
+        if lead is not None:
+            lead.clock.resume(group.frontier.value)
+        async for data in dump_group(self.journal, group, lead, self.vectors):
+            self.journal.append_encoded(data)
 
     async def resume(self) -> None:
         """All that the journal tells is here again: leads go on, followers say hello."""

@@ -106,11 +106,9 @@ class ServerService(Restorable):
         group = self._make(reply)
         if reply.HasField("restore"):
             await restore(group, reply.restore, self.vectors)
-            if group.leads:
-                self._leads[name].clock.resume(group.frontier.value)
             await self.note_restored(group)
         if group.leads:
-            self._leads[name].observe(self.views)
+            self._lead(group).observe(self.views)
         elif group.slices:
             self._follow(group)
         return group

@@ -147,6 +147,6 @@ def test_a_server_without_a_state_directory_says_what_it_needs(tmp_path: Path) -
             role.close()
             await channel.close()
 
-    with cluster(state=tmp_path) as made:
-        with pytest.raises(ps.errors.ConfigurationError, match=r"start this server with --state-d"):
-            made.run(register())
+    needs = pytest.raises(ps.errors.ConfigurationError, match=r"start this server with --state-dir")
+    with cluster(state=tmp_path) as made, needs:
+        made.run(register())
