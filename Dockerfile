@@ -22,7 +22,7 @@ WORKDIR /app
 # Dependencies in a layer of their own: it is built again only when they change.
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*p['dependencies'], *p['optional-dependencies']['examples'], sep='\n')" > requirements.txt \
+print(*p['dependencies'], *p['optional-dependencies']['examples'], *p['optional-dependencies']['certs'], sep='\n')" > requirements.txt \
     && pip install --quiet -c constraints.txt -r requirements.txt
 
 COPY --from=wheel /wheels /wheels

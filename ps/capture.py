@@ -10,9 +10,8 @@ from google.protobuf.json_format import MessageToDict
 
 from paramserver.errors import SnapshotError
 from paramserver.ps.group import Cell, GroupState
-from paramserver.ps.state import SliceState
-from paramserver.ps.tables.bucket import only_changes
 from paramserver.ps.vectors import VectorSpace
+from paramserver.slice_state import SliceState, only_changes
 from paramserver.snapshot_groups import VECTOR
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.convert import group_to_proto, spans_to_proto

@@ -17,14 +17,13 @@ from paramserver.ps.push import (
     Incoming,
     Parcel,
     arrive,
-    beside,
     check_payload,
     check_sizes,
     checked_weight,
+    incoming_push,
     open_gradients,
     read_options,
     split,
-    wire_of,
 )
 from paramserver.ps.requests import REQUESTS, Request
 from paramserver.ps.tables.lookup import Lookup
@@ -68,17 +67,26 @@ class Session:
     async def run(self, frames: AsyncIterator[bytes]) -> None:
         """Handles frames until the client ends the stream."""
         writer = asyncio.create_task(self.outbox.write())
+        self.service.sessions.add(self)
         try:
-            async for message in frames:
-                self.service.received_bytes += len(message)
-                await self.receive(message)
-                if self.service.journal is None:  # else the writer waits until it may be sent
-                    await self.outbox.send()
-            await self.settle()
-            await asyncio.gather(*self._pulls.values(), return_exceptions=True)
+            await self.outbox.while_taken(self._read(frames))
         finally:
             await self.close()
+            self.service.sessions.discard(self)
             writer.cancel()
+
+    async def _read(self, frames: AsyncIterator[bytes]) -> None:
+        async for message in frames:
+            self.service.received_bytes += len(message)
+            await self.receive(message)
+            if self.service.journal is None:  # else the writer waits until it may be sent
+                await self.outbox.send()
+        await self.settle()
+        await asyncio.gather(*self._pulls.values(), return_exceptions=True)
+
+    def arriving(self) -> list[Incoming]:
+        """Pushes whose bytes are coming in."""
+        return [i for i in self._inbound.values() if isinstance(i, Incoming) and i.open]
 
     async def close(self) -> None:
         """Frees what never got its last frame; work under way ends first."""
@@ -161,27 +169,13 @@ class Session:
         group.check_slices(push.slices, PUSHABLE)
         if not group.stored:
             raise InvalidRequestError(f"group {push.group!r} has no first values yet; store them")
-        incoming = Incoming(
-            request,
-            group,
-            worker,
-            push.worker.job,
-            push.clock,
-            checked_weight(push.weight),
-            wire_of(group, push.wire_dtype),
-            read_options(group, push.options),
-            spans_from_proto(push.samples),
-            beside(push.slices, push.bases),
-            push.deferred,
-            set(push.slices),
-            set(push.slices),
-        )
+        incoming = incoming_push(request, push, group, worker)
+        service.inflow.admit(incoming, group.declared_bytes(push.slices), service)
         receipt = None if push.deferred else await service.begin(incoming, self, push.activated)
         if push.HasField("pull"):
             incoming.pull = push.pull
-            if (
-                receipt is None and len(group.cells) > 1
-            ):  # values of the first buckets go back while others come
+            # Values of the first buckets go back while others come.
+            if receipt is None and len(group.cells) > 1:
                 self._start_pull(request, push.pull, incoming, None)
         self._inbound[request] = incoming
         if receipt is not None:
@@ -236,12 +230,15 @@ class Session:
             raise InvalidRequestError(f"data: slice {undeclared[0]} was not declared by its push")
         dtypes = check_sizes(push.group, data.slices, pieces, push.wire)
         parcel = Parcel(list(data.slices), pieces, list(data.checksums), dtypes)
+        if push.group.spec.table is not None:
+            self.service.inflow.admit(push, parcel.size, self.service)
         if parcel.size <= INLINE_BYTES:
             await self._take(push, parcel)
             return
         while len(self._work) >= FRAMES_AT_WORK:
             await asyncio.wait(self._work, return_when=asyncio.FIRST_COMPLETED)
-        task = asyncio.create_task(self._guard(push.request, self._take(push, parcel)))
+        work = self._guard(push.request, self._take(push, parcel))
+        task = await self.service.inflow.start(parcel.size, work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
 

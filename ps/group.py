@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ class Staged:
     options: Sequence[Mapping[str, Any]]
     samples: Sequence[Span]
     gradients: dict[int, Any] = field(default_factory=dict)  # tensors, or rows of a table
+    nbytes: int = 0
 
 
 class GroupState:
@@ -88,7 +89,7 @@ class GroupState:
         self._decisions: asyncio.Queue[Close | Drop | Cut] = asyncio.Queue()
         self._applier: asyncio.Task[None] | None = None
         self.kept: dict[tuple[WorkerId, int], dict[int, int]] = {}  # see ``keep``
-        self.lost: frozenset[WorkerId] = frozenset()
+        self.is_gone: Callable[[WorkerId], bool] = lambda worker: False
         self._stirred = asyncio.Event()  # something was staged, or somebody lost
         self.settled = Gate()  # clocks whose pushes have their final receipts
         self.failure: InternalError | None = None
@@ -145,7 +146,11 @@ class GroupState:
     @property
     def staged_bytes(self) -> int:
         """Bytes of gradients held for clocks that have not closed."""
-        return sum(g.nbytes for s in self.staged.values() for g in s.gradients.values())
+        return sum(s.nbytes for s in self.staged.values())
+
+    def declared_bytes(self, slices: Sequence[int]) -> int:
+        """Bytes that a push of these slices is to bring; 0 of a table, whose rows tell."""
+        return 0 if self.spec.table is not None else sum(self.slices[i].bytes for i in slices)
 
     def check_map(self, version: int) -> None:
         """Raises MovedError for another slice map than this server has."""
@@ -291,7 +296,7 @@ class GroupState:
         while missing := [
             c.worker for c in decision.contributors if (c.worker, clock) not in self.staged
         ]:
-            gone = next((w for w in missing if w in self.lost), None)
+            gone = next((w for w in missing if self.is_gone(w)), None)
             if gone is not None or self.journal is None:
                 raise InvalidRequestError(
                     f"clock {clock} closes with a push of rank {(gone or missing[0]).rank} that is "
@@ -306,9 +311,8 @@ class GroupState:
         self.staged[push.worker, push.clock] = push
         self._stirred.set()
 
-    def observe(self, lost: Collection[WorkerId]) -> None:
-        """These workers send nothing any more."""
-        self.lost = frozenset(lost)
+    def stir(self) -> None:
+        """Somebody may be gone."""
         self._stirred.set()
 
     def expect(self, worker: WorkerId, clock: int) -> None:

@@ -23,6 +23,8 @@ log = logging.getLogger("paramserver")
 
 T = TypeVar("T")
 
+WIND_UP_S = 5.0  # for calls to end, once a server is served elsewhere
+
 
 class Served:
     """A server that this process serves, under one epoch after the other.
@@ -35,6 +37,7 @@ class Served:
         self.epoch = 0
         self._peer: Peer | None = None
         self._retired = False
+        self._end: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Future[Any]] = set()
 
     async def Exchange(
@@ -84,9 +87,15 @@ class Served:
         self._retired = True
         if self._peer is not None:
             self._peer.close()
-        for call in self._calls:
+        self._end = asyncio.create_task(self._wind_up())
+
+    async def _wind_up(self) -> None:
+        calls = list(self._calls)
+        for call in calls:
             call.cancel()
-        asyncio.get_running_loop().call_soon(self.service.close)
+        if calls:
+            await asyncio.wait(calls, timeout=WIND_UP_S)
+        self.service.close()
 
 
 class Host:
@@ -158,10 +167,10 @@ class Host:
 
     def _begin(self) -> None:
         """A job begins empty."""
-        for served in self._served.values():
-            served.settle(0, None)
-            if served.service is not self.own:
-                served.retire()
+        for served in self._served.values():  # what is not acknowledged yet never will be
+            served.retire()
+        if self._served:
+            self.own = self._service(self.own.name)
         for shadow in self._shadows.values():
             shadow.close()
         for held in (self._served, self._shadows, self._epochs):

@@ -44,12 +44,13 @@ class Leadership:
 
     def observe(self, views: Views) -> None:
         """Takes the newest view."""
-        active, lost = views.active(self._group.spec.name), views.lost()
-        started, consistency = views.current.started, self._group.consistency
+        name, consistency = self._group.spec.name, self._group.consistency
+        active = views.active(name, first=self.clock.min_clock == 0)
+        started, lost, present = views.current.started, views.lost(), views.names
         if self._group.journal is not None:
-            self._note(records.observed(started, active, lost, consistency))
+            self._note(records.observed(started, active, lost, present, consistency))
         self.clock.consistency = consistency
-        self._decide(self.clock.observe(started=started, active=active, lost=lost))
+        self._decide(self.clock.observe(started=started, active=active, lost=lost, present=present))
 
     def skip(self, worker: WorkerId) -> None:
         """A worker leaves the open clock to the others."""
@@ -89,8 +90,9 @@ class Leadership:
             self.clock.consistency = consistency_from_proto(event.observed.consistency)
             self.clock.observe(
                 started=event.observed.started,
-                active=[WorkerId(w.rank, w.incarnation) for w in event.observed.active],
-                lost=[WorkerId(w.rank, w.incarnation) for w in event.observed.lost],
+                active=_workers(event.observed.active),
+                lost=_workers(event.observed.lost),
+                present=_workers(event.observed.present),
             )
         elif kind == "skip":
             self.clock.skip(WorkerId(event.skip.rank, event.skip.incarnation))
@@ -155,6 +157,10 @@ class Leadership:
 def staged_of(worker: WorkerId, clock: int, weight: float) -> pb.Staged:
     """What a server says of a complete push."""
     return pb.Staged(rank=worker.rank, incarnation=worker.incarnation, clock=clock, weight=weight)
+
+
+def _workers(listed: Iterable[pb.Staged]) -> list[WorkerId]:
+    return [WorkerId(each.rank, each.incarnation) for each in listed]
 
 
 def close_to(close: Close) -> pb.Close:

@@ -13,9 +13,10 @@ import torch
 from paramserver.config import ServerConfig
 from paramserver.errors import ConfigurationError
 from paramserver.ps.role import ServerRole
+from paramserver.wire.addresses import split_address
 from paramserver.wire.client import AsyncGrpcChannel
 from paramserver.wire.methods import SERVER, SERVER_METHODS
-from paramserver.wire.serve import RoleServer, run_until_ended, split_address
+from paramserver.wire.serve import RoleServer, run_until_ended
 
 STOP_GRACE = 0.5
 PORT_S, PAUSE_S = 15.0, 0.1  # for the port of an earlier life to be free again
@@ -32,11 +33,12 @@ async def serve(config: ServerConfig, ready: Callable[[str, str], None]) -> int:
     """
     gc.freeze()  # what imports made need not be looked at by every collection
     torch.set_num_threads(1)  # slices are worked on side by side; each by one thread
-    scheduler = AsyncGrpcChannel(config.scheduler, "scheduler")
-    role = ServerRole(config, scheduler, lambda address: AsyncGrpcChannel(address, "server"))
-    server = RoleServer(SERVER.full_name, SERVER_METHODS, role.host)
+    trust = config.trust
+    scheduler = AsyncGrpcChannel(config.scheduler, "scheduler", trust)
+    role = ServerRole(config, scheduler, lambda address: AsyncGrpcChannel(address, "server", trust))
+    server = RoleServer(SERVER.full_name, SERVER_METHODS, role.host, trust)
     port = await _listen(config, role, server)
-    address = f"{_reachable_host(config)}:{port}"
+    address = _reachable(config, port)
 
     async def work() -> None:
         name = await role.register(address)
@@ -71,10 +73,14 @@ async def _listen(config: ServerConfig, role: ServerRole, server: RoleServer) ->
         await asyncio.sleep(PAUSE_S)
 
 
-def _reachable_host(config: ServerConfig) -> str:
+def _reachable(config: ServerConfig, port: int) -> str:
     """Where others reach this server: as told, as bound, or as the scheduler sees it."""
-    if config.advertise:
-        return config.advertise
+    if config.advertise and config.advertise.rpartition(":")[2].isdigit():
+        return config.advertise  # with a port: behind a proxy, or one that is mapped
+    return f"{config.advertise or _reachable_host(config)}:{port}"
+
+
+def _reachable_host(config: ServerConfig) -> str:
     bound, _ = split_address(config.bind)
     if bound not in ("0.0.0.0", "[::]", "::"):
         return bound

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
 from paramserver.config import Limits
+from paramserver.errors import ConnectionLostError
 from paramserver.failpoints import failpoint
 from paramserver.ps.journal import Journal
 from paramserver.v1 import server_pb2 as pb
@@ -44,6 +46,7 @@ class Outbox:
         self._room.set()
         self._sent = sent
         self._hurried: asyncio.Future[None] | None = None
+        self._since: float | None = None  # when the send under way began
 
     def put(self, record: pb.Record, pieces: Sequence[Piece] = ()) -> None:
         """Queues a record; its pieces must not change any more."""
@@ -60,6 +63,36 @@ class Outbox:
         self._flush()
         self._enqueue(frame)
         self._filled.set()
+
+    async def while_taken(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs ``work`` to its end, unless the reader takes nothing for too long.
+
+        Raises:
+            ConnectionLostError: it did not; ``work`` is cancelled. A client of ours asks again.
+        """
+        reading = asyncio.create_task(work)
+        watch = asyncio.create_task(self._stalled())
+        try:
+            await asyncio.wait({reading, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                raise ConnectionLostError(
+                    f"the reader took nothing for {self._limits.stall_s:g} s while {self._queued} "
+                    "bytes waited for it; the stream is closed"
+                )
+            reading.result()
+        finally:
+            for task in (reading, watch):
+                task.cancel()
+            await asyncio.gather(reading, watch, return_exceptions=True)
+
+    async def _stalled(self) -> None:
+        """Returns when one frame has waited for the reader for too long."""
+        loop = asyncio.get_running_loop()
+        left = self._limits.stall_s
+        while left > 0:
+            await asyncio.sleep(left)
+            since = self._since
+            left = self._limits.stall_s - (0.0 if since is None else loop.time() - since)
 
     def close(self) -> None:
         """Nobody waits for room any more: the stream is over."""
@@ -95,11 +128,14 @@ class Outbox:
         async with self._sending:
             self._filled.clear()
             self._flush()
+            now = asyncio.get_running_loop().time
             while self._frames and self._is_kept(self._frames[0][1]):
                 frame, _ = self._frames.popleft()
                 if self._journal is not None:
                     failpoint("ps.before_reply")
+                self._since = now()
                 await self._send(frame)
+                self._since = None
                 self._sent(len(frame))
                 self._queued -= len(frame)
                 if self._queued <= self._limits.outbox_bytes:

@@ -22,7 +22,7 @@ from paramserver.types import Span, WorkerId
 from paramserver.v1 import common_pb2
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.blocks import LEVELS, unpack, wire_bytes
-from paramserver.wire.convert import options_from_proto, wire_from_proto
+from paramserver.wire.convert import options_from_proto, spans_from_proto, wire_from_proto
 from paramserver.wire.frames import Piece
 from paramserver.wire.rows import KEY_BYTES, decode_keys, decode_rows, ids_of, row_bytes
 from paramserver.wire.tensors import DTYPES, checksum, from_bytes, is_finite
@@ -43,6 +43,7 @@ class Incoming:
         digest: of the bytes of a push that came before.
         pull: to be answered once the push is complete.
         progress: set whenever ``waiting`` shrinks.
+        size: bytes that it takes here until its clock closes.
     """
 
     request: int
@@ -64,6 +65,7 @@ class Incoming:
     known: Receipt | None = None
     digest: int = 0
     staleness: float = 0.0
+    size: int = 0
     pull: pb.Pull | None = None
     open: bool = True
     complete: bool = False
@@ -174,6 +176,30 @@ def beside(slices: Sequence[int], numbers: Sequence[int]) -> dict[int, int]:
             f"{len(slices)} slices with {len(numbers)} versions beside them: as many, or none"
         )
     return dict(zip(slices, numbers, strict=False))
+
+
+def incoming_push(request: int, push: pb.Push, group: GroupState, worker: WorkerId) -> Incoming:
+    """A push as it declares itself.
+
+    Raises:
+        ConfigurationError: hyper-parameters that the group's optimizer cannot work with.
+        InvalidRequestError: a weight, data type or number of versions that cannot be.
+    """
+    return Incoming(
+        request,
+        group,
+        worker,
+        push.worker.job,
+        push.clock,
+        checked_weight(push.weight),
+        wire_of(group, push.wire_dtype),
+        read_options(group, push.options),
+        spans_from_proto(push.samples),
+        beside(push.slices, push.bases),
+        push.deferred,
+        set(push.slices),
+        set(push.slices),
+    )
 
 
 def check_sizes(

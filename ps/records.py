@@ -269,16 +269,25 @@ def lead(journal: Journal, group: str, event: journal_pb2.LeadEvent) -> None:
 
 
 def observed(
-    started: bool, active: Iterable[WorkerId], lost: Iterable[WorkerId], consistency: Consistency
+    started: bool,
+    active: Iterable[WorkerId],
+    lost: Iterable[WorkerId],
+    present: Iterable[WorkerId],
+    consistency: Consistency,
 ) -> journal_pb2.LeadEvent:
     """The lead took a view."""
     body = journal_pb2.Observed(
         started=started,
-        active=[server_pb2.Staged(rank=w.rank, incarnation=w.incarnation) for w in sorted(active)],
-        lost=[server_pb2.Staged(rank=w.rank, incarnation=w.incarnation) for w in sorted(lost)],
+        active=_identities(active),
+        lost=_identities(lost),
+        present=_identities(present),
         consistency=consistency_to_proto(consistency),
     )
     return journal_pb2.LeadEvent(observed=body)
+
+
+def _identities(workers: Iterable[WorkerId]) -> list[server_pb2.Staged]:
+    return [server_pb2.Staged(rank=w.rank, incarnation=w.incarnation) for w in sorted(workers)]
 
 
 # Requests that are kept as they came

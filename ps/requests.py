@@ -171,7 +171,7 @@ class AddVector(Request):
         if self._waiting:
             return
         self.service.views.check(self._worker, self._record.worker.job)
-        given = dict(self._given)  # ``close`` clears it, even while this is being added
+        given, self._given = self._given, {}  # the stream may end, and close this, meanwhile
         counted = await self._space.add(self._worker, self._record, given)
         self.close()
         self.whole = True

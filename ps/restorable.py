@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from paramserver.errors import InvalidRequestError
 from paramserver.ps.collectives import Collectives
 from paramserver.ps.dump import dump_group
 from paramserver.ps.group import GroupState
 from paramserver.ps.journal import Journal
-from paramserver.ps.lead import Leadership
+from paramserver.ps.lead import Following, Leadership
 from paramserver.ps.reduces import Reduces
+from paramserver.ps.snapshots import Snapshots
 from paramserver.ps.vectors import Vectors
+from paramserver.ps.views import Views
+from paramserver.ps.workshop import Workshop
 from paramserver.types import Durability
 from paramserver.v1 import scheduler_pb2
+from paramserver.wire.convert import group_from_proto, map_from_proto
+from paramserver.wire.transport import AsyncChannel
 
 
 class Restorable:
@@ -24,6 +30,11 @@ class Restorable:
     """
 
     name: str
+    views: Views
+    workshop: Workshop
+    snapshots: Snapshots
+    _connect: Callable[[str], AsyncChannel]
+    _followings: dict[str, Following]
     journal: Journal | None = None
     collectives: Collectives
     reduces: Reduces
@@ -32,10 +43,25 @@ class Restorable:
     _leads: dict[str, Leadership]
 
     def _make(self, reply: scheduler_pb2.GetGroupReply) -> GroupState:
-        raise NotImplementedError
+        spec, slice_map = group_from_proto(reply.spec), map_from_proto(reply.map)
+        group = GroupState(spec, slice_map, self.name, self.workshop, self.journal)
+        group.follow_bounds(self.views.current.bounds)
+        group.is_gone = lambda worker: self.views.current.number > 0 and self.views.gone(worker)
+        group.on_cut = lambda cut: self.snapshots.on_cut(group, cut)
+        return group
+
+    def _lead(self, group: GroupState) -> Leadership:
+        """From now on, as views tell it too."""
+        self._leads[group.spec.name] = lead = Leadership(group)
+        lead.clock.resume(group.frontier.value)
+        return lead
 
     def _follow(self, group: GroupState) -> None:
-        raise NotImplementedError
+        if group.lead not in self._followings:
+            self._followings[group.lead] = Following(
+                self.name, self.views, lambda: self.views.locate(group.map), self._connect
+            )
+        self._followings[group.lead].add(group)
 
     @property
     def durability(self) -> Durability:
@@ -51,7 +77,10 @@ class Restorable:
         """A group as the journal describes it; ``resume`` makes it take part."""
 
         async def made() -> GroupState:
-            return self._make(reply)
+            group = self._make(reply)
+            if group.leads:
+                self._lead(group)
+            return group
 
         task = self._groups[reply.spec.name] = asyncio.create_task(made())
         await task
@@ -84,11 +113,13 @@ class Restorable:
 
     async def note_restored(self, group: GroupState) -> None:
         """A group began with the state of a snapshot: the journal has all of it too."""
-        if self.journal is not None:
-            async for data in dump_group(
-                self.journal, group, self.lead_of(group.spec.name), self.vectors
-            ):
-                self.journal.append_encoded(data)
+        if self.journal is None:
+            return
+        lead = Leadership(group) if group.leads else None
+        if lead is not None:
+            lead.clock.resume(group.frontier.value)
+        async for data in dump_group(self.journal, group, lead, self.vectors):
+            self.journal.append_encoded(data)
 
     async def resume(self) -> None:
         """All that the journal tells is here again: leads go on, followers say hello."""

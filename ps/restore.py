@@ -9,11 +9,9 @@ from contextlib import ExitStack
 from paramserver.core.placement import difference
 from paramserver.errors import RefusedError, SnapshotError
 from paramserver.ps.group import GroupState
-from paramserver.ps.state import SliceState
-from paramserver.ps.tables.bucket import with_changes
 from paramserver.ps.vectors import Vector, Vectors, VectorSpace
 from paramserver.snapshot_files import open_store
-from paramserver.snapshot_groups import GroupFile, groups_in
+from paramserver.snapshot_groups import GroupFile, groups_in, newest_state
 from paramserver.snapshot_tensors import TensorReader
 from paramserver.v1 import common_pb2
 
@@ -71,13 +69,8 @@ def _checked(group: GroupState, found: GroupFile | None, file: str) -> GroupFile
 
 
 def _load_slice(group: GroupState, index: int, files: Sequence[GroupFile]) -> None:
-    """The newest state of a slice: the last whole one, and the changes behind it."""
-    states = [SliceState({}, each.slices[index]) for each in files]
-    first = max((k for k, s in enumerate(states) if "since" not in s.numbers), default=0)
     try:
-        state = SliceState(files[first].tensors(index), files[first].slices[index])
-        for file in files[first + 1 :]:
-            state = with_changes(state, SliceState(file.tensors(index), file.slices[index]))
+        state = newest_state(files, index)
         group.cell_of[index].bucket.load({index: state})
     except (RefusedError, KeyError) as error:
         raise SnapshotError(f"group {group.spec.name!r}, slice {index}: {error}") from error

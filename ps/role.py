@@ -9,13 +9,18 @@ import socket
 from collections.abc import Callable
 
 from paramserver.config import ServerConfig
-from paramserver.errors import ConnectionLostError, ParameterServerError, RefusedError
+from paramserver.errors import (
+    AuthenticationError,
+    ConnectionLostError,
+    ParameterServerError,
+    RefusedError,
+)
 from paramserver.ps.hosting import Host
 from paramserver.ps.lasting import Lasting
 from paramserver.ps.service import ServerService
 from paramserver.types import PROTOCOL_VERSION
 from paramserver.v1 import common_pb2, scheduler_pb2
-from paramserver.wire.serve import split_address
+from paramserver.wire.addresses import split_address
 from paramserver.wire.transport import AsyncChannel
 
 log = logging.getLogger("paramserver")
@@ -130,6 +135,8 @@ class ServerRole:
             await self._scheduler.call("Heartbeat", request, timeout=self._heartbeat_s * 2)
         except ConnectionLostError as error:
             log.debug("the scheduler is away: %s", error)
+        except AuthenticationError as error:
+            log.error("the scheduler does not know this server any more: %s", error)
         except RefusedError as error:  # it gave this server up, or is a new one
             log.warning("registering anew: %s", error)
             await self.host.reset(keep=bool(self._lasting.resumes))

@@ -19,6 +19,7 @@ from paramserver.ps.collectives import Collectives
 from paramserver.ps.describe import describe
 from paramserver.ps.exchange import Session
 from paramserver.ps.group import GroupState, Staged
+from paramserver.ps.inflow import Inflow
 from paramserver.ps.lead import Following, Leadership
 from paramserver.ps.push import Incoming, Parcel
 from paramserver.ps.reduces import Reduces
@@ -32,7 +33,7 @@ from paramserver.ps.workshop import Workshop
 from paramserver.types import WorkerId
 from paramserver.v1 import scheduler_pb2
 from paramserver.v1 import server_pb2 as pb
-from paramserver.wire.convert import group_from_proto, map_from_proto, spans_to_proto
+from paramserver.wire.convert import spans_to_proto
 from paramserver.wire.transport import AsyncChannel
 
 log = logging.getLogger("paramserver")
@@ -74,6 +75,8 @@ class ServerService(Restorable):
         self._leads: dict[str, Leadership] = {}
         self._followings: dict[str, Following] = {}
         self._owners: dict[_Key, Session] = {}
+        self.inflow = Inflow(config.limits)
+        self.sessions: set[Session] = set()
 
     # What the streams ask for
 
@@ -103,30 +106,12 @@ class ServerService(Restorable):
         group = self._make(reply)
         if reply.HasField("restore"):
             await restore(group, reply.restore, self.vectors)
-            if group.leads:
-                self._leads[name].clock.resume(group.frontier.value)
             await self.note_restored(group)
         if group.leads:
-            self._leads[name].observe(self.views)
+            self._lead(group).observe(self.views)
         elif group.slices:
             self._follow(group)
         return group
-
-    def _make(self, reply: scheduler_pb2.GetGroupReply) -> GroupState:
-        spec, slice_map = group_from_proto(reply.spec), map_from_proto(reply.map)
-        group = GroupState(spec, slice_map, self.name, self.workshop, self.journal)
-        group.follow_bounds(self.views.current.bounds)
-        group.on_cut = lambda cut: self.snapshots.on_cut(group, cut)
-        if group.leads:
-            self._leads[spec.name] = Leadership(group)
-        return group
-
-    def _follow(self, group: GroupState) -> None:
-        if group.lead not in self._followings:
-            self._followings[group.lead] = Following(
-                self.name, self.views, lambda: self.views.locate(group.map), self._connect
-            )
-        self._followings[group.lead].add(group)
 
     def lead_of(self, name: str) -> Leadership | None:
         """What decides for a group, if this server leads it."""
@@ -197,6 +182,7 @@ class ServerService(Restorable):
             receipt = Receipt(clock, 0, 0.0, applied=False)
             group.ledger.complete(worker, clock, receipt, push.samples)
             staged = Staged(worker, clock, push.weight, push.options, push.samples, push.gradients)
+            staged.nbytes = sum(g.nbytes for g in push.gradients.values())
             group.stage(staged)
         else:
             await group.tick_others(push.declared if push.counts else set())
@@ -356,8 +342,11 @@ class ServerService(Restorable):
 
     async def Describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
         """What status shows of this server."""
-        groups = [t.result() for t in self._groups.values() if t.done() and not t.exception()]
-        return describe(self, groups)
+        return describe(self, self.fetched())
+
+    def fetched(self) -> list[GroupState]:
+        """The groups that are here."""
+        return [t.result() for t in self._groups.values() if t.done() and not t.exception()]
 
     # The job
 
@@ -372,7 +361,7 @@ class ServerService(Restorable):
             for task in self._groups.values():
                 if task.done() and not task.exception():
                     task.result().follow_bounds(view.bounds)
-                    task.result().observe(self.views.lost())
+                    task.result().stir()
             for lead in self._leads.values():
                 lead.observe(self.views)
             for following in self._followings.values():

@@ -244,7 +244,7 @@ class VectorSpace:
             if not self._count(worker, record, vector):
                 return False
             size = sum(value.nbytes for value in given.values())
-            await self._workshop.run(self._lock, size, self._add, vector, record, given)
+            await self._workshop.run(self._lock, size, self._add, vector, given, record)
             return True
 
     def _count(self, worker: WorkerId, record: pb.AddVector, vector: Vector) -> bool:
@@ -271,7 +271,7 @@ class VectorSpace:
         worker = WorkerId(record.worker.rank, record.worker.incarnation)
         vector = self.vectors[record.vector]
         if self._count(worker, record, vector):
-            self._add(vector, record, given)
+            self._add(vector, given, record)
 
     def _remember(self, worker: WorkerId, operation: int, reply: pb.VectorsReply) -> None:
         async def answer() -> pb.VectorsReply:
@@ -302,8 +302,10 @@ class VectorSpace:
             worker = WorkerId(rank, incarnation)
             self._remember(worker, operation, pb.VectorsReply.FromString(reply))
 
-    def _add(self, vector: Vector, record: pb.AddVector, given: Mapping[int, Tensor]) -> None:
-        if self.group.journal is not None:
+    def _add(
+        self, vector: Vector, given: Mapping[int, Tensor], record: pb.AddVector | None = None
+    ) -> None:
+        if self.group.journal is not None and record is not None:
             records.added(self.group.journal, record, given)
         for index, value in given.items():
             if index in vector.shared:

@@ -86,12 +86,17 @@ class Views:
                 return member.reason
         return "its lease was lost or a newer incarnation has its name"
 
-    def active(self, group: str) -> set[WorkerId]:
-        """The workers that a clock of ``group`` waits for."""
+    def active(self, group: str, *, first: bool = False) -> set[WorkerId]:
+        """The workers that a clock of ``group`` waits for.
+
+        Args:
+            first: it is the first clock, which waits for those that prepare their data too.
+        """
         return {
             WorkerId(m.rank, m.incarnation)
             for m in self.current.members
-            if m.state == scheduler_pb2.MEMBER_ACTIVE and group in m.groups
+            if (m.state == scheduler_pb2.MEMBER_ACTIVE or (first and m.preparing))
+            and group in m.groups
         }
 
     def locate(self, slice_map: SliceMap) -> str:

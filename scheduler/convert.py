@@ -57,6 +57,7 @@ def member_to_proto(member: Member) -> scheduler_pb2.Member:
         host=member.host,
         pid=member.pid,
         reason=member.reason,
+        preparing=member.preparing,
     )
 
 

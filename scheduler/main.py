@@ -8,9 +8,10 @@ from collections.abc import Callable
 from paramserver.config import SchedulerConfig
 from paramserver.core.members import JobState
 from paramserver.scheduler.service import SchedulerService
+from paramserver.wire.addresses import split_address
 from paramserver.wire.client import AsyncGrpcChannel
 from paramserver.wire.methods import SCHEDULER, SCHEDULER_METHODS
-from paramserver.wire.serve import RoleServer, run_until_ended, split_address
+from paramserver.wire.serve import RoleServer, run_until_ended
 
 STOP_GRACE = 0.5
 LINGER_S = 1.0  # with once: the members hear of the end before the scheduler goes
@@ -25,8 +26,11 @@ async def serve(config: SchedulerConfig, ready: Callable[[str, str], None]) -> i
     Returns:
         The exit code: 1 if the one job failed.
     """
-    service = SchedulerService(config, connect=lambda address: AsyncGrpcChannel(address, "server"))
-    server = RoleServer(SCHEDULER.full_name, SCHEDULER_METHODS, service)
+    trust = config.trust
+    service = SchedulerService(
+        config, connect=lambda address: AsyncGrpcChannel(address, "server", trust)
+    )
+    server = RoleServer(SCHEDULER.full_name, SCHEDULER_METHODS, service, trust)
     port = await server.start(config.bind)
     await server.serving(True)
     ready("scheduler", f"{split_address(config.bind)[0]}:{port}")

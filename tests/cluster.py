@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import paramserver as ps
-from paramserver.config import SchedulerConfig, ServerConfig
+from paramserver import rpc_chaos
+from paramserver.config import Limits, SchedulerConfig, ServerConfig
 from paramserver.ps.role import ServerRole
 from paramserver.scheduler.service import SchedulerService
+from paramserver.trust import OPEN, Trust
 from paramserver.types import Durability
 from paramserver.wire.client import AsyncGrpcChannel
 from paramserver.wire.methods import SCHEDULER, SCHEDULER_METHODS, SERVER, SERVER_METHODS
@@ -22,6 +25,9 @@ from paramserver.wire.serve import RoleServer
 from tests.proxy import Proxy
 
 T = TypeVar("T")
+
+# All tests on a cluster run with calls that get lost now and then; "rate=0" turns that off.
+CHAOS = os.environ.get("TEST_CHAOS", "rate=0.01,seed=1")
 
 
 @dataclass
@@ -59,6 +65,7 @@ class Cluster:
         address: of the scheduler.
         scheduler: its service.
         servers: the server services.
+        shells: gRPC servers, the scheduler's first.
         proxies: in front of the servers, if asked for.
     """
 
@@ -74,10 +81,14 @@ class Cluster:
         durability: Durability = "memory",
         state: Path | None = None,
         journal_bytes: int = 256 << 20,
+        trust: Mapping[str, Trust] | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._state = state
         self._journal_bytes = journal_bytes
         self._roles: list[_Running] = []
+        self.limits = limits or Limits()
+        self.trust = dict.fromkeys(("scheduler", "server", "worker"), OPEN) | dict(trust or {})
         self.config = SchedulerConfig(
             durability=durability if state is None else "wal",
             workers=workers,
@@ -86,11 +97,14 @@ class Cluster:
             assign=assign,
             lease_s=lease_s,
             heartbeat_s=min(1.0, lease_s / 4),
+            trust=self.trust["scheduler"],
+            limits=self.limits,
         )
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
         self._stops: list[Callable[[], Any]] = []
+        self.shells: list[RoleServer] = []
         self.servers: list[Any] = []
         self.proxies: list[Proxy] | None = [] if proxies else None
         self.run(self._start(servers))
@@ -100,8 +114,12 @@ class Cluster:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
 
     async def _start(self, servers: int) -> None:
-        self.scheduler = SchedulerService(self.config, connect=AsyncGrpcChannel)
-        shell = RoleServer(SCHEDULER.full_name, SCHEDULER_METHODS, self.scheduler)
+        trust = self.trust["scheduler"]
+        self.scheduler = SchedulerService(
+            self.config, connect=lambda address: AsyncGrpcChannel(address, "server", trust)
+        )
+        shell = RoleServer(SCHEDULER.full_name, SCHEDULER_METHODS, self.scheduler, trust)
+        self.shells.append(shell)
         self.address = f"127.0.0.1:{await shell.start('127.0.0.1:0')}"
         ticks = asyncio.create_task(self.scheduler.run())
         self._stops += [ticks.cancel, lambda: shell.stop(0)]
@@ -109,16 +127,21 @@ class Cluster:
             await self._start_server(number)
 
     async def _start_server(self, number: int, name: str | None = None) -> None:
-        state = None if self._state is None else str(self._state / f"ps-{number}")
+        trust = self.trust["server"]
         config = ServerConfig(
             scheduler=self.address,
             name=name,
-            state_dir=state,
+            state_dir=None if self._state is None else str(self._state / f"ps-{number}"),
             journal_bytes=self._journal_bytes,
+            trust=trust,
+            limits=self.limits,
         )
-        channel = AsyncGrpcChannel(self.address)
-        role = ServerRole(config, channel, AsyncGrpcChannel)
-        shell = RoleServer(SERVER.full_name, SERVER_METHODS, role.host)
+        channel = AsyncGrpcChannel(self.address, "scheduler", trust)
+        role = ServerRole(
+            config, channel, lambda address: AsyncGrpcChannel(address, "server", trust)
+        )
+        shell = RoleServer(SERVER.full_name, SERVER_METHODS, role.host, trust)
+        self.shells.append(shell)
         address = f"127.0.0.1:{await shell.start(f'127.0.0.1:{await role.recover()}')}"
         if self.proxies is not None:
             if number == len(self.proxies):
@@ -174,7 +197,9 @@ class Cluster:
 
     def connect(self, name: str | None = None, **options: Any) -> ps.Client:
         """A client of its own."""
-        options = {"timeout": 15.0, "wait_timeout": 20.0, **options}
+        mine = self.trust["worker"]
+        known = {"tls": mine.tls, "token": mine.token or None}
+        options = {"timeout": 15.0, "wait_timeout": 20.0, **known, **options}
         return ps.connect(self.address, name=name, **options)
 
     def workers(self, work: Callable[[ps.Client], T], count: int | None = None) -> list[T]:
@@ -206,13 +231,19 @@ def cluster(
     durability: Durability = "memory",
     state: Path | None = None,
     journal_bytes: int = 256 << 20,
+    chaos: str = CHAOS,
+    trust: Mapping[str, Trust] | None = None,
+    limits: Limits | None = None,
 ) -> Iterator[Cluster]:
     """A cluster that is checked for its invariants and ended.
 
     Args:
         state: where the servers keep journals; None: durability "memory".
+        chaos: which calls get lost, as of ``paramserver.rpc_chaos``.
         proxies: put a breakable proxy in front of every server.
         parties: of each replica.
+        trust: of each role, by its name; open for those that are not there.
+        limits: of the scheduler and the servers.
     """
     made = Cluster(
         servers,
@@ -224,9 +255,13 @@ def cluster(
         durability=durability,
         state=state,
         journal_bytes=journal_bytes,
+        trust=trust,
+        limits=limits,
     )
     try:
+        rpc_chaos.arm(rpc_chaos.parse_chaos(chaos))
         yield made
         made.check_invariants()
     finally:
+        rpc_chaos.arm(None)
         made.close()

@@ -48,11 +48,12 @@ class Snapshooter:
             for g in await self.groups()
         ]
 
-    async def hold(self) -> list[pb.GroupClocks]:
+    async def hold(self, **options: Any) -> list[pb.GroupClocks]:
         """Holds and drains on all servers: what all agree on, and the largest next clock."""
         self.number += 1
         servers, job = self.cluster.servers, self.cluster.servers[0].views.current.job
-        asked = pb.HoldRequest(job=job, hold=self.number, groups=await self.clocks())
+        groups = await self.clocks()
+        asked = pb.HoldRequest(job=job, hold=self.number, groups=groups, **options)
         held = await asyncio.gather(*(s.Hold(asked) for s in servers))
         merged = _merge([g for reply in held for g in reply.groups])
         asked_drain = pb.DrainRequest(job=job, hold=self.number, groups=merged)
@@ -63,29 +64,38 @@ class Snapshooter:
                 assert list(group.workers) == list(same.workers), "servers do not agree"
         return merged
 
-    async def _take(
-        self, name: str, *, since: dict[str, dict[int, int]] | None = None, base: str = ""
-    ) -> list[pb.SnapshotReply]:
+    async def request(self, name: str, base: str = "", **options: Any) -> pb.SnapshotRequest:
+        """All groups, held and drained.
+
+        Args:
+            base: the snapshot whose tables this one is to hold the changes of.
+        """
         self.agreed = await self.hold()
         clock = max((g.next_clock for g in self.agreed), default=0)
         cuts = [
-            pb.GroupCut(
-                group=g.group,
-                map_version=g.map_version,
-                clock=clock,
-                since=(since or {}).get(g.group, {}),
-            )
-            for g in self.agreed
+            pb.GroupCut(group=g.group, map_version=g.map_version, clock=clock) for g in self.agreed
         ]
-        servers = self.cluster.servers
-        request = pb.SnapshotRequest(
-            job=servers[0].views.current.job,
+        if base:
+            for file in read_manifest(open_store(self.directory), base).files:
+                for cut in cuts:
+                    if self.cluster.scheduler.state.groups.get(cut.group).spec.table is not None:
+                        slices = file.slices.get(cut.group, [])
+                        versions = file.versions.get(cut.group, [])
+                        cut.since.update(zip(slices, versions, strict=True))
+        job = self.cluster.servers[0].views.current.job
+        return pb.SnapshotRequest(
+            job=job,
             id=self.number,
             directory=self.directory,
             name=name,
             cuts=cuts,
             hold=self.number,
+            **options,
         )
+
+    async def _take(self, name: str, base: str = "", **options: Any) -> list[pb.SnapshotReply]:
+        servers = self.cluster.servers
+        request = await self.request(name, base, **options)
         replies = await asyncio.gather(*(s.Snapshot(request) for s in servers))
         made = tuple(
             ServerFile(

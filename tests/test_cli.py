@@ -21,6 +21,7 @@ from paramserver.cli.state import State, add_server, balance, from_status, waits
 from paramserver.cli.status import duration, render, size
 from paramserver.errors import ConnectionLostError, UsageError
 from paramserver.launch import report_exit
+from paramserver.trust import OPEN
 from paramserver.v1 import common_pb2, scheduler_pb2, server_pb2
 
 COMMAND = [sys.executable, "-m", "paramserver"]
@@ -277,12 +278,12 @@ def test_the_scheduler_is_told_how_a_script_ended(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, told: list[str]
 ) -> None:
     channel = FakeChannel()
-    monkeypatch.setattr("paramserver.wire.client.scheduler_channel", lambda address: channel)
+    monkeypatch.setattr("paramserver.wire.client.scheduler_channel", lambda *_: channel)
     identity = tmp_path / "identity.json"
-    report_exit("127.0.0.1:1", identity, "worker", code)
+    report_exit("127.0.0.1:1", identity, "worker", code, OPEN)
     assert channel.told == []
     identity.write_text('{"name": "worker-1", "incarnation": 4, "rank": 1, "job": 2}')
-    report_exit("127.0.0.1:1", identity, "worker", code)
+    report_exit("127.0.0.1:1", identity, "worker", code, OPEN)
     assert [method for method, _ in channel.told] == told
     if told and code:
         request = channel.told[0][1]

@@ -201,6 +201,17 @@ def test_a_newer_incarnation_drops_the_older() -> None:
     assert view(clock, [A], lost=[B, newer]) == [Drop(newer)]
 
 
+def test_a_newer_incarnation_drops_the_older_before_it_is_active() -> None:
+    """What the older one staged has gone back to the queue: it must be in no clock."""
+    clock = group(active=(A, B))
+    staged(clock, B, 0)
+    heir = WorkerId(B.rank, B.incarnation + 1)
+    decisions = clock.observe(started=True, active=(A,), lost=(), present=(A, heir))
+    assert decisions == [Drop(B)]
+    assert staged(clock, A, 0) == [closed(0, A)]
+    clock.check_invariants()
+
+
 def test_backup_workers_are_left_behind() -> None:
     clock = group(Sync(backup=1), [A, B, C], servers=2)
     staged(clock, A, 0)

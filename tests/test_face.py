@@ -40,6 +40,7 @@ FACE = [
     "StepResult",
     "Sync",
     "Table",
+    "Tls",
     "Uniform",
     "VerticalLinear",
     "Zeros",

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 import paramserver as ps
 from tests.cluster import Cluster, cluster, in_threads
@@ -193,3 +194,27 @@ def test_a_fenced_client_says_so() -> None:
             mine.push_pull({"w": torch.ones(3)})
             assert torch.equal(mine.pull()["w"], torch.full((3,), 2.0))
         old.fail("fenced")
+
+
+def test_the_first_clock_waits_for_a_worker_that_prepares_its_data() -> None:
+    """It was active until it opened its data set: the others must not step without it."""
+    opened, asked = threading.Event(), threading.Event()
+
+    def work(client: ps.Client) -> int:
+        group = client.register("g", {"w": torch.zeros(3)})
+        client.barrier("registered")
+        if client.rank == 0:
+            assert opened.wait(20)
+            pushed = group.push_async({"w": torch.ones(3)})
+            asked.set()
+            pushed.result(20)
+            return int(group.pull()["w"][0])
+        loader = client.loader(TensorDataset(torch.zeros(4)), 4, assign="dynamic")
+        opened.set()
+        assert asked.wait(20)
+        for _ in loader:
+            group.push_pull({"w": torch.ones(3)})
+        return group.clock
+
+    with cluster(2, 2) as c:
+        assert c.workers(work) == [2, 1]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramserver.errors import InvalidRequestError
+from paramserver.errors import ChecksumError, InvalidRequestError
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.frames import ALIGNMENT, decode, encode
 
@@ -46,7 +46,7 @@ def test_payload_is_aligned_and_a_view(request_number: int, size: int) -> None:
 
 @given(st.binary(max_size=200))
 def test_garbage_is_refused_or_read_never_anything_else(message: bytes) -> None:
-    with suppress(InvalidRequestError):
+    with suppress(InvalidRequestError, ChecksumError):
         decode(message)
 
 
@@ -56,7 +56,7 @@ def test_a_cut_frame_is_refused_or_shorter(pieces: list[bytes], data: st.DataObj
     cut = message[: data.draw(st.integers(0, max(0, len(message) - 1)))]
     try:
         decoded = decode(cut)
-    except InvalidRequestError:
+    except (InvalidRequestError, ChecksumError):
         return
     assert len(decoded.payload) < max(1, len(b"".join(pieces))) or not cut
 
@@ -77,5 +77,17 @@ def test_lies_about_lengths_are_named(message: bytes, words: str) -> None:
 
 
 def test_headers_merge_as_protobuf_says() -> None:
-    first, second = encode([pb.Record(request=1)]), encode([pb.Record(request=2)])
-    assert [r.request for r in decode(first + second).records] == [1, 2]
+    parts = [pb.Header(records=[pb.Record(request=number)]) for number in (1, 2)]
+    message = b"".join(pb.Frame(header=part).SerializeToString() for part in parts)
+    assert [r.request for r in decode(message).records] == [1, 2]
+
+
+@given(pieces_lists, st.data())
+def test_a_header_with_a_flipped_bit_is_never_read(
+    pieces: list[bytes], data: st.DataObject
+) -> None:
+    message = bytearray(encode(records(pieces), pieces))
+    bit = data.draw(st.integers(0, 8 * len(message) - 1))
+    message[bit // 8] ^= 1 << bit % 8
+    with suppress(InvalidRequestError, ChecksumError):
+        assert list(decode(bytes(message)).records) == records(pieces)

@@ -268,3 +268,20 @@ def test_a_span_outside_its_lease_is_refused() -> None:
     label.ask()
     with pytest.raises(InvalidRequestError, match="must lie in"):
         queue.report(label.who, done=[Span(1, 0, 7)])
+
+
+def test_an_epoch_is_over_for_a_party_whose_mate_has_left_after_it() -> None:
+    """It asks once more after the label party has finished: there is nothing to wait for."""
+    queue = make(4, 2)
+    both = [WorkerId(rank, 1) for rank in range(2)]
+    for who in both:
+        queue.join(who)
+        queue.use(who)
+    for who in both:
+        found = queue.next(who, 0, 1)
+        assert isinstance(found, Leased)
+        queue.report(who, done=[Span(found.lease, found.start, found.stop)])
+    assert isinstance(queue.next(both[0], 0, 2), Drained)
+    queue.leave(both[0])
+    assert isinstance(queue.next(both[1], 0, 2), Drained)
+    assert isinstance(queue.next(both[1], 1, 3), Empty)

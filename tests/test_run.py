@@ -18,6 +18,7 @@ from paramserver.cli.output import Output
 from paramserver.cli.run import Plan, Supervisor
 from paramserver.cli.state import State, from_status
 from paramserver.errors import ConnectionLostError
+from paramserver.trust import OPEN, Trust
 from paramserver.v1 import scheduler_pb2
 
 ROLE = """
@@ -33,7 +34,7 @@ class FakeSource:
 
     state: State | None = None
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, trust: Trust = OPEN) -> None:
         self.address = address
 
     def gather(self, **options: Any) -> State:

@@ -17,10 +17,10 @@ import paramserver as ps
 from paramserver.core.slices import TensorSpec
 from paramserver.core.tables import SUB_TABLES, Initial
 from paramserver.errors import InvalidRequestError
-from paramserver.ps.state import SliceState
-from paramserver.ps.tables.bucket import RowBucket, only_changes, with_changes
+from paramserver.ps.tables.bucket import RowBucket
 from paramserver.ps.tables.rules import RULES, complete, row_rule
 from paramserver.ps.tables.store import Layout, Rows
+from paramserver.slice_state import SliceState, only_changes, with_changes
 from paramserver.wire.rows import keys_of
 from tests.test_rules import UNDER_TEST, Group, random
 

@@ -9,7 +9,10 @@ import torch
 
 import paramserver as ps
 from paramserver import failpoints
+from paramserver.config import ServerConfig
 from paramserver.ps import lasting, wal
+from paramserver.ps.role import ServerRole
+from paramserver.wire.client import AsyncGrpcChannel
 from tests.cluster import Cluster, cluster, in_threads
 
 STEPS = 12
@@ -135,7 +138,15 @@ def test_a_new_job_begins_empty(tmp_path: Path) -> None:
 
 
 def test_a_server_without_a_state_directory_says_what_it_needs(tmp_path: Path) -> None:
-    with cluster(state=tmp_path) as made:
-        made._state = None
-        with pytest.raises(ps.errors.ConfigurationError, match=r"start this server with --state-d"):
-            made.restart(1)
+    async def register() -> None:
+        channel = AsyncGrpcChannel(made.address)
+        role = ServerRole(ServerConfig(scheduler=made.address), channel, AsyncGrpcChannel)
+        try:
+            await role.register("127.0.0.1:1")
+        finally:
+            role.close()
+            await channel.close()
+
+    needs = pytest.raises(ps.errors.ConfigurationError, match=r"start this server with --state-dir")
+    with cluster(state=tmp_path) as made, needs:
+        made.run(register())

@@ -12,7 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from paramserver.wire.serve import split_address
+from paramserver.config import ClientConfig
+from paramserver.errors import UnsupportedError
+from paramserver.wire.addresses import reaches_only_here, split_address
 from paramserver.worker.signals import BrokenRingError, Signals
 
 SLICES_S = (0.002, 0.25)  # a wait looks around after the first, then after each of the second
@@ -43,6 +45,18 @@ class Meeting:
             timeout=timedelta(seconds=timeout),
             master_listen_fd=listener.detach(),
         )
+
+
+def check_unencrypted(config: ClientConfig) -> None:
+    """Raises UnsupportedError where gradients would leave an encrypted cluster in clear."""
+    trust, address = config.trust, config.scheduler or LOOPBACK
+    if trust.tls is None or trust.insecure or reaches_only_here(address):
+        return
+    raise UnsupportedError(
+        "AllReduce() in a cluster with TLS: replicas talk by torch.distributed, which neither "
+        "encrypts nor asks who calls; use Sync(), or set PARAMSERVER_INSECURE=1 on a network that "
+        "you trust"
+    )
 
 
 def local_address(scheduler: str | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch._C._distributed_c10d import TCPStore
 
-from paramserver.wire.serve import split_address
+from paramserver.wire.addresses import split_address
 
 FOREVER = timedelta(days=30)
 ANSWER_S = 1.0  # for words that an error message would be better with

@@ -23,7 +23,6 @@ from paramserver.types import ScaleLr, lr_factor
 Gradients = Mapping[int, Rows]
 Options = Sequence[Mapping[str, Any]]
 Keep = Callable[[Gradients, Mapping[int, Any]], None]
-ROW_COLUMNS = ("keys", "rows", "changed", "scores")
 FIRST = 1  # the version before any push
 
 
@@ -170,38 +169,6 @@ def row_bucket(index: int, spec: GroupSpec) -> RowBucket:
     table = spec.table
     layout = Layout(table.dim, rule, options, table.initial, table.admit, table.evict)
     return RowBucket(index, layout, SUB_TABLE_BITS)
-
-
-def only_changes(state: SliceState, since: int) -> SliceState:
-    """What a dump with ``since`` has of a sub-table that was dumped whole."""
-    columns = {name: state.tensors[name] for name in ROW_COLUMNS if name in state.tensors}
-    later = columns["changed"] > since
-    tensors = {name: column[later] for name, column in columns.items()}
-    if state.numbers["evicted_at"] > since:
-        tensors["living"] = columns["keys"]
-    rest = {name: t for name, t in state.tensors.items() if name not in ROW_COLUMNS}
-    return SliceState(tensors | rest, {**state.numbers, "since": since})
-
-
-def with_changes(base: SliceState, later: SliceState) -> SliceState:
-    """A sub-table as it was when ``later`` was dumped with ``since`` the version of ``base``.
-
-    Raises:
-        InvalidRequestError: the changes are of another base.
-    """
-    since, version = later.numbers.get("since", 0), base.numbers["version"]
-    if since != version:
-        raise InvalidRequestError(f"changes since version {since} of a table at {version}")
-    old = {name: base.tensors[name].numpy() for name in ROW_COLUMNS if name in base.tensors}
-    new = {name: later.tensors[name].numpy() for name in ROW_COLUMNS if name in later.tensors}
-    kept = ~np.isin(old["keys"], new["keys"])
-    if "living" in later.tensors:
-        kept &= np.isin(old["keys"], later.tensors["living"].numpy())
-    both = {name: np.concatenate([old[name][kept], new[name]]) for name in new}
-    order = np.argsort(both["keys"].view(np.uint64), kind="stable")
-    rest = {n: t for n, t in later.tensors.items() if n not in ROW_COLUMNS and n != "living"}
-    numbers = {n: v for n, v in later.numbers.items() if n != "since"}
-    return SliceState({n: torch.from_numpy(c[order]) for n, c in both.items()} | rest, numbers)
 
 
 def _tensor(column: npt.NDArray[Any]) -> Tensor:

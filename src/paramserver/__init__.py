@@ -13,6 +13,7 @@ from paramserver.errors import ParameterServerError
 from paramserver.initial import Normal, Uniform, Zeros
 from paramserver.life_cycle import LRU, TTL, CountFilter, Decay, Probability
 from paramserver.schemes import Downpour, Local
+from paramserver.trust import Tls
 from paramserver.types import Adaptive, AllReduce, Async, DataShard, Stale, StepResult, Sync
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ __all__ = [
     "StepResult",
     "Sync",
     "Table",
+    "Tls",
     "Uniform",
     "VerticalLinear",
     "Zeros",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from paramserver import failpoints
+from paramserver import failpoints, rpc_chaos
 from paramserver.config import ClientConfig
 from paramserver.emulation import parse_emulation
 from paramserver.errors import ConfigurationError
 from paramserver.scheme_text import parse_scheme
+from paramserver.trust import Tls, Trust, from_environment, with_arguments
+from paramserver.wire.addresses import split_address
 from paramserver.wire.client import GrpcTransport
-from paramserver.wire.serve import split_address
 from paramserver.wire.transport import Transport
 from paramserver.worker.client import Client
 from paramserver.worker.session import Session
@@ -19,7 +21,10 @@ from paramserver.worker.session import Session
 PREFIX = "PARAMSERVER_"
 ANYWHERE = {
     f"{PREFIX}{name}"
-    for name in ("EMULATE", "FAILPOINTS", "FAILPOINTS_DIR", "RUN_DIR", "SCHEME", "SEED")
+    for name in (
+        *("EMULATE", "RUN_DIR", "SCHEME", "SEED"),
+        *("FAILPOINTS", "FAILPOINTS_DIR", "RPC_CHAOS"),
+    )
 }
 
 
@@ -30,6 +35,8 @@ def connect(
     reader: bool = False,
     timeout: float = 30.0,
     wait_timeout: float = 1800.0,
+    tls: Tls | None = None,
+    token: str | None = None,
 ) -> Client:
     """Joins the job of a cluster, or starts an embedded cluster in this process.
 
@@ -46,16 +53,22 @@ def connect(
         reader: no rank, pulls only, awaited by nobody.
         timeout: seconds to connect, counted from the last arrival of a role.
         wait_timeout: seconds that a wait on a peer that still heartbeats may take.
+        tls: certificates; default: ``PARAMSERVER_TLS_CERT``, ``_KEY`` and ``_CA``.
+        token: of the cluster; default: ``PARAMSERVER_TOKEN``, or what is in the file that
+            ``PARAMSERVER_TOKEN_FILE`` names.
 
     Raises:
+        AuthenticationError: this client and the cluster cannot prove to one another who they are.
         ConfigurationError: ``PARAMSERVER_*`` variables without a scheduler, or bad values.
         ConnectionLostError: nobody answers at the address.
         WaitTimeoutError: servers or workers are missing; says which.
     """
     config = _configuration(address, name, reader, timeout, wait_timeout)
     failpoints.arm_from(os.environ)
+    rpc_chaos.arm_from(os.environ)
+    config = replace(config, trust=_trust(config.scheduler, tls, token))
     identity = None if reader else os.environ.get("PARAMSERVER_IDENTITY_FILE")
-    transport = _transport(config.scheduler)
+    transport = _transport(config)
     session = Session(
         config,
         transport.scheduler(),
@@ -98,6 +111,15 @@ def _configuration(
     )
 
 
+def _trust(scheduler: str | None, tls: Tls | None, token: str | None) -> Trust:
+    if scheduler is None and (tls is not None or token is not None):
+        raise ConfigurationError(
+            "tls or token without a scheduler: an embedded cluster has no connections; give "
+            "connect an address, or set PARAMSERVER_SCHEDULER"
+        )
+    return with_arguments(from_environment(os.environ), tls, token)
+
+
 def _refuse_half_an_environment() -> None:
     found = sorted(key for key in os.environ if key.startswith(PREFIX) and key not in ANYWHERE)
     if found:
@@ -107,9 +129,9 @@ def _refuse_half_an_environment() -> None:
         )
 
 
-def _transport(scheduler: str | None) -> Transport:
-    if scheduler is not None:
-        return GrpcTransport(scheduler)
+def _transport(config: ClientConfig) -> Transport:
+    if config.scheduler is not None:
+        return GrpcTransport(config.scheduler, config.trust)
     from paramserver.embedded import EmbeddedTransport
 
     print("paramserver: no scheduler named, running an embedded cluster in this process")

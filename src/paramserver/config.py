@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from paramserver.emulation import Emulation
 from paramserver.errors import ConfigurationError
 from paramserver.scheme_text import Choice
+from paramserver.trust import OPEN, Trust
 from paramserver.types import DURABILITIES, Durability
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +23,10 @@ class Limits:
         in_flight: pushes of one client and group that may be unanswered.
         parked_calls: calls that may wait at one role.
         outbox_bytes: answer bytes queued for one slow reader.
+        stall_s: seconds that one answer may wait for a reader that takes nothing.
+        peer_bytes: of one worker's pushes that wait on one server for their clock.
+        staged_bytes: the same of all workers.
+        work_bytes: of frames that one server works on at a time.
         collective_bytes: bytes kept for open collectives.
         vectors: of one group, beside its values.
         vector_bytes: bytes of the vectors of all groups on one server.
@@ -36,6 +39,10 @@ class Limits:
     in_flight: int = 64
     parked_calls: int = 10_000
     outbox_bytes: int = 8 << 20
+    stall_s: float = 60.0
+    peer_bytes: int = 16 << 30
+    staged_bytes: int = 64 << 30
+    work_bytes: int = 1 << 30
     collective_bytes: int = 1 << 30
     vectors: int = 1024
     vector_bytes: int = 16 << 30
@@ -79,6 +86,7 @@ class SchedulerConfig:
             "wal": the end of a server's process, which finds its journal again; "replica": the
             loss of a server, whose backup takes over.
         server_timeout_s: seconds that a lost server is waited for, where it may come back.
+        trust: what it proves to others, and demands of them.
     """
 
     bind: str = "127.0.0.1:0"
@@ -91,6 +99,7 @@ class SchedulerConfig:
     once: bool = False
     durability: Durability = "memory"
     server_timeout_s: float = 300.0
+    trust: Trust = OPEN
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -113,13 +122,14 @@ class ServerConfig:
     Attributes:
         scheduler: HOST:PORT of the scheduler.
         bind: HOST:PORT to listen on.
-        advertise: host that others reach this server by; None: the local address of the
-            connection to the scheduler.
+        advertise: HOST or HOST:PORT that others reach this server by; None: the local address of
+            the connection to the scheduler.
         name: None lets the scheduler give the lowest free one.
         threads: tensor operations at a time; 0: the number of cores, at most 4.
         once: end when the job ends.
         state_dir: folder of this server alone, for its journal; None: it keeps none.
         journal_bytes: a journal that grows beyond is replaced by a dump of the state.
+        trust: what it proves to others, and demands of them.
     """
 
     scheduler: str
@@ -130,6 +140,7 @@ class ServerConfig:
     once: bool = False
     state_dir: str | None = None
     journal_bytes: int = 256 << 20
+    trust: Trust = OPEN
     limits: Limits = field(default_factory=Limits)
 
 
@@ -146,6 +157,7 @@ class ClientConfig:
         emulation: the machine that this worker plays; None: it is as fast as it is.
         run_dir: folder for this worker's run file; None: no such file.
         scheme: replaces ``consistency=`` of optimizers and ``assign=`` of loaders.
+        trust: what it proves to others, and demands of them.
     """
 
     scheduler: str | None = None
@@ -156,4 +168,5 @@ class ClientConfig:
     emulation: Emulation | None = None
     run_dir: str | None = None
     scheme: Choice | None = None
+    trust: Trust = OPEN
     limits: Limits = field(default_factory=Limits)

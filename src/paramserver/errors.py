@@ -16,7 +16,9 @@
     │   ├── FencedError            a newer incarnation has this name, or the lease was lost
     │   ├── MovedError             an old slice map, or the wrong server
     │   ├── LeaseLostError         a data shard that belongs to another worker
+    │   ├── PermissionDeniedError  the role that a credential stands for may not do this
     │   └── VersionError           peers speak different protocol versions
+    ├── AuthenticationError        a peer did not prove who it is: certificate or token
     ├── ConnectionLostError        a peer cannot be reached
     ├── ResourceError              a limit of the server: too many parked calls, too large
     ├── WaitTimeoutError           a wait passed its deadline; says whom it waited for
@@ -141,10 +143,25 @@ class LeaseLostError(RefusedError):
     reason = "LEASE_LOST"
 
 
+class PermissionDeniedError(RefusedError):
+    """The role that a certificate or token stands for may not do this."""
+
+    reason = "PERMISSION_DENIED"
+
+
 class VersionError(RefusedError):
     """The peers speak different protocol versions."""
 
     reason = "VERSION"
+
+
+class AuthenticationError(ParameterServerError):
+    """One side did not prove to the other who it is; the message says what was wrong.
+
+    Not a RefusedError: nothing was refused to a known member, so nobody gives up its place for it.
+    """
+
+    reason = "UNAUTHENTICATED"
 
 
 class ConnectionLostError(ParameterServerError):

@@ -25,6 +25,7 @@ from queue import SimpleQueue
 from typing import IO, Any, TypeVar
 
 from paramserver.errors import JobFailedError, ParameterServerError
+from paramserver.trust import Trust, public_environment
 from paramserver.wire.options import MALLOC_ENVIRONMENT
 
 READY = re.compile(r"^paramserver \S+ ready at (\S+)$")
@@ -121,7 +122,7 @@ def worker_environment(
             scheduler how the script ended. None: the client does.
         workers: how many share this machine; 0: unknown, and the threads stay as they are.
     """
-    env = child_environment(base)
+    env = child_environment(public_environment(base))
     env["PARAMSERVER_SCHEDULER"] = scheduler
     if identity is not None:
         env["PARAMSERVER_LAUNCHED"] = "1"
@@ -355,7 +356,7 @@ def in_lasting_thread(function: Callable[[], T]) -> T:
     return future.result()
 
 
-def report_exit(scheduler: str, identity: Path, name: str, code: int) -> None:
+def report_exit(scheduler: str, identity: Path, name: str, code: int, trust: Trust) -> None:
     """Tells the scheduler how a worker's script ended, by the identity its client left.
 
     0: finished. Killed (130, 137, 138, 143): nothing, its lease lapses or it starts again.
@@ -368,7 +369,7 @@ def report_exit(scheduler: str, identity: Path, name: str, code: int) -> None:
     from paramserver.v1 import scheduler_pb2  # gRPC only where a worker had connected
     from paramserver.wire.client import scheduler_channel
 
-    channel = scheduler_channel(scheduler)
+    channel = scheduler_channel(scheduler, trust)
     try:
         if code == 0:
             channel.call("Finish", scheduler_pb2.FinishRequest(member=who), timeout=5.0)

@@ -23,6 +23,7 @@ from paramserver.launch import (
     worker_environment,
 )
 from paramserver.local_job import LocalJob, SpawnedWorker
+from paramserver.trust import from_environment
 from paramserver.types import ASSIGNMENTS
 
 if TYPE_CHECKING:
@@ -124,13 +125,14 @@ class LocalCluster:
         address = self.address
         self._forget_job()
         folder = self._folder = tempfile.TemporaryDirectory(prefix="paramserver-")
+        trust = from_environment(os.environ)
         started: list[SpawnedWorker] = []
         for name in [f"worker-{i}" for i in range(workers)]:
             identity = Path(folder.name, f"{name}.json")
             env = worker_environment(
                 os.environ, scheduler=address, name=name, identity=identity, workers=workers
             )
-            report = partial(report_exit, address, identity, name)
+            report = partial(report_exit, address, identity, name, trust=trust)
             started.append(SpawnedWorker(name, function, args, env, report))
             self._job = LocalJob(started, max_restarts)
         assert self._job is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from google.protobuf.json_format import ParseDict, ParseError
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from paramserver.core.placement import GroupSpec
 from paramserver.errors import ParameterServerError, SnapshotError
+from paramserver.slice_state import SliceState, with_changes
 from paramserver.snapshot_tensors import TensorReader
 from paramserver.v1 import common_pb2
 from paramserver.wire.convert import group_from_proto
@@ -76,3 +77,21 @@ def groups_in(reader: TensorReader) -> dict[str, GroupFile]:
     except (ParseError, ParameterServerError, ValueError, LookupError, TypeError) as error:
         raise SnapshotError(f"snapshot file: not readable: {error!r}") from error
     return {group.spec.name: group for group in found}
+
+
+def newest_state(files: Sequence[GroupFile], index: int) -> SliceState:
+    """A slice as the last file has it: the last whole state, and the changes laid over it.
+
+    Args:
+        files: those that hold the slice, the oldest first.
+
+    Raises:
+        SnapshotError: the bytes were changed.
+        InvalidRequestError: changes of another state than the one before.
+    """
+    whole = [k for k, file in enumerate(files) if "since" not in file.slices[index]]
+    first = max(whole, default=0)
+    state = SliceState(files[first].tensors(index), files[first].slices[index])
+    for file in files[first + 1 :]:
+        state = with_changes(state, SliceState(file.tensors(index), file.slices[index]))
+    return state

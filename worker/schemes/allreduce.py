@@ -29,6 +29,7 @@ from paramserver.worker.parameters import (
 from paramserver.worker.registry import Registry
 from paramserver.worker.replica import Replica
 from paramserver.worker.replicas import Replicas
+from paramserver.worker.ring import check_unencrypted
 
 
 class AllReduceOptimizer(JobOptimizer):
@@ -132,8 +133,10 @@ def open_allreduce_optimizer(
     """Registers a model whose replicas step together; see ``Client.optimizer``.
 
     Raises:
-        UnsupportedError: ``overlap`` or ``wire_dtype``, or an optimizer that wants a closure.
+        UnsupportedError: ``overlap`` or ``wire_dtype``, an optimizer that wants a closure, or a
+            cluster that encrypts between machines.
     """
+    check_unencrypted(registry.session.config)
     if overlap:
         raise UnsupportedError(
             "overlap=True with AllReduce(): gradients are weighted by the samples of all workers, "

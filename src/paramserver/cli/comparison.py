@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from paramserver.cli.output import Output
 from paramserver.cli.progress import count
 from paramserver.cli.run import Plan, Supervisor
 from paramserver.launch import Child
+from paramserver.trust import from_environment
 
 if TYPE_CHECKING:
     from paramserver.compare.runs import Budget, Meter
@@ -57,6 +59,7 @@ class Comparison:
             max_restarts=3,
             command=self.command,
             environment={**self.environment, **options.worker_settings(scheme, folder)},
+            trust=from_environment(os.environ),
             enough=watch,
         )
         with (

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from paramserver.errors import ParameterServerError
 from paramserver.launch import RESTARTABLE, Child, describe_exit, is_consequence
+from paramserver.trust import Trust
 
 DONE = 0
 FAILED = 1
@@ -76,7 +77,7 @@ def restart_reason(child: Child) -> str:
     return "was not heard for its lease" if _UNHEARD.search(words) else ""
 
 
-def report_loss(scheduler: str, name: str, code: int) -> None:
+def report_loss(scheduler: str, name: str, code: int, trust: Trust) -> None:
     """Tells the scheduler that a server's process has ended, before its lease would."""
     from paramserver.v1 import common_pb2, scheduler_pb2  # gRPC only where it is needed
     from paramserver.wire.client import scheduler_channel
@@ -84,7 +85,7 @@ def report_loss(scheduler: str, name: str, code: int) -> None:
     request = scheduler_pb2.FailRequest(
         member=common_pb2.Identity(name=name), reason=f"its process ended, {describe_exit(code)}"
     )
-    channel = scheduler_channel(scheduler)
+    channel = scheduler_channel(scheduler, trust)
     try:
         channel.call("Fail", request, timeout=2.0)
     except ParameterServerError:

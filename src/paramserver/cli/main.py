@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from paramserver import failpoints
+from paramserver import failpoints, rpc_chaos
 from paramserver.errors import ParameterServerError, UsageError
 
 # Name: module, and the line that `paramserver --help` shows without importing it.
@@ -24,6 +24,7 @@ COMMANDS = {
     "status": ("paramserver.cli.status", "What a cluster does, and who waits for whom."),
     "top": ("paramserver.cli.status", "The same, live."),
     "compare": ("paramserver.cli.compare", "Schemes side by side, on one script."),
+    "certs": ("paramserver.cli.certs", "Certificates for a cluster, with a CA of their own."),
     "bench": ("paramserver.cli.bench", "Measures this machine and this product on it."),
 }
 
@@ -62,6 +63,7 @@ class Commands(click.Group):
             return super().main(args, prog_name, standalone_mode=False, **extra)
         try:
             failpoints.arm_from(os.environ)
+            rpc_chaos.arm_from(os.environ)
             code = super().main(args, prog_name, standalone_mode=False, **extra)
             sys.stdout.flush()
         except click.ClickException as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 import sys
 from collections.abc import Callable
 from importlib.machinery import PathFinder
@@ -15,7 +13,9 @@ import click
 from paramserver import config
 from paramserver.errors import ConfigurationError
 from paramserver.scheme_text import parse_scheme
+from paramserver.trust import Trust
 from paramserver.types import ASSIGNMENTS, DURABILITIES
+from paramserver.wire import addresses
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,32 +47,16 @@ def split(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches ``host``.
-
-    Raises:
-        OSError: the name cannot be resolved.
-    """
-    found = {info[4][0] for info in socket.getaddrinfo(host, None)}
-    return all(ipaddress.ip_address(str(ip).partition("%")[0]).is_loopback for ip in found)
-
-
-def check_bind(bind: str, insecure: bool) -> None:
-    """Refuses an address that cannot be bound, or that needs ``--insecure``.
+def check_bind(bind: str, trust: Trust) -> None:
+    """Refuses an address that cannot be bound, or that lets in whom nobody knows.
 
     Raises:
         click.UsageError: says why, and the cure.
     """
-    host, port = split(bind)
     try:
-        local = is_loopback(host)
-    except (OSError, UnicodeError) as error:
-        raise click.UsageError(f"--bind {bind}: host {host!r} cannot be resolved") from error
-    if not local and not insecure:
-        raise click.UsageError(
-            f"--bind {bind} lets other machines in, without encryption or passwords; "
-            f"add --insecure to accept that, or bind 127.0.0.1:{port}"
-        )
+        addresses.check_bind(bind, trust)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def check_parties(workers: int, parties: int) -> None:
@@ -191,11 +175,6 @@ run_dir_option: Callable[[F], F] = click.option(
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder where each worker writes its steps and scalars, as NAME.jsonl.",
-)
-insecure_option: Callable[[F], F] = click.option(
-    "--insecure",
-    is_flag=True,
-    help="Let other machines in, without encryption or passwords.",
 )
 once_option: Callable[[F], F] = click.option(
     "--once", is_flag=True, help="End when the job ends, with its exit code."

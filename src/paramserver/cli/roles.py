@@ -20,6 +20,7 @@ import click
 
 from paramserver.cli import options
 from paramserver.cli.exits import KILLED, restart_reason
+from paramserver.cli.trust import role_trust_options, trust_options
 from paramserver.config import SchedulerConfig, ServerConfig
 from paramserver.launch import (
     GRACE_S,
@@ -31,6 +32,7 @@ from paramserver.launch import (
     script_command,
     worker_environment,
 )
+from paramserver.trust import OPEN, Trust
 from paramserver.types import Durability
 
 PARENT = "PARAMSERVER_PARENT"
@@ -69,7 +71,7 @@ PARENT = "PARAMSERVER_PARENT"
     help="How long a lost server is waited for, with --durability wal.",
 )
 @options.once_option
-@options.insecure_option
+@role_trust_options
 @options.log_option
 def scheduler(
     bind: str,
@@ -81,14 +83,14 @@ def scheduler(
     durability: Durability,
     server_timeout: float,
     once: bool,
-    insecure: bool,
+    trust: Trust,
     log_level: str,
 ) -> None:
     """The scheduler of a cluster: membership, slice map, data shards, job state.
 
     Start it first; prints its address when it is ready.
     """
-    options.check_bind(bind, insecure)
+    options.check_bind(bind, trust)
     options.check_parties(workers, parties)
     config = SchedulerConfig(
         bind=bind,
@@ -101,6 +103,7 @@ def scheduler(
         durability=durability,
         server_timeout_s=server_timeout,
         once=once,
+        trust=trust,
     )
     from paramserver.scheduler.main import serve
 
@@ -110,7 +113,9 @@ def scheduler(
 @click.command()
 @options.scheduler_option
 @options.bind_option
-@click.option("--advertise", metavar="HOST", help="Host that others reach this server by.")
+@click.option(
+    "--advertise", metavar="HOST[:PORT]", help="Where others reach this server, if not at --bind."
+)
 @options.name_option
 @click.option(
     "--threads",
@@ -127,7 +132,7 @@ def scheduler(
     "again goes on where it was.",
 )
 @options.once_option
-@options.insecure_option
+@role_trust_options
 @options.log_option
 def ps(
     scheduler: str,
@@ -137,14 +142,14 @@ def ps(
     threads: int,
     state_dir: str | None,
     once: bool,
-    insecure: bool,
+    trust: Trust,
     log_level: str,
 ) -> None:
     """A server: holds slices of the parameters and steps them.
 
     Waits for the scheduler; prints its address when it is ready.
     """
-    options.check_bind(bind, insecure)
+    options.check_bind(bind, trust)
     config = ServerConfig(
         scheduler=scheduler,
         bind=bind,
@@ -153,6 +158,7 @@ def ps(
         threads=threads,
         state_dir=state_dir,
         once=once,
+        trust=trust,
     )
     from paramserver.ps.main import serve
 
@@ -163,6 +169,7 @@ def ps(
 @options.scheduler_option
 @options.name_option
 @options.restarts_option
+@trust_options
 @options.module_option
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -172,6 +179,7 @@ def worker(
     scheduler: str,
     name: str | None,
     max_restarts: int,
+    trust: Trust,
     module: bool,
     script: str,
     args: tuple[str, ...],
@@ -189,6 +197,7 @@ def worker(
             command=script_command(script, args, module=module),
             identity=identity,
             rule=RestartRule(max_restarts),
+            trust=trust,
         )
         ctx.exit(launcher.run())
 
@@ -204,6 +213,7 @@ class WorkerLauncher:
         command: list[str],
         identity: Path,
         rule: RestartRule,
+        trust: Trust = OPEN,
     ) -> None:
         """Nothing is started yet."""
         self._scheduler = scheduler
@@ -211,6 +221,7 @@ class WorkerLauncher:
         self._command = command
         self._identity = identity
         self._rule = rule
+        self._trust = trust
         self._asked = 0
         self._events: SimpleQueue[int] = SimpleQueue()
 
@@ -223,7 +234,7 @@ class WorkerLauncher:
             name, code = self._name or "worker", child.code or 0
             why = restart_reason(child)
             if self._asked or not (why and self._rule.restarts(name, KILLED)):
-                report_exit(self._scheduler, self._identity, name, code)
+                report_exit(self._scheduler, self._identity, name, code, self._trust)
                 return code
             click.echo(f"{name} {why}, {describe_exit(code)}; starting it again", err=True)
 
@@ -233,7 +244,10 @@ class WorkerLauncher:
             self._name = who.name  # the name that the scheduler gave before
         self._identity.unlink(missing_ok=True)
         env = worker_environment(
-            os.environ, scheduler=self._scheduler, name=self._name, identity=self._identity
+            {**os.environ, **self._trust.environment()},
+            scheduler=self._scheduler,
+            name=self._name,
+            identity=self._identity,
         )
         name = self._name or "worker"
         child = Child(name, "worker", self._command, env=env, on_exit=self._on_exit)

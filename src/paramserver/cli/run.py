@@ -30,6 +30,7 @@ from paramserver.cli.exits import (
 from paramserver.cli.output import Output
 from paramserver.cli.progress import Progress
 from paramserver.cli.state import Source, State
+from paramserver.cli.trust import trust_options
 from paramserver.errors import JobFailedError, ParameterServerError
 from paramserver.launch import (
     RESTARTABLE,
@@ -44,6 +45,7 @@ from paramserver.launch import (
     stop,
     worker_environment,
 )
+from paramserver.trust import OPEN, Trust
 from paramserver.types import Durability
 
 POLL_S = 1.0
@@ -82,6 +84,7 @@ OBEY_S = 15.0  # for workers to end by themselves once the scheduler says that t
 @options.scheme_option
 @options.run_dir_option
 @click.option("-q", "--quiet", is_flag=True, help="Only what the workers say, and failures.")
+@trust_options
 @options.module_option
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -98,6 +101,7 @@ def run(
     scheme: str | None,
     run_dir: Path | None,
     quiet: bool,
+    trust: Trust,
     module: bool,
     script: str,
     args: tuple[str, ...],
@@ -118,6 +122,7 @@ def run(
         max_restarts=max_restarts,
         command=script_command(script, args, module=module),
         environment=options.worker_settings(scheme, run_dir),
+        trust=trust,
     )
     with tempfile.TemporaryDirectory(prefix="paramserver-") as folder, Output(quiet=quiet) as out:
         ctx.exit(Supervisor(plan, out, Path(folder)).run())
@@ -130,6 +135,7 @@ class Plan:
     Attributes:
         command: the script's.
         environment: of the workers, besides what they inherit.
+        trust: of every process.
         enough: looked at again and again; once true, the run ends well whatever the script does.
     """
 
@@ -142,6 +148,7 @@ class Plan:
     max_restarts: int
     command: list[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    trust: Trust = OPEN
     enough: Callable[[], bool] | None = None
 
 
@@ -226,7 +233,7 @@ class Supervisor:
             name,
             role,
             role_command(role, **flags),
-            env=role_environment(os.environ),
+            env=role_environment({**os.environ, **self._plan.trust.environment()}),
             on_line=self._output.line,
             on_exit=self._events.put,
         )
@@ -239,7 +246,7 @@ class Supervisor:
     def _start_worker(self, name: str) -> None:
         self._identity(name).unlink(missing_ok=True)
         env = worker_environment(
-            {**os.environ, **self._plan.environment},
+            {**os.environ, **self._plan.trust.environment(), **self._plan.environment},
             scheduler=self._address,
             name=name,
             identity=self._identity(name),
@@ -284,7 +291,8 @@ class Supervisor:
             self._fail(child)
         elif code == DONE:
             self._todo.discard(child.name)
-            report_exit(self._address, self._identity(child.name), child.name, code)
+            identity = self._identity(child.name)
+            report_exit(self._address, identity, child.name, code, self._plan.trust)
         elif (why := restart_reason(child)) and self._done():
             self._todo.discard(child.name)
             self._output.say(f"{child.name} {why}; the job is done without it")
@@ -299,7 +307,7 @@ class Supervisor:
         """A server that was killed starts again; with backups the job goes on without it, too."""
         code, backed = child.code or 0, self._plan.durability == "replica"
         if backed:
-            report_loss(self._address, child.name, code)
+            report_loss(self._address, child.name, code, self._plan.trust)
         if self._rule.restarts(child.name, code):
             count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
             self._output.say(f"{child.name} was killed, {describe_exit(code)}: {count}")
@@ -325,7 +333,7 @@ class Supervisor:
             self._deadline = time.monotonic() + seconds
 
     def _poll(self) -> None:
-        source = Source(self._address)
+        source = Source(self._address, self._plan.trust)
         while not self._ended.wait(POLL_S):
             with contextlib.suppress(ParameterServerError):
                 self._events.put(source.gather(timeout=2.0))
@@ -343,7 +351,7 @@ class Supervisor:
             self._printed = (line, at)
 
     def _last_look(self) -> None:
-        source = Source(self._address)
+        source = Source(self._address, self._plan.trust)
         with contextlib.suppress(ParameterServerError):
             self._progress.update(source.gather(servers=False, timeout=1.0), time.monotonic())
         source.close()

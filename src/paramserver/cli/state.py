@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from paramserver.errors import ParameterServerError
+from paramserver.trust import OPEN, Trust
 from paramserver.v1 import common_pb2, scheduler_pb2, server_pb2
 from paramserver.wire.client import GrpcChannel, scheduler_channel
 from paramserver.wire.transport import Channel
@@ -41,10 +42,11 @@ GONE = ("finished", "lost")
 class Source:
     """Where the state comes from: the scheduler and its servers, connections kept open."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, trust: Trust = OPEN) -> None:
         """``address``: HOST:PORT of the scheduler; nothing is sent yet."""
         self.address = address
-        self._scheduler = scheduler_channel(address)
+        self._trust = trust
+        self._scheduler = scheduler_channel(address, trust)
         self._servers: dict[str, Channel] = {}
 
     def gather(self, *, servers: bool = True, timeout: float = 3.0) -> State:
@@ -76,7 +78,7 @@ class Source:
 
     def _describe(self, address: str, timeout: float) -> Any:
         if address not in self._servers:
-            self._servers[address] = GrpcChannel(address, "server")
+            self._servers[address] = GrpcChannel(address, "server", self._trust)
         try:
             return self._servers[address].call(
                 "Describe", server_pb2.DescribeRequest(), timeout=timeout

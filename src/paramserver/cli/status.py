@@ -19,7 +19,10 @@ from rich.text import Text
 from paramserver.cli import options
 from paramserver.cli.progress import Progress
 from paramserver.cli.state import Source, State
+from paramserver.cli.trust import trust_options
 from paramserver.errors import ConnectionLostError, ParameterServerError
+from paramserver.trust import OPEN, Trust
+from paramserver.wire import diagnose
 
 REFRESH_S = 1.0
 PIPE_WIDTH = 160
@@ -37,11 +40,12 @@ STYLES = {
 
 @click.command()
 @options.scheduler_option
+@trust_options
 @options.json_option
-def status(scheduler: str, as_json: bool) -> None:
+def status(scheduler: str, trust: Trust, as_json: bool) -> None:
     """Members with clocks and lag, groups, servers, data; who waits for whom, and why."""
-    check_reachable(scheduler)
-    source = Source(scheduler)
+    check_reachable(scheduler, trust)
+    source = Source(scheduler, trust)
     try:
         state = source.gather()
     finally:
@@ -57,12 +61,13 @@ def status(scheduler: str, as_json: bool) -> None:
 
 @click.command()
 @options.scheduler_option
-def top(scheduler: str) -> None:
+@trust_options
+def top(scheduler: str, trust: Trust) -> None:
     """The state of the cluster, live; q or Ctrl-C ends."""
     if not sys.stdout.isatty():
         raise click.UsageError("top needs a terminal; use `paramserver status`, or its --json")
-    check_reachable(scheduler)
-    source = Source(scheduler)
+    check_reachable(scheduler, trust)
+    source = Source(scheduler, trust)
     progress = Progress()
     with Live(console=Console(), screen=True, auto_refresh=False) as live, keys():
         try:
@@ -84,11 +89,12 @@ def _frame(source: Source, progress: Progress) -> RenderableType:
     return Group(Text(progress.line(), style="bold"), Text(), render(state))
 
 
-def check_reachable(address: str, timeout: float = 3.0) -> None:
-    """Fails at once, with the reason, when nobody listens at HOST:PORT.
+def check_reachable(address: str, trust: Trust = OPEN, timeout: float = 3.0) -> None:
+    """Fails at once, with the reason, when nobody can be spoken to at HOST:PORT.
 
     Raises:
-        ConnectionLostError: nobody does.
+        AuthenticationError: somebody listens, but TLS with them cannot work.
+        ConnectionLostError: nobody listens.
     """
     host, port = options.split(address)
     try:
@@ -96,6 +102,7 @@ def check_reachable(address: str, timeout: float = 3.0) -> None:
     except OSError as error:
         why = error.strerror or str(error)
         raise ConnectionLostError(f"no scheduler at {address}: {why}") from error
+    diagnose.check_reachable(address, trust, "scheduler")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from paramserver.core.decisions import (
     Drop,
     may_read,
 )
-from paramserver.core.marks import Mark, Marks
+from paramserver.core.marks import Mark, Progress
 from paramserver.errors import ClockError, ConfigurationError, FencedError, InvalidRequestError
 from paramserver.types import Async, Consistency, Sync, WorkerId, canonical
 
@@ -57,7 +57,7 @@ class GroupClock:
         self.consistency = canonical(consistency)
         self._sync = isinstance(self.consistency, Sync)
         self._servers = frozenset(servers)
-        self._workers: dict[WorkerId, Marks] = {}
+        self._workers: dict[WorkerId, Progress] = {}
         self._active: frozenset[WorkerId] = frozenset()
         self._fence: dict[int, int] = {}  # rank: newest incarnation that is lost
         self._started = False
@@ -77,21 +77,28 @@ class GroupClock:
         return {worker: known.clock for worker, known in self._workers.items()}
 
     def observe(
-        self, *, started: bool, active: Collection[WorkerId], lost: Collection[WorkerId]
+        self,
+        *,
+        started: bool,
+        active: Collection[WorkerId],
+        lost: Collection[WorkerId],
+        present: Collection[WorkerId] = (),
     ) -> list[Decision]:
         """Takes the newest view.
 
         Args:
             started: all expected workers have been active or idle once; until then nothing closes.
             active: workers that clocks of this group wait for.
-            lost: incarnations that are lost, in this view or an earlier one; a newer incarnation
-                in ``active`` makes the older ones of its rank lost too.
+            lost: incarnations that are lost, in this view or an earlier one.
+            present: incarnations of the view, active or not: the older ones of their ranks are
+                lost too, as are those of ``active``. What they staged may have gone back to the
+                queue already, and must be in no clock from now on.
         """
         self._started = self._started or started
         decisions: list[Decision] = []
         for worker in sorted(lost):
             decisions += self._lose(worker.rank, worker.incarnation, named=worker)
-        for worker in sorted(active):
+        for worker in sorted({*active, *present}):
             decisions += self._lose(worker.rank, worker.incarnation - 1)
         live = frozenset(w for w in active if not self._fenced(w))
         for worker in live - self._active:
@@ -111,7 +118,7 @@ class GroupClock:
             )
         if self._fenced(worker):
             return []
-        known = self._workers.setdefault(worker, Marks(self.min_clock))
+        known = self._workers.setdefault(worker, Progress(self.min_clock))
         if clock < (self.next_clock if self._sync else known.clock):
             return []
         known.marks.setdefault(clock, Mark(weight)).servers.add(server)
@@ -189,11 +196,7 @@ class GroupClock:
         return self._proceed()
 
     def restate(self, server: str) -> None:
-        """A server that follows again says next what it has staged; what it said before is void.
-
-        Its process may have ended in between, and with it pushes that it had staged: no clock
-        closes on them. Under Stale and Async what was applied stays applied.
-        """
+        """A server says anew what it has staged: its process may have ended, and lost some."""
         if self._sync:
             self._recount(self._servers - {server})
 
@@ -282,7 +285,7 @@ class GroupClock:
         self._active = frozenset(WorkerId(*worker) for worker in state["active"])
         self._fence = dict(state["fence"])
         self._workers = {
-            WorkerId(rank, incarnation): Marks(
+            WorkerId(rank, incarnation): Progress(
                 clock, {c: Mark(weight, set(servers)) for c, weight, servers in marks}
             )
             for rank, incarnation, clock, marks in state["workers"]
@@ -329,11 +332,11 @@ class GroupClock:
         return [Drop(worker) for worker in sorted(gone)]
 
     def _raise_to(self, worker: WorkerId, clock: int) -> None:
-        known = self._workers.setdefault(worker, Marks(clock))
+        known = self._workers.setdefault(worker, Progress(clock))
         known.clock = max(known.clock, clock)
         self._advance(known)
 
-    def _advance(self, known: Marks) -> None:
+    def _advance(self, known: Progress) -> None:
         """Moves a worker past the clocks it has completed everywhere."""
         while self._complete(known, known.clock):
             if not self._sync:
@@ -343,7 +346,7 @@ class GroupClock:
             for clock in [c for c in known.marks if c < known.clock]:
                 del known.marks[clock]
 
-    def _complete(self, known: Marks, clock: int) -> bool:
+    def _complete(self, known: Progress, clock: int) -> bool:
         mark = known.marks.get(clock)
         return mark is not None and len(mark.servers) == len(self._servers)
 

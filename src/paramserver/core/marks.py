@@ -1,4 +1,4 @@
-"""How far the pushes of a worker have come, as the lead of a group keeps it."""
+"""How far workers have come, as the lead of a group knows it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Mark:
-    """How far one push has come."""
+    """How far one push has come: the servers that have it whole."""
 
     weight: float
     servers: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
-class Marks:
-    """``clock`` is the first one that is not complete on every server."""
+class Progress:
+    """Of one worker; ``clock`` is the first one that is not complete on every server."""
 
     clock: int
     marks: dict[int, Mark] = field(default_factory=dict)

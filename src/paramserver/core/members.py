@@ -63,6 +63,11 @@ class Member:
     def live(self) -> bool:
         return self.state in LIVE
 
+    @property
+    def preparing(self) -> bool:
+        """It was active, and opened a data set before its first step: it will be again."""
+        return self.state is State.JOINED and self.been
+
 
 @dataclass(frozen=True, slots=True)
 class View:

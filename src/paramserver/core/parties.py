@@ -158,7 +158,8 @@ class ReplicaQueue:
         number, party = divmod(who.rank, self.parties)
         made = self._replicas.get(number)
         if made is None:
-            return Empty(self._missing(number))
+            over = epoch < self.epoch or (epoch == self.epoch and self.drained)
+            return Drained(epoch) if over else Empty(self._missing(number))
         again = self._again(made, party, epoch, sequence)
         if again is not None:
             return again

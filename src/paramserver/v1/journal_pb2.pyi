@@ -244,16 +244,18 @@ class LeadEvent(_message.Message):
     def __init__(self, staged: _Optional[_Union[_server_pb2.Report, _Mapping]] = ..., observed: _Optional[_Union[Observed, _Mapping]] = ..., skip: _Optional[_Union[_server_pb2.Drop, _Mapping]] = ..., restated: _Optional[str] = ..., closed: _Optional[_Union[_server_pb2.Close, _Mapping]] = ...) -> None: ...
 
 class Observed(_message.Message):
-    __slots__ = ("started", "active", "lost", "consistency")
+    __slots__ = ("started", "active", "lost", "consistency", "present")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
     CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
     started: bool
     active: _containers.RepeatedCompositeFieldContainer[_server_pb2.Staged]
     lost: _containers.RepeatedCompositeFieldContainer[_server_pb2.Staged]
     consistency: _common_pb2.Consistency
-    def __init__(self, started: bool = ..., active: _Optional[_Iterable[_Union[_server_pb2.Staged, _Mapping]]] = ..., lost: _Optional[_Iterable[_Union[_server_pb2.Staged, _Mapping]]] = ..., consistency: _Optional[_Union[_common_pb2.Consistency, _Mapping]] = ...) -> None: ...
+    present: _containers.RepeatedCompositeFieldContainer[_server_pb2.Staged]
+    def __init__(self, started: bool = ..., active: _Optional[_Iterable[_Union[_server_pb2.Staged, _Mapping]]] = ..., lost: _Optional[_Iterable[_Union[_server_pb2.Staged, _Mapping]]] = ..., consistency: _Optional[_Union[_common_pb2.Consistency, _Mapping]] = ..., present: _Optional[_Iterable[_Union[_server_pb2.Staged, _Mapping]]] = ...) -> None: ...
 
 class DumpedSlice(_message.Message):
     __slots__ = ("position", "slice", "numbers", "closed", "now")

@@ -48,7 +48,7 @@ JOB_DONE: JobState
 JOB_FAILED: JobState
 
 class Member(_message.Message):
-    __slots__ = ("name", "role", "rank", "incarnation", "state", "address", "groups", "host", "pid", "heard_s", "reason")
+    __slots__ = ("name", "role", "rank", "incarnation", "state", "address", "groups", "host", "pid", "heard_s", "reason", "preparing")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +60,7 @@ class Member(_message.Message):
     PID_FIELD_NUMBER: _ClassVar[int]
     HEARD_S_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    PREPARING_FIELD_NUMBER: _ClassVar[int]
     name: str
     role: Role
     rank: int
@@ -71,7 +72,8 @@ class Member(_message.Message):
     pid: int
     heard_s: float
     reason: str
-    def __init__(self, name: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., state: _Optional[_Union[MemberState, str]] = ..., address: _Optional[str] = ..., groups: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., heard_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+    preparing: bool
+    def __init__(self, name: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., state: _Optional[_Union[MemberState, str]] = ..., address: _Optional[str] = ..., groups: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., heard_s: _Optional[float] = ..., reason: _Optional[str] = ..., preparing: bool = ...) -> None: ...
 
 class View(_message.Message):
     __slots__ = ("number", "job", "state", "message", "members", "started", "bounds", "places")

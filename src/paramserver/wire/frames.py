@@ -1,7 +1,7 @@
 """Frames: protobuf messages written and read without a copy of their payload.
 
-``encode`` writes a valid ``paramserver.v1.Frame``: header, padding, payload, in one join.
-``decode`` walks the three fields by hand and takes the payload as a view of the message.
+``encode`` writes a valid ``paramserver.v1.Frame``: header, its checksum, padding, payload, in one
+join. ``decode`` walks the fields by hand and takes the payload as a view of the message.
 """
 
 from __future__ import annotations
@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
+import xxhash
 from google.protobuf.message import DecodeError
 
-from paramserver.errors import InvalidRequestError
+from paramserver.errors import ChecksumError, InvalidRequestError
 from paramserver.v1 import server_pb2 as pb
 
 Piece: TypeAlias = bytes | memoryview
 
 ALIGNMENT = 64
-_HEADER, _PADDING, _PAYLOAD = 0x0A, 0x72, 0x7A  # tags of fields 1, 14, 15, all length-delimited
+# Tags of fields 1, 13, 14, 15, all length-delimited.
+_HEADER, _CHECK, _PADDING, _PAYLOAD = 0x0A, 0x6A, 0x72, 0x7A
+_CHECK_BYTES = 8
 
 
 class Decoded(NamedTuple):
@@ -30,7 +33,8 @@ class Decoded(NamedTuple):
 def encode(records: Sequence[pb.Record], pieces: Sequence[Piece] = ()) -> bytes:
     """One frame of ``records`` whose payload is ``pieces`` end to end, 64-byte aligned."""
     header = pb.Header(records=records).SerializeToString()
-    head = b"%c%b%b" % (_HEADER, _varint(len(header)), header)
+    check = xxhash.xxh3_64_digest(header)
+    head = b"%c%b%b%c%c%b" % (_HEADER, _varint(len(header)), header, _CHECK, _CHECK_BYTES, check)
     if not pieces:
         return head
     tail = b"%c%b" % (_PAYLOAD, _varint(sum(len(p) for p in pieces)))
@@ -44,9 +48,11 @@ def decode(message: bytes) -> Decoded:
 
     Raises:
         InvalidRequestError: the bytes are no frame.
+        ChecksumError: its header changed on the way; one without a checksum is taken as it is.
     """
     view = memoryview(message)
     headers: list[memoryview] = []
+    check: bytes | None = None
     payload = view[:0]
     at = 0
     while at < len(message):
@@ -60,11 +66,16 @@ def decode(message: bytes) -> Decoded:
             )
         if tag == _HEADER:
             headers.append(view[at : at + size])
+        elif tag == _CHECK:
+            check = bytes(view[at : at + size])
         elif tag == _PAYLOAD:
             payload = view[at : at + size]
         at += size
+    joined = b"".join(headers)  # repeated headers merge, as in protobuf
+    if check is not None and check != xxhash.xxh3_64_digest(joined):
+        raise ChecksumError("frame: the header changed on the way; it has to be sent again")
     try:
-        header = pb.Header.FromString(b"".join(headers))  # repeated headers merge, as in protobuf
+        header = pb.Header.FromString(joined)
     except DecodeError as error:
         raise InvalidRequestError(f"frame: header cannot be parsed: {error}") from error
     return Decoded(header.records, payload)

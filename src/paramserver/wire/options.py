@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 
 MESSAGE_BYTES = 16 << 20
 
@@ -36,6 +37,23 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.server_handshake_timeout_ms", 5_000),
 ]
+
+# Who has an open connection was let in once: a revoked certificate counts from the next one on.
+CONNECTION_AGE_S, LAST_CALLS_S = 3600, 30
+SPARE_FILES = 128  # besides connections
+
+
+def server_options(*, encrypted: bool) -> list[tuple[str, int]]:
+    """Arguments of a server: those above, and how many connections it can hold at all."""
+    options = list(SERVER_OPTIONS)
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files != resource.RLIM_INFINITY:
+        options.append(("grpc.max_allowed_incoming_connections", max(64, files - SPARE_FILES)))
+    if encrypted:
+        options.append(("grpc.max_connection_age_ms", CONNECTION_AGE_S * 1000))
+        options.append(("grpc.max_connection_age_grace_ms", LAST_CALLS_S * 1000))
+    return options
+
 
 MALLOC_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),

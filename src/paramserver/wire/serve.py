@@ -14,11 +14,14 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
-from paramserver.config import LOOPBACK
 from paramserver.errors import ConfigurationError, InternalError, InvalidRequestError
 from paramserver.errors import ParameterServerError as Refusal
+from paramserver.trust import OPEN, Trust
+from paramserver.wire.credentials import server_credentials
+from paramserver.wire.guard import Guard, TokenInterceptor
 from paramserver.wire.methods import Method
-from paramserver.wire.options import SERVER_OPTIONS, tune_allocator
+from paramserver.wire.options import server_options, tune_allocator
+from paramserver.wire.permissions import check_request
 from paramserver.wire.status import to_status
 from paramserver.wire.targets import called_server
 
@@ -62,11 +65,41 @@ def parse(method: Method, message: bytes) -> Message:
     return parsed
 
 
-def _unary(method: Method, find: Find) -> Any:
+class _Door:
+    """One rpc's way in: who calls is known, and may, before the body is parsed."""
+
+    def __init__(self, method: Method, guard: Guard) -> None:
+        self.method = method
+        self._guard = None if guard.is_open else guard
+
+    def open(self, context: Any) -> Callable[[bytes], Message]:
+        """What parses the messages of this call, and checks that the caller is whom they say.
+
+        Raises:
+            PermissionDeniedError: the caller may not call this rpc.
+        """
+        guard, method = self._guard, self.method
+        if guard is None:
+            return lambda message: parse(method, message)
+        caller = guard.admit(method.path, context)
+
+        def checked(message: bytes) -> Message:
+            request = parse(method, message)
+            try:
+                check_request(caller.role, caller.name, request)
+            except Refusal as error:
+                guard.tell(context.peer(), method.path, error)
+                raise
+            return request
+
+        return checked
+
+
+def _unary(door: _Door, find: Find) -> Any:
     async def handle(message: bytes, context: Any) -> bytes:
         try:
-            function = find(context.invocation_metadata())
-            reply: bytes = (await function(parse(method, message))).SerializeToString()
+            request = door.open(context)(message)
+            reply: bytes = (await find(context)(request)).SerializeToString()
             return reply
         except Exception as error:
             await context.abort_with_status(to_status(as_refusal(error)))
@@ -75,11 +108,11 @@ def _unary(method: Method, find: Find) -> Any:
     return grpc.unary_unary_rpc_method_handler(handle)
 
 
-def _stream(method: Method, find: Find) -> Any:
+def _stream(door: _Door, find: Find) -> Any:
     async def handle(message: bytes, context: Any) -> None:
         try:
-            function = find(context.invocation_metadata())
-            async for reply in function(parse(method, message)):
+            request = door.open(context)(message)
+            async for reply in find(context)(request):
                 await context.write(reply.SerializeToString())
         except Exception as error:
             await context.abort_with_status(to_status(as_refusal(error)))
@@ -87,15 +120,12 @@ def _stream(method: Method, find: Find) -> Any:
     return grpc.unary_stream_rpc_method_handler(handle)
 
 
-def _duplex(method: Method, find: Find) -> Any:
-    async def parsed(messages: AsyncIterator[bytes]) -> AsyncIterator[Message]:
-        async for message in messages:
-            yield parse(method, message)
-
+def _duplex(door: _Door, find: Find) -> Any:
     async def handle(messages: AsyncIterator[bytes], context: Any) -> None:
         try:
-            function = find(context.invocation_metadata())
-            async for reply in function(parsed(messages)):
+            read = door.open(context)
+            requests = (read(message) async for message in messages)
+            async for reply in find(context)(requests):
                 await context.write(reply.SerializeToString())
         except Exception as error:
             await context.abort_with_status(to_status(as_refusal(error)))
@@ -103,43 +133,58 @@ def _duplex(method: Method, find: Find) -> Any:
     return grpc.stream_stream_rpc_method_handler(handle)
 
 
-def _frames(find: Find) -> Any:
+def _frames(door: _Door, find: Find) -> Any:
     async def handle(messages: AsyncIterator[bytes], context: Any) -> None:
         try:
-            await find(context.invocation_metadata())(messages, context.write)
+            door.open(context)
+            await find(context)(messages, context.write)
         except Exception as error:
+            if context.cancelled():  # the client has left; its next stream tells all of it again
+                log.debug("a stream broke: %s", error)
+                return
             await context.abort_with_status(to_status(as_refusal(error)))
 
     return grpc.stream_stream_rpc_method_handler(handle)
 
 
-def _handler(name: str, method: Method, servicer: object) -> Any:
-    own = getattr(servicer, name, None)
+def _handler(name: str, method: Method, servicer: object, guard: Guard) -> Any:
+    own, door = getattr(servicer, name, None), _Door(method, guard)
 
-    def find(metadata: Any) -> Any:
+    def find(context: Any) -> Any:
         """The function that a call is for: the process's, or of one of the servers it hosts."""
         if own is not None or not isinstance(servicer, Hosts):
             return own
-        return getattr(servicer.hosted(called_server(metadata)), name)
+        return getattr(servicer.hosted(called_server(context.invocation_metadata())), name)
 
     if name == "Exchange":
-        return _frames(find)
+        return _frames(door, find)
     if method.client_streams:
-        return _duplex(method, find)
-    return _stream(method, find) if method.server_streams else _unary(method, find)
+        return _duplex(door, find)
+    return _stream(door, find) if method.server_streams else _unary(door, find)
 
 
 class RoleServer:
-    """A gRPC server of one role, with health.
+    """A gRPC server of one role, with health; lets in whom ``trust`` says.
 
     Args:
         servicer: has a method for each rpc; being ``Hosts``, servicers by name for the others.
     """
 
-    def __init__(self, service: str, methods: dict[str, Method], servicer: object) -> None:
+    def __init__(
+        self,
+        service: str,
+        methods: dict[str, Method],
+        servicer: object,
+        trust: Trust = OPEN,
+    ) -> None:
         self._service = service
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
-        handlers = {name: _handler(name, m, servicer) for name, m in methods.items()}
+        self._trust = trust
+        guard = Guard(trust)
+        self._server = grpc.aio.server(
+            options=server_options(encrypted=trust.tls is not None),
+            interceptors=[TokenInterceptor(guard)] if trust.token else None,
+        )
+        handlers = {name: _handler(name, m, servicer, guard) for name, m in methods.items()}
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(service, handlers),)
         )
@@ -150,10 +195,16 @@ class RoleServer:
         """Listens on HOST:PORT; the port, chosen by the system for port 0.
 
         Raises:
-            ConfigurationError: the address cannot be bound.
+            ConfigurationError: the address cannot be bound, or the certificates cannot be used.
         """
+        tls = self._trust.tls
+        credentials = None if tls is None else server_credentials(tls)
         try:
-            port: int = self._server.add_insecure_port(bind)
+            port: int
+            if credentials is None:
+                port = self._server.add_insecure_port(bind)
+            else:
+                port = self._server.add_secure_port(bind, credentials)
         except RuntimeError as error:
             raise ConfigurationError(
                 f"cannot listen on {bind}: in use, or not an address of this host; "
@@ -173,23 +224,6 @@ class RoleServer:
         """Refuses new calls, ends parked ones after ``grace`` seconds."""
         await self.serving(False)
         await self._server.stop(grace)
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of HOST:PORT.
-
-    Raises:
-        ConfigurationError: not HOST:PORT with a port from 0 to 65535.
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigurationError(f"address {address!r}: must be HOST:PORT, the port 0 to 65535")
-    return host, int(port)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether HOST:PORT can be reached from this machine only."""
-    return split_address(address)[0] in LOOPBACK
 
 
 async def run_until_ended(work: Coroutine[Any, Any, None], ended: asyncio.Event) -> bool:

@@ -27,7 +27,9 @@ CODES: dict[type[errors.ParameterServerError], grpc.StatusCode] = {
     errors.FencedError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.MovedError: grpc.StatusCode.ABORTED,
     errors.LeaseLostError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
     errors.VersionError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.AuthenticationError: grpc.StatusCode.UNAUTHENTICATED,
     errors.ConnectionLostError: grpc.StatusCode.UNAVAILABLE,
     errors.ResourceError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.WaitTimeoutError: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -37,8 +39,10 @@ CODES: dict[type[errors.ParameterServerError], grpc.StatusCode] = {
 }
 
 # What gRPC itself says when a call could not be made or finished: the outcome is unknown.
+# INTERNAL: HTTP/2 that cannot be parsed; our own peers say with it what went wrong.
 _TRANSPORT = frozenset(
     {
+        grpc.StatusCode.INTERNAL,
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.CANCELLED,
         grpc.StatusCode.DEADLINE_EXCEEDED,

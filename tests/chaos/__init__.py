@@ -1,0 +1,1 @@
+"""Real jobs of real processes under seeded schedules of faults: ``python -m tests.chaos``."""
