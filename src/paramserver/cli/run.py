@@ -304,7 +304,7 @@ class Supervisor:
             self._fail(child)
 
     def _on_server_exit(self, child: Child) -> None:
-        """A server that was killed starts again; with backups the job goes on without it, too."""
+        """A server that was killed starts again; one with a backup is not even waited for."""
         code, backed = child.code or 0, self._plan.durability == "replica"
         if backed:
             report_loss(self._address, child.name, code, self._plan.trust)
