@@ -8,7 +8,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -23,6 +23,7 @@ from paramserver.cli.exits import (
     Failure,
     block,
     failure_of,
+    handled,
     report_loss,
     restart_reason,
     root_cause,
@@ -183,7 +184,7 @@ class Supervisor:
     def run(self) -> int:
         """The exit code; no child is left when it returns."""
         began = time.monotonic()
-        with _handled(self._on_signal):
+        with handled(self._on_signal):
             try:
                 self._start()
                 self._watch()
@@ -297,11 +298,14 @@ class Supervisor:
             self._todo.discard(child.name)
             self._output.say(f"{child.name} {why}; the job is done without it")
         elif why and self._rule.restarts(child.name, KILLED):
-            count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
-            self._output.say(f"{child.name} {why}, {describe_exit(code)}: {count}")
+            self._say_restart(child, why)
             self._start_worker(child.name)
         else:
             self._fail(child)
+
+    def _say_restart(self, child: Child, why: str) -> None:
+        count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
+        self._output.say(f"{child.name} {why}, {describe_exit(child.code or 0)}: {count}")
 
     def _on_server_exit(self, child: Child) -> None:
         """A server that was killed starts again; one with a backup is not even waited for."""
@@ -309,12 +313,9 @@ class Supervisor:
         if backed:
             report_loss(self._address, child.name, code, self._plan.trust)
         if self._rule.restarts(child.name, code):
-            count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
-            self._output.say(f"{child.name} was killed, {describe_exit(code)}: {count}")
+            self._say_restart(child, "was killed")
             self._start_server(child.name)
-        elif backed and code in RESTARTABLE:
-            self._output.say(f"{child.name} was killed again; going on without it")
-        else:
+        elif not backed or code not in RESTARTABLE:
             self._fail(child)
 
     def _done(self) -> bool:
@@ -393,15 +394,3 @@ class Supervisor:
             restarts = sum(self._rule.used.values())
             self._output.say(self._progress.summary(seconds, restarts))
         return DONE
-
-
-@contextlib.contextmanager
-def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Signals that end a command go to ``handler`` while inside."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, handler) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, old in zip(numbers, before, strict=True):
-            signal.signal(number, old)
