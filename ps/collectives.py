@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from paramserver.config import Limits
 from paramserver.errors import InvalidRequestError, ResourceError
+from paramserver.ps import records
+from paramserver.ps.journal import Journal
 from paramserver.ps.workshop import Workshop
 from paramserver.types import WorkerId
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.convert import dtype_from_proto
 from paramserver.wire.frames import Piece
-from paramserver.wire.tensors import DTYPES, as_bytes, checksum, from_bytes
+from paramserver.wire.tensors import DTYPES, NAMES, as_bytes, checksum, from_bytes
 
 OPERATIONS = ("mean", "sum", "max", "min")
 KEPT_ROUNDS = 64  # results that a slow collector may still ask for
@@ -28,9 +31,10 @@ class Collectives:
     """Contributions until their round is collected; the newest results for a while longer."""
 
     def __init__(self, limits: Limits) -> None:
+        self.journal: Journal | None = None
         self._limit = limits.collective_bytes
         self._bytes = 0
-        self._reducing = asyncio.Lock()
+        self.reducing = asyncio.Lock()
         self._contributions: dict[_Key, tuple[str, dict[int, Piece]]] = {}
         self._results: OrderedDict[tuple[str, int], dict[int, Tensor]] = OrderedDict()
 
@@ -64,6 +68,8 @@ class Collectives:
         self._release(key)
         self._contributions[key] = (dtype_from_proto(record.dtype), dict(pieces))
         self._bytes += sum(len(p) for p in pieces.values())
+        if self.journal is not None:
+            records.request(self.journal, "", pieces, contributed=record)
 
     async def collect(self, record: pb.Collect, workshop: Workshop) -> list[tuple[pb.Data, Piece]]:
         """The reduced pieces of a round, computed once, in a thread.
@@ -74,15 +80,53 @@ class Collectives:
         if record.op not in OPERATIONS:
             raise InvalidRequestError(f"op={record.op!r}: must be one of {', '.join(OPERATIONS)}")
         key = (record.name, record.round)
-        async with self._reducing:
+        async with self.reducing:
             if key not in self._results:
-                self._results[key] = await workshop.offload(self._bytes, self._reduce, record)
+                self._results[key] = await workshop.offload(self._bytes, self.reduce, record)
+                if self.journal is not None:
+                    records.request(self.journal, "", {}, collected=record)
                 self._forget()
             return [
                 answer_piece(index, value) for index, value in sorted(self._results[key].items())
             ]
 
-    def _reduce(self, record: pb.Collect) -> dict[int, Tensor]:
+    def replay(self, record: pb.Collect) -> None:
+        """A round that was reduced is reduced again."""
+        self._results[record.name, record.round] = self.reduce(record)
+        self._forget()
+
+    def dump(self) -> tuple[list[Any], list[Piece]]:
+        """All that is kept, as JSON-able values and bytes."""
+        numbers: list[Any] = []
+        pieces: list[Piece] = []
+        for (name, worker, sequence), (dtype, parts) in self._contributions.items():
+            numbers.append(["contribution", name, *worker, sequence, dtype, list(parts)])
+            pieces += parts.values()
+        for (name, round_), result in self._results.items():
+            dtypes = [NAMES[value.dtype] for value in result.values()]
+            numbers.append(["result", name, round_, dtypes, list(result)])
+            pieces += [as_bytes(value) for value in result.values()]
+        return numbers, pieces
+
+    def load(self, numbers: Sequence[Any], pieces: Sequence[Piece]) -> None:
+        """What another has dumped; the pieces must stay as they are."""
+        self.clear()
+        left = iter(pieces)
+        for kind, name, *rest, indices in numbers:
+            if kind == "contribution":
+                rank, incarnation, sequence, dtype = rest
+                parts = {i: next(left) for i in indices}
+                self._contributions[name, WorkerId(rank, incarnation), sequence] = (dtype, parts)
+                self._bytes += sum(len(p) for p in parts.values())
+            else:
+                round_, dtypes = rest
+                self._results[name, round_] = {
+                    i: from_bytes(next(left), DTYPES[dtype])
+                    for i, dtype in zip(indices, dtypes, strict=True)
+                }
+
+    def reduce(self, record: pb.Collect) -> dict[int, Tensor]:
+        """The pieces of a round, whose contributions are freed."""
         keys = [
             (record.name, WorkerId(c.rank, c.incarnation), c.sequence)
             for c in sorted(record.contributions, key=lambda c: (c.rank, c.incarnation))

@@ -19,7 +19,7 @@ def describe(service: ServerService, groups: Sequence[GroupState]) -> pb.Describ
     return pb.DescribeReply(
         groups=[_describe(service, group) for group in groups],
         resident_bytes=psutil.Process().memory_info().rss,
-        staged_bytes=sum(g.staged_bytes for g in groups),
+        staged_bytes=sum(s.nbytes for g in groups for s in g.staged.values()),
         received_bytes=service.received_bytes,
         sent_bytes=service.sent_bytes,
         duplicates=sum(g.ledger.duplicates for g in groups),
@@ -33,10 +33,10 @@ def _describe(service: ServerService, group: GroupState) -> pb.GroupStatus:
         group=group.spec.name,
         slices=len(group.slices),
         bytes=group.nbytes,
-        table=group.table_status(),
+        table=_table(group),
         version=group.version,
         min_clock=group.frontier.value,
-        overflows=group.overflows,
+        overflows=sum(cell.bucket.overflows for cell in group.cells),
     )
     lead = service.lead_of(group.spec.name)
     if lead is not None:
@@ -49,3 +49,15 @@ def _describe(service: ServerService, group: GroupState) -> pb.GroupStatus:
             for w, clock in sorted(lead.clock.workers.items())
         )
     return status
+
+
+def _table(group: GroupState) -> pb.TableStatus | None:
+    """Rows of a table and what became of them; None for another group."""
+    if group.spec.table is None:
+        return None
+    tables = [cell.rows.table for cell in group.cells if cell.rows]
+    return pb.TableStatus(
+        rows=sum(map(len, tables)),
+        evicted=sum(t.evicted for t in tables),
+        not_admitted=sum(t.not_admitted for t in tables),
+    )

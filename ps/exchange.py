@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from paramserver.core.ledger import MASK, Receipt, digest
 from paramserver.errors import InvalidRequestError, MovedError, NonFiniteError, ReusedClockError
+from paramserver.failpoints import failpoint
 from paramserver.ps.group import GroupState
 from paramserver.ps.outbox import Outbox
 from paramserver.ps.pulls import answer_pull
@@ -38,10 +39,7 @@ if TYPE_CHECKING:
     from paramserver.ps.service import ServerService
 
 FRAMES_AT_WORK = 4  # frames of one stream whose tensor work may overlap
-
-
 _numbers = itertools.count()
-
 Inbound = Incoming | Request
 ALL_REQUESTS = {**REQUESTS, "lookup": Lookup}
 
@@ -58,7 +56,7 @@ class Session:
         self.service = service
         self.number = next(_numbers)
         self.closed = False
-        self.outbox = Outbox(send, service.config.limits, service.sent)
+        self.outbox = Outbox(send, service.config.limits, service.sent, service.journal)
         self._inbound: dict[int, Inbound] = {}
         self._pulls: dict[int, asyncio.Task[None]] = {}
         self._work: set[asyncio.Task[None]] = set()
@@ -78,7 +76,8 @@ class Session:
         async for message in frames:
             self.service.received_bytes += len(message)
             await self.receive(message)
-            await self.outbox.send()
+            if self.service.journal is None:  # else the writer waits until it may be sent
+                await self.outbox.send()
         await self.settle()
         await asyncio.gather(*self._pulls.values(), return_exceptions=True)
 
@@ -153,7 +152,11 @@ class Session:
         self.service.refusals += 1
         self.service.non_finite += isinstance(error, NonFiniteError)
         refusal = as_refusal(error)
-        self.outbox.put(pb.Record(request=request, failure=to_failure(refusal)))
+        failure = pb.Record(request=request, failure=to_failure(refusal))
+        if self.service.journal is not None and self.service.journal.blocked:
+            self.outbox.put_first(failure)  # what is queued waits for room on the disk
+        else:
+            self.outbox.put(failure)
 
     async def settle(self) -> None:
         """Returns when no tensor work of this stream is under way."""
@@ -270,6 +273,7 @@ class Session:
             for cell in {group.cell_of[i]: None for i in parcel.slices}:
                 part = parcel.only([i for i in parcel.slices if i in cell.slices])
                 staleness, bad = await cell.change(workshop, part.size, arrive, push, cell, part)
+                failpoint("ps.after_apply")
                 push.staleness += staleness
                 refused += bad
         return refused
@@ -293,8 +297,7 @@ class Session:
         if receipt is not None:
             push.open, push.known = False, receipt
             push.waiting.clear()
-            for index in push.declared:
-                push.digest += digest({index: push.held[index].checksums[0]})
+            push.digest += digest({i: push.held[i].checksums[0] for i in push.declared})
             self._recognize(push)
             return
         for index in sorted(push.declared):
@@ -329,6 +332,7 @@ class Session:
             staleness=receipt.staleness,
             applied=receipt.applied,
             dropped=receipt.dropped,
+            durability=self.service.durability,
         )
         self.outbox.put(pb.Record(request=push.request, accepted=accepted))
         if push.pull is not None:
@@ -352,6 +356,7 @@ class Session:
             version=receipt.version,
             dropped=receipt.dropped,
             staleness=receipt.staleness,
+            durability=self.service.durability,
         )
         self.outbox.put(pb.Record(request=push.request, done=done))
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -17,28 +16,22 @@ from paramserver.core.ledger import Ledger, Receipt
 from paramserver.core.placement import GroupSpec, SliceMap, slices_of
 from paramserver.core.slices import Slice, pack, travels_as
 from paramserver.errors import InternalError, InvalidRequestError, MovedError
+from paramserver.failpoints import failpoint
+from paramserver.ps import records
+from paramserver.ps.cell import Cell
 from paramserver.ps.gate import Gate
+from paramserver.ps.journal import Journal
 from paramserver.ps.optimizers import check_options
-from paramserver.ps.rules import Bucket
-from paramserver.ps.tables.bucket import RowBucket, row_bucket
+from paramserver.ps.tables.bucket import RowBucket
 from paramserver.ps.workshop import Workshop
 from paramserver.types import Adaptive, AllReduce, ScaleLr, Span, Stale, Sync, WorkerId
-from paramserver.v1 import server_pb2 as pb
 
 if TYPE_CHECKING:
     from paramserver.ps.holds import GroupHold
 
 log = logging.getLogger("paramserver")
 
-
-T = TypeVar("T")
-
-
-class CellCapture(Protocol):
-    """What copies a cell before it changes."""
-
-    def copy(self, cell: Cell) -> None:
-        """Copies the cell, unless it has been; called with its lock held."""
+__all__ = ["Cell", "GroupState", "Staged"]
 
 
 @dataclass(slots=True)
@@ -54,53 +47,6 @@ class Staged:
     nbytes: int = 0
 
 
-class Cell:
-    """A bucket, or a sub-table, with its lock, and how many clocks have closed on it."""
-
-    __slots__ = ("bucket", "capture", "closed", "lock", "rows", "size", "slices")
-
-    def __init__(self, slices: Sequence[Slice], spec: GroupSpec) -> None:
-        self.slices = {s.index: s for s in slices}
-        self.size = sum(s.bytes for s in slices)
-        self.rows = row_bucket(slices[0].index, spec) if spec.table is not None else None
-        self.bucket: Bucket | RowBucket = self.rows or Bucket(
-            slices, spec.tensors, spec.optimizer, spec.param_groups
-        )
-        self.bucket.checked = spec.on_nonfinite != "apply"
-        self.lock = threading.Lock()
-        self.closed = Gate()
-        self.capture: CellCapture | None = None  # that has not copied this cell yet
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of what it holds, optimizer state included."""
-        return self.size + self.dense.state_bytes if self.rows is None else self.rows.nbytes
-
-    async def change(
-        self, workshop: Workshop, size: int, function: Callable[..., T], *args: object
-    ) -> T:
-        """Everything that changes the cell: ``function(*args)`` under its lock.
-
-        What a capture has not copied yet is copied first.
-        """
-        if self.capture is not None:
-            size = max(size, self.nbytes)
-        return await workshop.run(self.lock, size, self.change_locked, function, *args)
-
-    def change_locked(self, function: Callable[..., T], *args: object) -> T:
-        """As ``change``, in a thread that has the lock."""
-        if self.capture is not None:
-            self.capture.copy(self)
-        return function(*args)
-
-    @property
-    def dense(self) -> Bucket:
-        """The bucket; raises InvalidRequestError for a sub-table."""
-        if isinstance(self.bucket, RowBucket):
-            raise InvalidRequestError("a table has rows, not values: look them up by key")
-        return self.bucket
-
-
 class GroupState:
     """What a server holds of one group. Used on the event loop; tensor work goes to the workshop.
 
@@ -111,14 +57,20 @@ class GroupState:
     """
 
     def __init__(
-        self, spec: GroupSpec, slice_map: SliceMap, server: str, workshop: Workshop
+        self,
+        spec: GroupSpec,
+        slice_map: SliceMap,
+        server: str,
+        workshop: Workshop,
+        journal: Journal | None = None,
     ) -> None:
         self.spec = spec
         self.map = slice_map
         self.server = server
         self.lead = slice_map.servers[slice_map.lead]
         self.consistency = spec.consistency
-        self._workshop = workshop
+        self.journal = journal
+        self.workshop = workshop
         mine = [
             s
             for s, owner in zip(slices_of(spec, slice_map), slice_map.owners, strict=True)
@@ -128,7 +80,7 @@ class GroupState:
         if mine and spec.optimizer and spec.table is None:
             check_options(spec.optimizer, spec.param_groups)
         packed = pack(mine) if spec.table is None else [[s] for s in mine]
-        self.cells = [Cell(piece, spec) for piece in packed]
+        self.cells = [Cell(piece, spec, journal) for piece in packed]
         self.cell_of = {i: cell for cell in self.cells for i in cell.slices}
         self.ledger = Ledger()
         self.frontier = Gate()
@@ -139,6 +91,9 @@ class GroupState:
         self._decisions: asyncio.Queue[Close | Drop | Cut] = asyncio.Queue()
         self._applier: asyncio.Task[None] | None = None
         self._paused = False
+        self.kept: dict[tuple[WorkerId, int], dict[int, int]] = {}  # see ``keep``
+        self.is_gone: Callable[[WorkerId], bool] = lambda worker: False
+        self._stirred = asyncio.Event()  # something was staged, or somebody lost
         self.settled = Gate()  # clocks whose pushes have their final receipts
         self.failure: InternalError | None = None
         self.on_cut: Callable[[Cut], None] = lambda cut: None
@@ -161,6 +116,11 @@ class GroupState:
             self.frontier.stir()
 
     @property
+    def leads(self) -> bool:
+        """Whether this server closes the group's clocks."""
+        return self.lead == self.server
+
+    @property
     def stored(self) -> bool:
         """Whether every slice has its first value."""
         return not self._unset
@@ -169,27 +129,6 @@ class GroupState:
     def nbytes(self) -> int:
         """Bytes of values; of a table with its optimizer state and index."""
         return sum(cell.rows.nbytes if cell.rows else cell.size for cell in self.cells)
-
-    @property
-    def overflows(self) -> int:
-        """Steps of slices and rows that were left out, as the optimizer would have overflowed."""
-        return sum(cell.bucket.overflows for cell in self.cells)
-
-    def table_status(self) -> pb.TableStatus | None:
-        """Rows of a table and what became of them; None for another group."""
-        tables = [cell.rows.table for cell in self.cells if cell.rows]
-        if self.spec.table is None:
-            return None
-        return pb.TableStatus(
-            rows=sum(map(len, tables)),
-            evicted=sum(t.evicted for t in tables),
-            not_admitted=sum(t.not_admitted for t in tables),
-        )
-
-    @property
-    def staged_bytes(self) -> int:
-        """Bytes of gradients held for clocks that have not closed."""
-        return sum(s.nbytes for s in self.staged.values())
 
     def declared_bytes(self, slices: Sequence[int]) -> int:
         """Bytes that a push of these slices is to bring; 0 of a table, whose rows tell."""
@@ -230,7 +169,11 @@ class GroupState:
         cell = self.cell_of[index]
         if isinstance(cell.bucket, RowBucket):
             raise InvalidRequestError("a table takes no first values: rows begin by themselves")
-        await cell.change(self._workshop, value.nbytes, cell.bucket.store, index, value)
+        await cell.change(self.workshop, value.nbytes, cell.store, index, value)
+        self.has_value(index)
+
+    def has_value(self, index: int) -> None:
+        """A slice has its first value."""
         self._unset.discard(index)
 
     def restored(self, clock: int, version: int) -> None:
@@ -239,6 +182,14 @@ class GroupState:
         self._unset = {i for i in self._unset if i not in self.cell_of[i].dense.values}
         for gate in (self.frontier, self.settled, *(cell.closed for cell in self.cells)):
             gate.advance(clock)
+        for cell in self.cells:
+            cell.stepped = clock
+
+    def use(self, journal: Journal | None) -> None:
+        """Changes are written there from now on."""
+        self.journal = journal
+        for cell in self.cells:
+            cell.journal = journal
 
     def reshape(
         self, slice_map: SliceMap, slices: Mapping[int, Slice], cells: Sequence[Cell]
@@ -264,7 +215,7 @@ class GroupState:
         for cell in self.cells:
             rest = [i for i in cell.slices if i not in pushed]
             if rest:
-                await cell.change(self._workshop, 0, cell.bucket.tick, rest)
+                await cell.change(self.workshop, 0, cell.tick, rest)
 
     def decide(self, decision: Close | Drop | Cut) -> None:
         """Queues what the lead decided; decisions are carried out one after the other, in order.
@@ -303,13 +254,12 @@ class GroupState:
         clock = decision.clock
         if clock < self.frontier.value:
             return
+        await self._all_staged(decision)
         listed = [
             (c.weight, self.staged[c.worker, clock])
             for c in decision.contributors
             if (c.worker, clock) in self.staged
         ]
-        if len(listed) != len(decision.contributors):
-            raise InvalidRequestError(f"clock {clock} closes with a push that is not staged here")
         options = listed[0][1].options if listed else ()
         by_cell = [(weight, self._by_cell(push.gradients)) for weight, push in listed]
         await asyncio.gather(
@@ -318,18 +268,65 @@ class GroupState:
                     cell, clock, [(w, part.get(cell, {})) for w, part in by_cell], options
                 )
                 for cell in self.cells
+                if cell.closed.value <= clock  # after a restart some may have closed it already
             )
         )
         self.version += 1
+        said = []
         for _, push in listed:
             receipt = Receipt(clock, self.version, 0.0, applied=True)
             self.ledger.amend(push.worker, clock, receipt)
             del self.staged[push.worker, clock]
+            digest = self.ledger.digest(push.worker, clock)
+            said.append(records.settled(push.worker, clock, push.samples, digest=digest))
         for worker, staged_clock in list(self.staged):
             if staged_clock <= clock:
                 self._drop(worker, staged_clock)
+                said.append(records.settled(worker, staged_clock, dropped=True))
+        if self.journal is not None:
+            records.closed(self.journal, self.spec.name, clock, self.version, said)
         self.frontier.advance(clock + 1)
         self.settled.advance(clock + 1)
+
+    async def _all_staged(self, decision: Close) -> None:
+        """Waits for pushes on the list that a restart lost: their workers send them again.
+
+        Raises:
+            InvalidRequestError: one of these workers is lost too.
+        """
+        clock = decision.clock
+        while missing := [
+            c.worker for c in decision.contributors if (c.worker, clock) not in self.staged
+        ]:
+            gone = next((w for w in missing if self.is_gone(w)), None)
+            if gone is not None or self.journal is None:
+                raise InvalidRequestError(
+                    f"clock {clock} closes with a push of rank {(gone or missing[0]).rank} that is "
+                    f"not staged on {self.server}: both were lost in the same step; restore the "
+                    "newest snapshot"
+                )
+            self._stirred.clear()
+            await self._stirred.wait()
+
+    def stage(self, push: Staged) -> None:
+        """A push is complete; its clock may close."""
+        self.staged[push.worker, push.clock] = push
+        self._stirred.set()
+
+    def stir(self) -> None:
+        """Somebody may be gone."""
+        self._stirred.set()
+
+    def expect(self, worker: WorkerId, clock: int) -> None:
+        """The lead set a worker's clock; as ``Ledger.expect``."""
+        if self.ledger.expected(worker) != clock and self.journal is not None:
+            records.expected(self.journal, self.spec.name, worker, clock)
+        self.ledger.expect(worker, clock)
+
+    def keep(self, worker: WorkerId, clock: int, taken: Mapping[int, int]) -> None:
+        """Slices of an open push are in the journal, with their checksums: for a dump, which must
+        not take for applied what was only claimed."""
+        self.kept.setdefault((worker, clock), {}).update(taken)
 
     def _by_cell(self, gradients: Mapping[int, Any]) -> dict[Cell, dict[int, Any]]:
         parts: dict[Cell, dict[int, Any]] = {}
@@ -347,7 +344,8 @@ class GroupState:
         size = cell.size
         if cell.rows is not None:  # known only by what came
             size = sum(rows.nbytes for _, part in contributions for rows in part.values())
-        await cell.change(self._workshop, size, cell.bucket.close, contributions, options)
+        await cell.change(self.workshop, size, cell.close, clock, contributions, options)
+        failpoint("ps.after_apply")
         cell.closed.advance(clock + 1)
 
     def _drop(self, worker: WorkerId, clock: int) -> None:
@@ -359,6 +357,11 @@ class GroupState:
         """Frees what a lost worker staged and no clock closed."""
         for key in [k for k in self.staged if k[0] == worker]:
             del self.staged[key]
+
+    def close(self) -> None:
+        """Carries out nothing more."""
+        if self._applier is not None:
+            self._applier.cancel()
 
     async def drained(self) -> None:
         """Waits until every decision so far is carried out."""

@@ -10,10 +10,13 @@ from typing import TypeAlias
 
 from paramserver.core.clock import Advance, Close, Contribution, Cut, Decision, Drop, GroupClock
 from paramserver.errors import ParameterServerError
+from paramserver.ps import records
 from paramserver.ps.group import GroupState
 from paramserver.ps.views import Views
 from paramserver.types import WorkerId
 from paramserver.v1 import server_pb2 as pb
+from paramserver.v1.journal_pb2 import LeadEvent
+from paramserver.wire.convert import consistency_from_proto
 from paramserver.wire.transport import AsyncChannel
 
 log = logging.getLogger("paramserver")
@@ -53,19 +56,17 @@ class Leadership:
 
     def observe(self, views: Views) -> None:
         """Takes the newest view."""
-        self.clock.consistency = self._group.consistency
-        active = views.active(self._group.spec.name, first=self.clock.min_clock == 0)
-        self._decide(
-            self.clock.observe(
-                started=views.current.started,
-                active=active,
-                lost=views.lost(),
-                present=views.names,
-            )
-        )
+        name, consistency = self._group.spec.name, self._group.consistency
+        active = views.active(name, first=self.clock.min_clock == 0)
+        started, lost, present = views.current.started, views.lost(), views.names
+        if self._group.journal is not None:
+            self._note(records.observed(started, active, lost, present, consistency))
+        self.clock.consistency = consistency
+        self._decide(self.clock.observe(started=started, active=active, lost=lost, present=present))
 
     def skip(self, worker: WorkerId) -> None:
         """A worker leaves the open clock to the others."""
+        self._note(LeadEvent(skip=pb.Drop(rank=worker.rank, incarnation=worker.incarnation)))
         self._decide(self.clock.skip(worker))
 
     def cut(self, id_: int, clock: int) -> None:
@@ -89,7 +90,50 @@ class Leadership:
         if server not in self.clock.servers:
             return
         worker = WorkerId(staged.rank, staged.incarnation)
+        if self._group.journal is not None:
+            self._note(LeadEvent(staged=pb.Report(server=server, staged=[staged])))
         self._decide(self.clock.staged(server, worker, staged.clock, staged.weight))
+
+    def replay(self, event: LeadEvent) -> None:
+        """Hears again what it heard before; its decisions were carried out, or will be."""
+        kind = event.WhichOneof("kind")
+        self.clock.hold()  # what closed is told: it is not decided a second time
+        if kind == "closed":
+            self.clock.enter(close_of(event.closed))
+        elif kind == "observed":
+            self.clock.consistency = consistency_from_proto(event.observed.consistency)
+            self.clock.observe(
+                started=event.observed.started,
+                active=_workers(event.observed.active),
+                lost=_workers(event.observed.lost),
+                present=_workers(event.observed.present),
+            )
+        elif kind == "skip":
+            self.clock.skip(WorkerId(event.skip.rank, event.skip.incarnation))
+        elif kind == "restated":
+            self.clock.restate(event.restated)
+        for s in event.staged.staged:
+            worker = WorkerId(s.rank, s.incarnation)
+            self.clock.staged(event.staged.server, worker, s.clock, s.weight)
+
+    def resume(self) -> None:
+        """After a replay: carries out here what was decided and not done yet."""
+        self.restate(self._group.server)
+        if not self._group.sync:
+            self._group.frontier.advance(self.clock.min_clock)
+            return
+        for decision in self.clock.closes_from(self._group.frontier.value):
+            carry_out(self._group, decision)
+        self._decide(self.clock.go_on())
+
+    def restate(self, server: str) -> None:
+        """What a server said of its staged pushes is void; it says so anew."""
+        self._note(LeadEvent(restated=server))
+        self.clock.restate(server)
+
+    def _note(self, event: LeadEvent) -> None:
+        if self._group.journal is not None:
+            records.lead(self._group.journal, self._group.spec.name, event)
 
     def follow(
         self, server: str, next_clock: int, lost: Iterable[WorkerId], notices: Notices
@@ -100,6 +144,7 @@ class Leadership:
         """
         name = self._group.spec.name
         self._followers[server] = notices
+        self.restate(server)
         if self._group.sync:
             for decision in self.clock.closes_from(next_clock):
                 notices.put_nowait(_notice(name, decision))
@@ -121,24 +166,38 @@ class Leadership:
 
     def _decide(self, decisions: Sequence[Decision]) -> None:
         for decision in decisions:
+            if isinstance(decision, Close) and self._group.journal is not None:
+                self._note(LeadEvent(closed=close_to(decision)))
             notice = _notice(self._group.spec.name, decision)
             for notices in self._followers.values():
                 notices.put_nowait(notice)
             carry_out(self._group, decision)
 
 
+def staged_of(worker: WorkerId, clock: int, weight: float) -> pb.Staged:
+    """What a server says of a complete push."""
+    return pb.Staged(rank=worker.rank, incarnation=worker.incarnation, clock=clock, weight=weight)
+
+
+def _workers(listed: Iterable[pb.Staged]) -> list[WorkerId]:
+    return [WorkerId(each.rank, each.incarnation) for each in listed]
+
+
+def close_to(close: Close) -> pb.Close:
+    """A closed clock on the wire."""
+    listed = [staged_of(c.worker, close.clock, c.weight) for c in close.contributors]
+    return pb.Close(clock=close.clock, contributors=listed)
+
+
+def close_of(close: pb.Close) -> Close:
+    """As ``close_to``, back."""
+    listed = (Contribution(WorkerId(s.rank, s.incarnation), s.weight) for s in close.contributors)
+    return Close(close.clock, tuple(listed))
+
+
 def _notice(group: str, decision: Decision) -> pb.Notice:
     if isinstance(decision, Close):
-        listed = [
-            pb.Staged(
-                rank=c.worker.rank,
-                incarnation=c.worker.incarnation,
-                clock=decision.clock,
-                weight=c.weight,
-            )
-            for c in decision.contributors
-        ]
-        return pb.Notice(group=group, close=pb.Close(clock=decision.clock, contributors=listed))
+        return pb.Notice(group=group, close=close_to(decision))
     if isinstance(decision, Advance):
         return pb.Notice(group=group, min_clock=decision.min_clock)
     if isinstance(decision, Cut):
@@ -150,11 +209,7 @@ def _notice(group: str, decision: Decision) -> pb.Notice:
 def _decision(notice: pb.Notice) -> Decision:
     kind = notice.WhichOneof("kind")
     if kind == "close":
-        listed = tuple(
-            Contribution(WorkerId(s.rank, s.incarnation), s.weight)
-            for s in notice.close.contributors
-        )
-        return Close(notice.close.clock, listed)
+        return close_of(notice.close)
     if kind == "min_clock":
         return Advance(notice.min_clock)
     if kind == "cut":
@@ -163,12 +218,25 @@ def _decision(notice: pb.Notice) -> Decision:
 
 
 class Following:
-    """This server's stream to one lead: reports up, notices down; made again when it breaks."""
+    """This server's stream to one lead: reports up, notices down; made again when it breaks.
 
-    def __init__(self, server: str, views: Views, connect: Callable[[], AsyncChannel]) -> None:
+    Args:
+        locate: the lead's address at the moment.
+        connect: opens a channel to an address.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        views: Views,
+        locate: Callable[[], str],
+        connect: Callable[[str], AsyncChannel],
+    ) -> None:
         self._server = server
         self._views = views
-        self._connect = connect
+        self._locate, self._connect = locate, connect
+        self._at = ""  # where the present stream goes
+        self._reading: asyncio.Future[bool] | None = None
         self._groups: dict[str, GroupState] = {}
         self._sent: dict[str, deque[pb.Staged]] = {}
         self._reports: asyncio.Queue[pb.Report] = asyncio.Queue()
@@ -190,8 +258,14 @@ class Following:
     def report(self, group: GroupState, staged: pb.Staged) -> None:
         """Tells the lead that a push is complete on this server."""
         name = group.spec.name
-        self._sent[name].append(staged)
+        if not group.sync:
+            self._sent[name].append(staged)
         self._reports.put_nowait(self._report(group, [staged]))
+
+    def look(self) -> None:
+        """Leaves a stream to where the lead is no more; it may never break by itself."""
+        if self._reading is not None and self._locate() != self._at:
+            self._reading.cancel()
 
     def close(self) -> None:
         """Ends the stream."""
@@ -209,8 +283,12 @@ class Following:
     def _hello(self, group: GroupState) -> pb.Report:
         """After a break the lead may have missed reports: it hears the kept ones again."""
         name, next_clock = group.spec.name, group.frontier.value
-        if group.sync:
-            staged = [s for s in self._sent[name] if s.clock >= next_clock]
+        if group.sync:  # all that is staged now: the lead forgets what it heard before
+            staged = [
+                staged_of(push.worker, push.clock, push.weight)
+                for push in group.staged.values()
+                if push.clock >= next_clock
+            ]
         else:
             staged = list(self._sent[name])
         report = self._report(group, staged)
@@ -221,15 +299,15 @@ class Following:
     async def _run(self) -> None:
         pause = 0.05
         while True:
-            channel = self._connect()
+            self._at = self._locate()
+            channel = self._connect(self._at)
+            self._reading = asyncio.ensure_future(self._read(channel))
             try:
-                async for notice in channel.duplex("Follow", self._outgoing()):
+                await asyncio.wait({self._reading})
+                if self._reading.cancelled() or self._reading.result():
                     pause = 0.05
-                    if notice.group in self._groups:  # else its slices have moved away
-                        carry_out(self._groups[notice.group], _decision(notice))
-            except ParameterServerError as error:
-                log.warning("lost the lead: %s", error)
             finally:
+                self._reading.cancel()
                 await channel.close()
             await asyncio.sleep(pause)
             pause = min(2 * pause, 2.0)
@@ -237,7 +315,23 @@ class Following:
             for group in self._groups.values():
                 self._reports.put_nowait(self._hello(group))
 
+    async def _read(self, channel: AsyncChannel) -> bool:
+        """Carries out notices until the stream breaks; whether there were any."""
+        heard = False
+        try:
+            async for notice in channel.duplex("Follow", self._outgoing()):
+                heard = True
+                if notice.group in self._groups:  # else its slices have moved away
+                    carry_out(self._groups[notice.group], _decision(notice))
+        except ParameterServerError as error:
+            log.warning("lost the lead: %s", error)
+        return heard
+
     async def _outgoing(self) -> AsyncIterator[pb.Report]:
         reports = self._reports
         while True:
-            yield await reports.get()
+            report = await reports.get()
+            journal = self._groups[report.group].journal
+            if journal is not None:  # nobody counts on a push that a restart would lose
+                await journal.durable()
+            yield report

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import socket
+import time
 from collections.abc import Callable
 
 import torch
 
 from paramserver.config import ServerConfig
+from paramserver.errors import ConfigurationError
 from paramserver.ps.role import ServerRole
 from paramserver.wire.addresses import split_address
 from paramserver.wire.client import AsyncGrpcChannel
@@ -16,6 +19,7 @@ from paramserver.wire.methods import SERVER, SERVER_METHODS
 from paramserver.wire.serve import RoleServer, run_until_ended
 
 STOP_GRACE = 0.5
+PORT_S, PAUSE_S = 15.0, 0.1  # for the port of an earlier life to be free again
 
 
 async def serve(config: ServerConfig, ready: Callable[[str, str], None]) -> int:
@@ -32,8 +36,8 @@ async def serve(config: ServerConfig, ready: Callable[[str, str], None]) -> int:
     trust = config.trust
     scheduler = AsyncGrpcChannel(config.scheduler, "scheduler", trust)
     role = ServerRole(config, scheduler, lambda address: AsyncGrpcChannel(address, "server", trust))
-    server = RoleServer(SERVER.full_name, SERVER_METHODS, role.service, trust)
-    port = await server.start(config.bind)
+    server = RoleServer(SERVER.full_name, SERVER_METHODS, role.host, trust)
+    port = await _listen(config, role, server)
     address = _reachable(config, port)
 
     async def work() -> None:
@@ -46,9 +50,27 @@ async def serve(config: ServerConfig, ready: Callable[[str, str], None]) -> int:
         await run_until_ended(work(), role.ended)
     finally:
         await server.stop(STOP_GRACE)
-        role.service.close()
+        role.close()
         await scheduler.close()
-    return 0
+    return 1 if role.failure is not None else 0
+
+
+async def _listen(config: ServerConfig, role: ServerRole, server: RoleServer) -> int:
+    """The port; without one of its own, that of an earlier life, which others still know.
+
+    That one may be taken for a moment: by the process that ends, or by a client that looks for it.
+    """
+    host, port = split_address(config.bind)
+    recovered = await role.recover()
+    before = 0 if port else recovered
+    deadline = time.monotonic() + PORT_S
+    while True:
+        try:
+            return await server.start(f"{host}:{port or before}")
+        except ConfigurationError:
+            if not before or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(PAUSE_S)
 
 
 def _reachable(config: ServerConfig, port: int) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 from paramserver.config import Limits
 from paramserver.errors import ConnectionLostError
+from paramserver.failpoints import failpoint
+from paramserver.ps.journal import Journal
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.frames import Piece, encode
 
@@ -19,6 +21,7 @@ class Outbox:
     Args:
         send: sends one frame.
         sent: told of the bytes of each.
+        journal: nothing is sent before what it may depend on is kept.
     """
 
     def __init__(
@@ -26,12 +29,14 @@ class Outbox:
         send: Callable[[bytes], Awaitable[None]],
         limits: Limits,
         sent: Callable[[int], None] = lambda size: None,
+        journal: Journal | None = None,
     ) -> None:
         self._send = send
         self._limits = limits
         self._records: list[pb.Record] = []
         self._pieces: list[Piece] = []
-        self._frames: deque[bytes] = deque()
+        self._journal = journal
+        self._frames: deque[tuple[bytes, int]] = deque()  # with their places in the journal
         self._queued = 0
         self._closed = False
         self._small = 0
@@ -40,6 +45,7 @@ class Outbox:
         self._room = asyncio.Event()
         self._room.set()
         self._sent = sent
+        self._hurried: asyncio.Future[None] | None = None
         self._since: float | None = None  # when the send under way began
 
     def put(self, record: pb.Record, pieces: Sequence[Piece] = ()) -> None:
@@ -103,14 +109,30 @@ class Outbox:
             await self._filled.wait()
             await self.send()
 
+    def put_first(self, record: pb.Record) -> None:
+        """Sends a record that depends on nothing in the journal, ahead of all that waits for it."""
+        self._queued += len(frame := encode([record], ()))
+        self._frames.appendleft((frame, 0))
+        self._hurried = asyncio.ensure_future(self._send_kept())
+
     async def send(self) -> None:
         """Sends what is queued; the caller need not wait for the writer's turn."""
+        while True:
+            await self._send_kept()
+            if not self._frames or self._journal is None:
+                return
+            await self._journal.durable(self._frames[0][1])
+
+    async def _send_kept(self) -> None:
+        """Sends what depends on nothing that is not kept yet."""
         async with self._sending:
             self._filled.clear()
             self._flush()
             now = asyncio.get_running_loop().time
-            while self._frames:
-                frame = self._frames.popleft()
+            while self._frames and self._is_kept(self._frames[0][1]):
+                frame, _ = self._frames.popleft()
+                if self._journal is not None:
+                    failpoint("ps.before_reply")
                 self._since = now()
                 await self._send(frame)
                 self._since = None
@@ -119,13 +141,16 @@ class Outbox:
                 if self._queued <= self._limits.outbox_bytes:
                     self._room.set()
 
+    def _is_kept(self, position: int) -> bool:
+        return self._journal is None or self._journal.has(position)
+
     def _flush(self) -> None:
         if self._records:
             self._enqueue(encode(self._records, self._pieces))
             self._records, self._pieces, self._small = [], [], 0
 
     def _enqueue(self, frame: bytes) -> None:
-        self._frames.append(frame)
+        self._frames.append((frame, self._journal.position if self._journal else 0))
         self._queued += len(frame)
         if self._queued > self._limits.outbox_bytes and not self._closed:
             self._room.clear()

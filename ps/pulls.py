@@ -73,7 +73,9 @@ async def answer_pull(
         worker = WorkerId(pull.worker.rank, pull.worker.incarnation)
         await group.settled.reach(receipt.clock + 1, deadline - time.monotonic())
         receipt = group.ledger.receipt(worker, receipt.clock)
-    outbox.put(pb.Record(request=request, done=_done(group, pull, receipt)))
+    done = _done(group, pull, receipt)
+    done.durability = service.durability
+    outbox.put(pb.Record(request=request, done=done))
 
 
 def _done(group: GroupState, pull: pb.Pull, receipt: Receipt | None) -> pb.Done:

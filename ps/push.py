@@ -13,6 +13,7 @@ from torch import Tensor
 from paramserver.core.ledger import Receipt
 from paramserver.core.slices import Slice
 from paramserver.errors import InvalidRequestError, NonFiniteError
+from paramserver.ps import records
 from paramserver.ps.group import Cell, GroupState
 from paramserver.ps.optimizers import check_push_options
 from paramserver.ps.tables.rules import complete
@@ -332,5 +333,20 @@ def arrive(push: Incoming, cell: Cell, parcel: Parcel) -> tuple[float, list[int]
     good, bad = open_gradients(push, parcel)
     if not good:
         return 0.0, bad
+    now, group = cell.look(), push.group
+    if group.journal is not None:
+        marks = dict(zip(parcel.slices, parcel.checksums, strict=True))
+        records.arrived(
+            group.journal,
+            group.spec.name,
+            push.worker,
+            push.clock,
+            push.options,
+            good,
+            marks,
+            {i: push.bases[i] for i in good} if push.bases else {},
+            now,
+            lambda: group.keep(push.worker, push.clock, {i: marks[i] for i in good}),
+        )
     mean = cell.bucket.arrive(good, push.options, push.bases, push.group.scale)
     return mean * len(good), bad

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -16,7 +17,9 @@ from paramserver.errors import (
     ParameterServerError,
     ResourceError,
 )
+from paramserver.ps import records
 from paramserver.ps.collectives import combine
+from paramserver.ps.journal import Journal
 from paramserver.ps.views import Views
 from paramserver.ps.workshop import Workshop
 from paramserver.types import WorkerId
@@ -24,7 +27,7 @@ from paramserver.v1 import scheduler_pb2
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.convert import dtype_from_proto
 from paramserver.wire.frames import Piece
-from paramserver.wire.tensors import DTYPES, from_bytes
+from paramserver.wire.tensors import DTYPES, NAMES, as_bytes, from_bytes
 
 ENTRY_BYTES = 1 << 10  # a sum of nothing costs memory too: every name keeps its last
 _Key = tuple[int, str, str]  # replica, name, key
@@ -82,6 +85,7 @@ class Reduces:
     """The sums of one server, each kept until every party has collected it."""
 
     def __init__(self, limits: Limits) -> None:
+        self.journal: Journal | None = None
         self._limit = limits.collective_bytes
         self._sums: dict[_Key, Sum] = {}
         self._newest: dict[tuple[int, str, int], str] = {}  # replica, name, party: its last key
@@ -138,6 +142,8 @@ class Reduces:
         if made.summing or made.over.is_set() or record.party not in record.contributors:
             return
         made.tensors[record.party] = dict(pieces)
+        if self.journal is not None:
+            records.request(self.journal, "", pieces, reduced=record)
         if made.missing():
             return
         made.summing = True
@@ -145,6 +151,58 @@ class Reduces:
         result = await workshop.offload(size * len(made.tensors), _sum, made)
         made.result, made.tensors = result, {}
         made.over.set()
+
+    def replay(self, record: pb.Reduce, pieces: _Pieces) -> None:
+        """A part that was given is given again."""
+        self._collect(record)
+        made = self._sums.setdefault(_key(record), Sum(record))
+        made.came[record.party] = _worker(record)
+        if not made.over.is_set():
+            made.tensors[record.party] = dict(pieces)
+            self._finish(made)
+
+    @staticmethod
+    def _finish(made: Sum) -> None:
+        if not made.missing():
+            made.result, made.tensors = _sum(made), {}
+            made.over.set()
+
+    def dump(self) -> tuple[list[Any], list[Piece]]:
+        """All that is kept, as JSON-able values and bytes; sums that failed are left out."""
+        numbers: list[Any] = []
+        pieces: list[Piece] = []
+        for made in self._sums.values():
+            if made.error is not None:
+                continue
+            numbers.append(
+                [
+                    [*made.came.items()],
+                    [[party, list(parts)] for party, parts in made.tensors.items()],
+                    sorted(made.collected),
+                    [[i, NAMES[value.dtype]] for i, value in made.result.items()],
+                ]
+            )
+            pieces.append(made.first.SerializeToString())
+            pieces += [p for parts in made.tensors.values() for p in parts.values()]
+            pieces += [as_bytes(value) for value in made.result.values()]
+        return [numbers, [[*place, key] for place, key in self._newest.items()]], pieces
+
+    def load(self, numbers: Sequence[Any], pieces: Sequence[Piece]) -> None:
+        """What another has dumped; the pieces must stay as they are."""
+        self.clear()
+        left = iter(pieces)
+        sums, newest = numbers
+        for came, tensors, collected, results in sums:
+            made = Sum(pb.Reduce.FromString(bytes(next(left))), collected=set(collected))
+            made.came = {party: WorkerId(*worker) for party, worker in came}
+            made.tensors = {party: {i: next(left) for i in parts} for party, parts in tensors}
+            made.result = {i: from_bytes(next(left), DTYPES[dtype]) for i, dtype in results}
+            self._sums[_key(made.first)] = made
+            if results:
+                made.over.set()
+            else:
+                self._finish(made)
+        self._newest = {(replica, name, party): key for replica, name, party, key in newest}
 
     def observe(self, views: Views) -> None:
         """A newer view: who waits for a party that is gone must hear of it at once."""

@@ -15,9 +15,12 @@ from paramserver.errors import (
     ParameterServerError,
     RefusedError,
 )
+from paramserver.ps.hosting import Host
+from paramserver.ps.lasting import Lasting
 from paramserver.ps.service import ServerService
 from paramserver.types import PROTOCOL_VERSION
 from paramserver.v1 import common_pb2, scheduler_pb2
+from paramserver.wire.addresses import split_address
 from paramserver.wire.transport import AsyncChannel
 
 log = logging.getLogger("paramserver")
@@ -27,9 +30,10 @@ _ENDED = (scheduler_pb2.JOB_DONE, scheduler_pb2.JOB_FAILED)
 
 
 class ServerRole:
-    """Keeps a ServerService a member of the cluster.
+    """Keeps a process with its servers a member of the cluster.
 
     Attributes:
+        host: its servers.
         ended: set when the job is over and the server was started for one job, or when it is not
             needed any more.
     """
@@ -46,25 +50,51 @@ class ServerRole:
         self._heartbeat_s = 1.0
         self._address = ""
         self._leaves = False
-        self.service = ServerService(config, config.name or "", scheduler, connect)
+        self.host = Host(config, scheduler, connect)
         self.ended = asyncio.Event()
+        self.failure: ParameterServerError | None = None
+        self._lasting = Lasting(config, self.service)
+
+    async def recover(self) -> int:
+        """Reads the journal of an earlier life, if there is one; the port it listened on, or 0.
+
+        To be called before anybody can reach this server.
+
+        Raises:
+            ConfigurationError: the folder is in use or cannot be written.
+            SnapshotError: the journal is damaged.
+        """
+        return await self._lasting.recover()
+
+    @property
+    def service(self) -> ServerService:
+        """The server of the process's own name."""
+        return self.host.own
 
     async def register(self, address: str) -> str:
-        """Joins the cluster as the server at ``address``; its name."""
+        """Joins the cluster as the server at ``address``; its name.
+
+        Raises:
+            ConfigurationError: the job wants what this server was not given.
+        """
         self._address = address
         request = scheduler_pb2.RegisterRequest(
             protocol=PROTOCOL_VERSION,
             role=scheduler_pb2.ROLE_SERVER,
-            name=self._config.name or "",
+            name=self._config.name or self._lasting.name,
             address=address,
             host=socket.gethostname(),
             pid=os.getpid(),
+            resumes=self._lasting.resumes,
         )
         reply = await self._until_there("Register", request)
         self._identity = reply.identity
         self._heartbeat_s = reply.heartbeat_s
         self.service.name = reply.identity.name
-        self.service.on_view(await self._scheduler.call("GetView", scheduler_pb2.GetViewRequest()))
+        self.host.identity = reply.identity
+        view = await self._scheduler.call("GetView", scheduler_pb2.GetViewRequest())
+        await self._lasting.begin(reply, view, split_address(address)[1])
+        await self.host.take(view)
         return self.service.name
 
     async def _until_there(
@@ -81,12 +111,25 @@ class ServerRole:
     async def run(self) -> None:
         """Heartbeats and views until cancelled."""
         watch = asyncio.create_task(self._watch())
+        kept = asyncio.create_task(self._keep())
         try:
             while not self._leaves:
                 await self._beat()
                 await asyncio.sleep(self._heartbeat_s)
         finally:
             watch.cancel()
+            kept.cancel()
+
+    async def _keep(self) -> None:
+        """Keeps the journal short; a journal that cannot be kept ends this server."""
+        self.failure = await self._lasting.keep()
+        log.error("%s ends: %s", self.service.name, self.failure)
+        self.ended.set()
+
+    def close(self) -> None:
+        """Ends the service; what it was told to keep is kept."""
+        self.host.close()
+        self._lasting.close()
 
     async def _beat(self) -> None:
         request = scheduler_pb2.HeartbeatRequest(member=self._identity)
@@ -102,8 +145,7 @@ class ServerRole:
             log.error("the scheduler does not know this server any more: %s", error)
         except RefusedError as error:  # it gave this server up, or is a new one
             log.warning("registering anew: %s", error)
-            self.service.reset()
-            self.service.views.forget()
+            await self.host.reset(keep=bool(self._lasting.resumes))
             await self.register(self._address)
 
     async def _watch(self) -> None:
@@ -113,14 +155,14 @@ class ServerRole:
                 request = scheduler_pb2.WatchRequest(member=self._identity)
                 async for view in self._scheduler.stream("Watch", request):
                     pause = FIRST_PAUSE
-                    self._take(view)
+                    await self._take(view)
             except ParameterServerError as error:
                 if pause == FIRST_PAUSE:
                     log.warning("no views from the scheduler, trying again: %s", error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)
 
-    def _take(self, view: scheduler_pb2.View) -> None:
-        self.service.on_view(view)
+    async def _take(self, view: scheduler_pb2.View) -> None:
+        await self.host.take(view)
         if self._config.once and view.state in _ENDED:
             self.ended.set()

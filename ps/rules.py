@@ -58,6 +58,7 @@ LARGEST = {
 }
 
 Options = Sequence[Mapping[str, Any]]
+Keep = Callable[[Gradients, Gradients], None]  # means, new values of slices without optimizer
 
 
 class Bucket:
@@ -220,19 +221,36 @@ class Bucket:
                 self._optimizer.state.pop(self.values[index], None)
         self._loaded.clear()
 
-    def close(self, contributions: Sequence[Contribution], options: Options = ()) -> None:
+    def close(
+        self,
+        contributions: Sequence[Contribution],
+        options: Options = (),
+        keep: Keep | None = None,
+    ) -> None:
         """Applies one Sync clock: one step on the weighted mean. All slices tick.
 
         Args:
             contributions: (weight, {slice: gradient}) in rank order. The tensors may be written to.
             options: hyper-parameters of each param group; empty: as registered.
+            keep: told, before the step, what ``replay`` needs.
         """
         self._require_stored()
         self.tick(self.indices)
         live = [c for c in contributions if c[0] > 0]
         means = mean(live, self._rules, self._sums)
+        changed = self._close_rest(contributions, live, means)
+        if keep is not None:
+            stepped = {i: g for i, g in means.items() if self._rules[i] == "step"}
+            keep(stepped, {i: self.values[i] for i in changed})
         self._apply_step(means, options, 1.0)
-        self._close_rest(contributions, live, means)
+
+    def replay(self, means: Gradients, values: Gradients, options: Options) -> None:
+        """A Sync clock again, as ``close`` told ``keep`` of it."""
+        self.tick(self.indices)
+        for index, value in values.items():
+            self.values[index].copy_(value)
+            self.changed[index] = self.versions[index]
+        self._apply_step(means, options, 1.0)
 
     def arrive(
         self,
@@ -347,8 +365,9 @@ class Bucket:
         contributions: Sequence[Contribution],
         live: Sequence[Contribution],
         means: Gradients,
-    ) -> None:
-        """A clock for the slices that no optimizer steps."""
+    ) -> list[int]:
+        """A clock for the slices that no optimizer steps; those that it changed."""
+        touched = []
         for index in self._rest:
             value, rule = self.values[index], self._rules[index]
             # A sum takes every push, whatever its weight.
@@ -359,6 +378,7 @@ class Bucket:
             if self.checked and any(too_large({0: part}) for part in parts):
                 self.overflows += 1
                 continue
+            touched.append(index)
             self.changed[index] = self.versions[index]
             if rule == "delta":
                 value.add_(means[index])
@@ -367,6 +387,7 @@ class Bucket:
             else:
                 for part in parts[:1] if rule == "first" else parts:
                     arrive_one(rule, value, part, 1.0)
+        return touched
 
 
 def too_large(gradients: Gradients) -> list[int]:

@@ -11,7 +11,6 @@ from google.protobuf.message import Message
 
 from paramserver.config import ServerConfig
 from paramserver.core.ledger import Receipt
-from paramserver.core.placement import GroupSpec, SliceMap
 from paramserver.core.reshape import holders
 from paramserver.errors import (
     ConnectionLostError,
@@ -19,16 +18,17 @@ from paramserver.errors import (
     MovedError,
     ParameterServerError,
 )
+from paramserver.ps import records
 from paramserver.ps.collectives import Collectives
 from paramserver.ps.describe import describe
 from paramserver.ps.exchange import Session
 from paramserver.ps.group import GroupState, Staged
 from paramserver.ps.inflow import Inflow
-from paramserver.ps.lead import Leadership
 from paramserver.ps.leads import Leads
 from paramserver.ps.push import Incoming, Parcel
 from paramserver.ps.reduces import Reduces
 from paramserver.ps.reshape import Reshape
+from paramserver.ps.restorable import Restorable
 from paramserver.ps.restore import restore
 from paramserver.ps.snapshots import Snapshots
 from paramserver.ps.tables.shrink import shrink
@@ -46,7 +46,7 @@ log = logging.getLogger("paramserver")
 _Key = tuple[str, WorkerId, int]
 
 
-class ServerService:
+class ServerService(Restorable):
     """A server: its groups, its streams, its place in the job.
 
     Args:
@@ -112,39 +112,18 @@ class ServerService:
         slice_map = map_from_proto(reply.map)
         if reply.reshaped and self.name in holders(slice_map):
             raise MovedError(f"slices of group {name!r} have not come to {self.name} yet")
+        if self.journal is not None:
+            records.made(self.journal, reply)
         group = self.make(group_from_proto(reply.spec), slice_map)
         if reply.HasField("restore"):
             await restore(group, reply.restore, self.vectors)
+            await self.note_restored(group)
         self.leads.open(group)
         return group
-
-    def make(self, spec: GroupSpec, slice_map: SliceMap) -> GroupState:
-        """An empty group."""
-        group = GroupState(spec, slice_map, self.name, self.workshop)
-        group.follow_bounds(self.views.current.bounds)
-        group.on_cut = lambda cut: self.snapshots.on_cut(group, cut)
-        return group
-
-    def install(self, group: GroupState) -> None:
-        """Takes the place of what is here under the group's name."""
-        made: asyncio.Future[GroupState] = asyncio.get_running_loop().create_future()
-        made.set_result(group)
-        self._groups[group.spec.name] = made
-
-    def held(self, name: str) -> GroupState | None:
-        """A group, if it is here."""
-        task = self._groups.get(name)
-        if task is None or not task.done() or task.cancelled() or task.exception():
-            return None
-        return task.result()
 
     async def ask_scheduler(self, method: str, request: Message) -> Any:
         """The reply of one of its rpcs."""
         return await self._scheduler.call(method, request)
-
-    def lead_of(self, name: str) -> Leadership | None:
-        """What decides for a group, if this server leads it."""
-        return self.leads.of(name)
 
     def sent(self, size: int) -> None:
         """Bytes went out to a client."""
@@ -168,15 +147,21 @@ class ServerService:
         group.check_map(push.map_version)  # slices may have moved meanwhile
         ledger = group.ledger
         if activated and ledger.receipt(worker, clock) is None:
-            ledger.expect(worker, clock)
+            group.expect(worker, clock)
         late = group.sync and clock < group.frontier.value
         if late and ledger.receipt(worker, clock) is None:  # the clock closed without it
             ledger.abandon(worker, clock)
-            ledger.expect(worker, group.frontier.value)
+            group.expect(worker, group.frontier.value)
             return Receipt(clock, group.version, 0.0, applied=False, dropped=True)
+        if group.journal is not None and ledger.receipt(worker, clock) is None:
+            group.journal.check()
         receipt = ledger.open(worker, clock, sorted(push.declared))
         if receipt is not None:
             return receipt
+        if group.journal is not None and not group.sync:
+            records.opened(
+                group.journal, push.group.spec.name, worker, clock, sorted(push.declared)
+            )
         self._owners[key] = session
         return None
 
@@ -199,7 +184,7 @@ class ServerService:
         if group.sync and clock < group.frontier.value:  # it closed while the bytes came in
             receipt = Receipt(clock, group.version, 0.0, applied=False, dropped=True)
             group.ledger.complete(worker, clock, receipt, push.samples)
-            group.ledger.expect(worker, group.frontier.value)
+            group.expect(worker, group.frontier.value)
             self._owners.pop(key, None)
             return receipt
         if group.sync:
@@ -207,13 +192,17 @@ class ServerService:
             group.ledger.complete(worker, clock, receipt, push.samples)
             staged = Staged(worker, clock, push.weight, push.options, push.samples, push.gradients)
             staged.nbytes = sum(g.nbytes for g in push.gradients.values())
-            group.staged[worker, clock] = staged
+            group.stage(staged)
         else:
             await group.tick_others(push.declared if push.counts else set())
             group.version += 1
             staleness = push.staleness / max(1, len(push.declared))
             receipt = Receipt(clock, group.version, staleness, applied=True)
             group.ledger.complete(worker, clock, receipt, push.samples)
+            if group.journal is not None:
+                digest, name = group.ledger.digest(worker, clock), group.spec.name
+                records.completed(group.journal, name, worker, receipt, push.samples, digest)
+                group.kept.pop((worker, clock), None)
         self._owners.pop(key, None)
         if group.hold is not None:
             group.hold.stir()
@@ -227,6 +216,10 @@ class ServerService:
             del self._owners[key]
             if push.group.sync or rejected:
                 push.group.ledger.abandon(push.worker, push.clock)
+                journal = push.group.journal
+                if journal is not None and not push.group.sync:
+                    records.abandoned(journal, push.group.spec.name, push.worker, push.clock)
+                    push.group.kept.pop((push.worker, push.clock), None)
 
     def _report(self, group: GroupState, worker: WorkerId, clock: int, weight: float) -> None:
         staged = pb.Staged(
@@ -239,7 +232,8 @@ class ServerService:
         lead = self.leads.of(group.spec.name)
         if lead is not None:
             return lead.clock.waiting_for(self.views.names) or "nobody; the clock is closing"
-        channel = self.connect(group.map.addresses[group.map.lead])
+        lead_at = self.views.locate(group.lead, group.map.addresses[group.map.lead])
+        channel = self.connect(lead_at)
         try:
             request = pb.ExplainRequest(group=group.spec.name)
             reason: str = (await channel.call("Explain", request, timeout=2.0)).reason
@@ -272,7 +266,8 @@ class ServerService:
         if request.skip:
             lead.skip(worker)
         clock = lead.clock.activate(worker)
-        group.ledger.expect(worker, clock)
+        group.expect(worker, clock)
+        await self.durable()
         return pb.ActivateReply(clock=clock)
 
     async def Follow(self, reports: AsyncIterator[pb.Report]) -> AsyncIterator[pb.Notice]:
@@ -287,7 +282,9 @@ class ServerService:
                 if not getter.done():
                     reader.result()
                     return
-                yield getter.result()
+                notice = getter.result()
+                await self.durable()
+                yield notice
         finally:
             reader.cancel()
             if getter is not None:
@@ -323,7 +320,9 @@ class ServerService:
         group = await self.group(request.group, request.map_version)
         job = request.worker.job
         space = self.vectors.of(group)
-        return await space.operate(worker, request, lambda: self.views.check(worker, job))
+        reply = await space.operate(worker, request, lambda: self.views.check(worker, job))
+        await self.durable()
+        return reply
 
     async def AppliedSpans(self, request: pb.AppliedSpansRequest) -> pb.AppliedSpansReply:
         """What a lost worker's pushes were computed on, as far as they were applied."""
@@ -338,6 +337,7 @@ class ServerService:
             await group.drained()
             spans = spans_to_proto(group.ledger.applied_spans(worker))
             groups.append(pb.GroupSpans(group=group.spec.name, spans=spans))
+        await self.durable()
         return pb.AppliedSpansReply(groups=groups)
 
     async def Shrink(self, request: pb.ShrinkRequest) -> pb.ShrinkReply:
@@ -347,6 +347,7 @@ class ServerService:
         evicted = await shrink(group, self.workshop, request.clock, request.park_seconds)
         if evicted is None:
             return pb.ShrinkReply(pending=await self.explain(group))
+        await self.durable()
         return pb.ShrinkReply(evicted=evicted)
 
     async def Describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
@@ -355,7 +356,11 @@ class ServerService:
 
     def fetched(self) -> list[GroupState]:
         """The groups that are here."""
-        return [t.result() for t in self._groups.values() if t.done() and not t.exception()]
+        return [
+            t.result()
+            for t in self._groups.values()
+            if t.done() and not t.cancelled() and not t.exception()
+        ]
 
     # The job
 
@@ -363,11 +368,14 @@ class ServerService:
         """Takes a newer view; a new job begins empty."""
         if self.views.current.job and view.job != self.views.current.job:
             self.reset()
+            if self.journal is not None:
+                records.begun(self.journal, self.name, view.job)
         if self.views.update(view):
             self.snapshots.stir()
             for task in self._groups.values():
                 if task.done() and not task.exception():
                     task.result().follow_bounds(view.bounds)
+                    task.result().stir()
             self.leads.observe()
             self.reduces.observe(self.views)
 
@@ -375,6 +383,8 @@ class ServerService:
         """Drops everything that belongs to a job."""
         self.reshape.clear()
         self.leads.clear()
+        for group in self.fetched():
+            group.close()
         for held in (self._groups, self._owners):
             held.clear()
         self.collectives.clear()

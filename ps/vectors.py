@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from paramserver.config import Limits
 from paramserver.core.placement import check_name
 from paramserver.errors import InvalidRequestError, NotFoundError, ResourceError
+from paramserver.ps import records
 from paramserver.ps.group import Cell, GroupState
 from paramserver.ps.workshop import Workshop
 from paramserver.types import FLOATING, WorkerId
@@ -165,6 +167,8 @@ class VectorSpace:
             )
 
     def _compute(self, request: pb.VectorsRequest) -> pb.VectorsReply:
+        if self.group.journal is not None:
+            records.request(self.group.journal, request.group, {}, vectors=request)
         for lin in request.lin:
             self._lin(lin)
         dots = [self._dot(dot.left, dot.right) for dot in request.dots]
@@ -237,20 +241,72 @@ class VectorSpace:
         async with self.turn:
             self._find(record.vector, set(self.vectors))
             vector = self.vectors[record.vector]
-            part = (record.start, record.stop)
-            if record.start < record.stop:
-                if part in vector.parts:
-                    return False
-                vector.parts[part] = record.total
-            elif record.number <= self._additions.get(worker, 0):
+            if not self._count(worker, record, vector):
                 return False
-            else:
-                self._additions[worker] = record.number
             size = sum(value.nbytes for value in given.values())
-            await self._workshop.run(self._lock, size, self._add, vector, given)
+            await self._workshop.run(self._lock, size, self._add, vector, given, record)
             return True
 
-    def _add(self, vector: Vector, given: Mapping[int, Tensor]) -> None:
+    def _count(self, worker: WorkerId, record: pb.AddVector, vector: Vector) -> bool:
+        """Whether an addition is new; it counts from now on."""
+        part = (record.start, record.stop)
+        if record.start < record.stop:
+            if part in vector.parts:
+                return False
+            vector.parts[part] = record.total
+        elif record.number <= self._additions.get(worker, 0):
+            return False
+        else:
+            self._additions[worker] = record.number
+        return True
+
+    def replay(self, request: pb.VectorsRequest) -> None:
+        """An operation that was carried out is carried out again."""
+        self._check(request)
+        worker = WorkerId(request.worker.rank, request.worker.incarnation)
+        self._remember(worker, request.operation, self._compute(request))
+
+    def replay_addition(self, record: pb.AddVector, given: Mapping[int, Tensor]) -> None:
+        """An addition that counted counts again."""
+        worker = WorkerId(record.worker.rank, record.worker.incarnation)
+        vector = self.vectors[record.vector]
+        if self._count(worker, record, vector):
+            self._add(vector, given, record)
+
+    def _remember(self, worker: WorkerId, operation: int, reply: pb.VectorsReply) -> None:
+        async def answer() -> pb.VectorsReply:
+            return reply
+
+        self._operations[worker] = (operation, asyncio.create_task(answer()))
+
+    def counts(self) -> tuple[dict[str, Any], list[bytes]]:
+        """What makes every operation and addition count once, and the newest replies; to be called
+        while it is nobody's turn."""
+        done = {
+            worker: (operation, task.result())
+            for worker, (operation, task) in self._operations.items()
+            if task.done() and not task.cancelled() and not task.exception()
+        }
+        numbers = {
+            "additions": [[*worker, number] for worker, number in self._additions.items()],
+            "operations": [[*worker, operation] for worker, (operation, _) in done.items()],
+        }
+        return numbers, [reply.SerializeToString() for _, reply in done.values()]
+
+    def load_counts(self, numbers: Mapping[str, Any], replies: Sequence[bytes]) -> None:
+        """What ``counts`` of another has told."""
+        self._additions = {WorkerId(r, i): number for r, i, number in numbers["additions"]}
+        for (rank, incarnation, operation), reply in zip(
+            numbers["operations"], replies, strict=True
+        ):
+            worker = WorkerId(rank, incarnation)
+            self._remember(worker, operation, pb.VectorsReply.FromString(reply))
+
+    def _add(
+        self, vector: Vector, given: Mapping[int, Tensor], record: pb.AddVector | None = None
+    ) -> None:
+        if self.group.journal is not None and record is not None:
+            records.added(self.group.journal, record, given)
         for index, value in given.items():
             if index in vector.shared:
                 vector.values[index] = vector.values[index] + value

@@ -101,6 +101,14 @@ class Views:
             and group in m.groups
         }
 
+    def locate(self, server: str, address: str) -> str:
+        """Where a server is now.
+
+        Args:
+            address: where it is if no view has told of another place.
+        """
+        return next((p.address for p in self.current.places if p.server == server), address)
+
     def lost(self) -> set[WorkerId]:
         """The incarnations of the view that were lost."""
         return {w for w, s in self._states.items() if s == scheduler_pb2.MEMBER_LOST}

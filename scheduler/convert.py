@@ -10,6 +10,7 @@ from paramserver.core.members import Caller, JobState, Member, Role, State, View
 from paramserver.core.parties import ReplicaQueue
 from paramserver.core.placement import Group
 from paramserver.core.replicas import Formed, Offer
+from paramserver.core.replication import Place
 from paramserver.core.rounds import Arrival
 from paramserver.core.shards import ShardQueue
 from paramserver.errors import InvalidRequestError
@@ -60,8 +61,27 @@ def member_to_proto(member: Member) -> scheduler_pb2.Member:
     )
 
 
+def place_to_proto(place: Place) -> scheduler_pb2.Place:
+    made = scheduler_pb2.Place(
+        server=place.server,
+        epoch=place.epoch,
+        address=place.address,
+        primary=place.primary.name,
+        primary_incarnation=place.primary.incarnation,
+        ready=place.ready,
+    )
+    if place.backup is not None:
+        made.backup = place.backup.name
+        made.backup_incarnation = place.backup.incarnation
+        made.backup_address = place.backup.address
+    return made
+
+
 def view_to_proto(
-    view: View, bounds: Mapping[str, int], reducers: Iterable[str] = ()
+    view: View,
+    bounds: Mapping[str, int],
+    reducers: Iterable[str] = (),
+    places: Iterable[Place] = (),
 ) -> scheduler_pb2.View:
     """``bounds``: of the adaptive groups; ``reducers``: see ``Shape.reducers``."""
     return scheduler_pb2.View(
@@ -74,6 +94,7 @@ def view_to_proto(
         bounds=bounds,
         origin=view.origin,
         reducers=reducers,
+        places=map(place_to_proto, places),
     )
 
 

@@ -83,17 +83,18 @@ class Recovery:
         self._recovered()
 
     async def _recover(self, loss: Loss, groups: list[Group], known: frozenset[Span]) -> None:
-        addresses = sorted({a for g in groups for a in _witnesses(g)})
-        answers = await asyncio.gather(*(self._ask(loss, a) for a in addresses))
-        by_address = dict(zip(addresses, answers, strict=True))
+        servers = sorted({s for g in groups for s in _witnesses(g)})
+        answers = await asyncio.gather(*(self._ask(loss, s, groups) for s in servers))
+        by_server = dict(zip(servers, answers, strict=True))
         applied = set(known)
         for group in groups:
-            told = [by_address[a].get(group.spec.name, frozenset()) for a in _witnesses(group)]
+            told = [by_server[s].get(group.spec.name, frozenset()) for s in _witnesses(group)]
             applied |= reduce(common, told)
         self._settle(loss, frozenset(applied))
 
-    async def _ask(self, loss: Loss, address: str) -> Spans:
-        """Until it answers: a server that stays away fails the job, and that ends this."""
+    async def _ask(self, loss: Loss, server: str, groups: list[Group]) -> Spans:
+        """Until it answers, wherever it is by then: one that stays away fails the job, and that
+        ends this."""
         request = server_pb2.AppliedSpansRequest(
             view=loss.view,
             job=loss.job,
@@ -102,21 +103,28 @@ class Recovery:
         )
         pause = FIRST_PAUSE_S
         while True:
+            address = _address(server, groups)
             try:
                 channel = self._channels.setdefault(address, self._connect(address))
                 reply = await channel.call("AppliedSpans", request)
                 return {g.group: frozenset(spans_from_proto(g.spans)) for g in reply.groups}
             except ParameterServerError as error:
                 self._state.journal.say(
-                    f"asked {address} for the samples of {loss.member.name}: {error}", self._now()
+                    f"asked {server} at {address} for the samples of {loss.member.name}: {error}",
+                    self._now(),
                 )
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE_S)
 
 
 def _witnesses(group: Group) -> tuple[str, ...]:
-    """Addresses of the servers whose word counts: the lead closes Sync clocks for all; a push of
+    """The servers whose word counts: the lead closes Sync clocks for all; a push of
     another model counts when every server that has slices of the group has applied it."""
     if isinstance(canonical(group.spec.consistency), Sync):
-        return (group.map.addresses[group.map.lead],)
-    return tuple(group.map.addresses[owner] for owner in sorted(set(group.map.owners)))
+        return (group.map.servers[group.map.lead],)
+    return tuple(group.map.servers[owner] for owner in sorted(set(group.map.owners)))
+
+
+def _address(server: str, groups: list[Group]) -> str:
+    maps = (g.map for g in groups if server in g.map.servers)
+    return next(m.addresses[m.servers.index(server)] for m in maps)

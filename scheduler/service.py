@@ -124,7 +124,9 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
         view = self.state.members.view()
         if self._view is None or self._view.number != view.number:
             state = self.state
-            self._view = view_to_proto(view, state.adaptation.bounds, state.shape.reducers)
+            self._view = view_to_proto(
+                view, state.adaptation.bounds, state.shape.reducers, state.places.all
+            )
         return self._view
 
     async def _poll(
@@ -182,6 +184,7 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
             address=request.address,
             host=request.host,
             pid=request.pid,
+            resumes=request.resumes,
         )
         self._after()
         members = self.state.members
@@ -198,6 +201,8 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
             replica=replica,
             snapshots=self.snapshots.on,
             goes_on=self.state.resumed is not None or self.state.wants_snapshot,
+            durability=self._config.durability,
+            resumed=done.resumed,
         )
 
     async def AwaitStart(self, request: pb.AwaitStartRequest) -> pb.AwaitStartReply:
@@ -265,6 +270,12 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
         self.state.fail(caller, request.reason, request.fatal, request.exit_code, self._now())
         self._after()
         return pb.FailReply()
+
+    async def BackupReady(self, request: pb.BackupReadyRequest) -> pb.BackupReadyReply:
+        caller = self._enter(request.member)
+        self.state.backup_ready(caller, request.server, request.epoch, self._now())
+        self._after()
+        return pb.BackupReadyReply()
 
     # -- groups
 
@@ -351,6 +362,11 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
     async def Scale(self, request: pb.ScaleRequest) -> pb.ScaleReply:
         shape = self.state.shape
         if request.servers:
+            if self._config.durability != "memory":
+                raise InvalidRequestError(
+                    f"scale: not with --durability {self._config.durability}, whose journals do "
+                    "not follow slices that move; take a snapshot, and restore it on other servers"
+                )
             shape.scale(request.servers, self._now())
             self._after()
         return pb.ScaleReply(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from paramserver.config import SchedulerConfig
@@ -78,6 +78,12 @@ class SnapshotEvents:
         raise NotImplementedError
 
     def _after(self, now: float, *topics: str) -> None:
+        raise NotImplementedError
+
+    def _servers(self) -> list[tuple[str, str]]:
+        raise NotImplementedError
+
+    def hold(self, servers: Sequence[str]) -> None:
         raise NotImplementedError
 
     def _begin_anew(self) -> None:
@@ -269,11 +275,11 @@ class SnapshotEvents:
         if resumed is None or resumed.placed or self.members.state is not JobState.RUNNING:
             return
         resumed.placed = True
-        servers = self.shape.staying
+        servers = self._servers()
         for group in resumed.image.groups:
             version = self._next_map_version()
             self.groups.restore(group.spec, servers, version, group.slice_elements)
-            self.members.hold(name for name, _ in servers)
+            self.hold([name for name, _ in servers])
             if isinstance(group.spec.consistency, Adaptive):
                 self.adaptation.open(group.spec.name, group.spec.consistency.max_bound, now)
             self.journal.say(

@@ -6,6 +6,7 @@ No I/O: the service asks, answers, and does what ``take_wakes`` and ``take_losse
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from paramserver.config import SchedulerConfig
 from paramserver.core.leases import Numbers
@@ -21,24 +22,28 @@ from paramserver.core.members import (
 from paramserver.core.membership import Membership
 from paramserver.core.placement import Group, Groups, GroupSpec, check_name
 from paramserver.core.replicas import Formed, Offer
-from paramserver.core.rounds import Released, Rounds, Waiting
+from paramserver.core.rounds import Rounds
 from paramserver.errors import InvalidRequestError, ResourceError
+from paramserver.scheduler.absences import Absences
 from paramserver.scheduler.adaptation import Adaptation
 from paramserver.scheduler.data_events import DataEvents
 from paramserver.scheduler.datasets import Datasets
 from paramserver.scheduler.facts import Loss, Schedule, Storing
 from paramserver.scheduler.figures import Figures
 from paramserver.scheduler.journal import Journal
+from paramserver.scheduler.keeping import Keeping
+from paramserver.scheduler.places import Places
 from paramserver.scheduler.replicas import ReplicaGroups, replicated
+from paramserver.scheduler.round_events import RoundEvents
 from paramserver.scheduler.shape import Shape
 from paramserver.scheduler.snapshot_events import Draft, Resumed, SnapshotEvents
-from paramserver.scheduler.topics import EVERYTHING, group_topic, round_topic
+from paramserver.scheduler.topics import EVERYTHING, group_topic
 from paramserver.scheduler.warm_start import WarmStarts
 from paramserver.scheduler.words import failed, where, words
 from paramserver.types import Adaptive, Span, WorkerId
 
 
-class SchedulerState(DataEvents, SnapshotEvents):
+class SchedulerState(DataEvents, RoundEvents, SnapshotEvents, Keeping):
     """Membership, groups, data sets, rounds and schedules of one job at a time.
 
     Args:
@@ -49,7 +54,9 @@ class SchedulerState(DataEvents, SnapshotEvents):
     def __init__(self, config: SchedulerConfig, now: float, first_incarnation: int = 1) -> None:
         self.config = config
         self.members = Membership(config.workers, config.servers, config.lease_s, first_incarnation)
+        self.members.mends = config.durability != "memory"
         self.journal = Journal(now)
+        self.absences = Absences(self.members, self.journal, config.server_timeout_s)
         self.numbers = Numbers()
         self.holds = Numbers()  # of cuts and of other times when pushes wait
         self._first = first_incarnation
@@ -61,8 +68,10 @@ class SchedulerState(DataEvents, SnapshotEvents):
         self._reset()
 
     def _reset(self) -> None:
+        self.absences.begin_job()
         self.groups = Groups(self.config.limits)
         self.shape = Shape(self.members, self.groups, self.journal, self._next_map_version)
+        self.places = Places(self.members, self.groups, self.journal)
         self.replicas = ReplicaGroups(self.members, self.groups, self.journal)
         self.figures = Figures()
         self.data = Datasets(
@@ -109,9 +118,20 @@ class SchedulerState(DataEvents, SnapshotEvents):
     # -- coming and going
 
     def register(
-        self, role: Role, name: str, now: float, *, address: str, host: str, pid: int
+        self,
+        role: Role,
+        name: str,
+        now: float,
+        *,
+        address: str,
+        host: str,
+        pid: int,
+        resumes: int = 0,
     ) -> Registered:
         """A process joins.
+
+        Args:
+            resumes: of a server, the incarnation whose state it has; 0: none.
 
         Raises:
             InvalidRequestError: a bad name or one of another role, or the only job has ended.
@@ -126,6 +146,8 @@ class SchedulerState(DataEvents, SnapshotEvents):
         if self.members.job != self._job:
             self._begin_anew()
         member = done.member
+        if role is Role.SERVER and self.config.durability == "wal":
+            done = replace(done, resumed=self.absences.come(member, resumes, now))
         where = f" on {member.host}" if member.host else ""
         rank = f" as rank {member.rank}" if role is Role.WORKER else ""
         old = done.replaced
@@ -134,6 +156,7 @@ class SchedulerState(DataEvents, SnapshotEvents):
         if old is not None and not done.new_job and job == self._job:
             self._gone(old, heir=member)
             self._lose_mates(old, now)
+        self.places.come(member)
         if role is Role.WORKER:
             self._names[worker_id(member)] = member.name
             self.data.join(member)
@@ -179,6 +202,7 @@ class SchedulerState(DataEvents, SnapshotEvents):
             self._lose_mates(member, now)
         if self.adaptation.tick(now):
             self.members.changed()
+        self._look(now)
         if lost or self.members.state is not self._state:
             self._after(now, EVERYTHING)
 
@@ -206,6 +230,7 @@ class SchedulerState(DataEvents, SnapshotEvents):
             return
         workers = [m for m in members if m.role is Role.WORKER]
         for member in members:
+            self.places.go(member)
             if self.members.find(member.name) is None:
                 self.figures.forget(member.name)
         for member in workers:
@@ -221,8 +246,12 @@ class SchedulerState(DataEvents, SnapshotEvents):
             if self.data.outstanding(m)
         ]
 
+    def _wake(self, topic: str) -> None:
+        self._wakes.add(topic)
+
     def _after(self, now: float, *topics: str) -> None:
         self._wakes.update(topics)
+        self._look(now)
         self._place(now)
         if self.members.state is not self._state:
             self._state = self.members.state
@@ -278,13 +307,14 @@ class SchedulerState(DataEvents, SnapshotEvents):
             ResourceError: servers are missing, or too many groups.
         """
         member = self.worker(caller)
-        servers = self.shape.staying
+        servers = self._servers()
         if len(servers) < min(self.config.servers, self.members.servers):
             raise ResourceError(self.members.missing())
         group, new = self.groups.register(spec, servers, self.map_version + 1)
         if new:
             self._next_map_version()
-            self.members.hold(name for name, _ in servers if not replicated(spec))
+            if not replicated(spec):
+                self.hold([name for name, _ in servers])
             if isinstance(spec.consistency, Adaptive):
                 self.adaptation.open(spec.name, spec.consistency.max_bound, now)
             self.journal.say(
@@ -337,46 +367,6 @@ class SchedulerState(DataEvents, SnapshotEvents):
             self.replicas.forget(worker_id(loss.member))
             self.data.recover(loss.member, applied, now)
 
-    # -- rounds
-
-    def join_round(
-        self, caller: Caller, name: str, sequence: int, now: float
-    ) -> Released | Waiting:
-        """Arrives in a round; idle until it is complete.
-
-        Raises:
-            InvalidRequestError: as ``Rounds.join``.
-        """
-        member = self.worker(caller)
-        self.data.withdraw(member.name)
-        if not (0 < len(name) <= self.config.limits.name_length and name.isprintable()):
-            raise InvalidRequestError(
-                f"round name of {len(name)} characters: must have 1 to "
-                f"{self.config.limits.name_length} printable ones"
-            )
-        self.shape.reduces |= name.startswith("all_reduce/")
-        found = self.rounds.join(name, worker_id(member), sequence, self._names)
-        if isinstance(found, Waiting):
-            self.members.move([member.name], State.IDLE, f"waits in barrier {name!r}")
-            self._after(now)
-        elif not found.again:
-            self._release(found)
-            self._after(now)
-        return found
-
-    def _release(self, released: Released) -> None:
-        names = [self._names[a.worker] for a in released.arrivals]
-        self.members.move(names, State.ACTIVE)
-        self._wakes.add(round_topic(released.name))
-
-    def round_reason(self, waiting: Waiting, now: float) -> str:
-        """Whom an open round waits for, in words."""
-        members = [m for w in waiting.missing if (m := self.members.find(self._names[w]))]
-        whom = words(self.members, members, now, waiting.count)
-        return f"barrier {waiting.name!r} waits for {whom}"
-
-    # -- scalars
-
     def log(self, caller: Caller, scalars: Mapping[str, float]) -> None:
         """Keeps the newest value of each scalar."""
         self.worker(caller)
@@ -385,7 +375,7 @@ class SchedulerState(DataEvents, SnapshotEvents):
 
     def start_reason(self) -> str:
         """Whom the start waits for, in words; empty: the job has started."""
-        return self.members.missing() if self.members.state is JobState.WAITING else ""
+        return self.places.missing()
 
     def check_invariants(self) -> None:
         """Raises AssertionError when the parts disagree."""

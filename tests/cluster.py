@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import paramserver as ps
@@ -17,6 +18,7 @@ from paramserver.config import Limits, SchedulerConfig, ServerConfig, SnapshotCo
 from paramserver.ps.role import ServerRole
 from paramserver.scheduler.service import SchedulerService
 from paramserver.trust import OPEN, Trust
+from paramserver.types import Durability
 from paramserver.v1 import scheduler_pb2
 from paramserver.wire.client import AsyncGrpcChannel
 from paramserver.wire.methods import SCHEDULER, SCHEDULER_METHODS, SERVER, SERVER_METHODS
@@ -33,6 +35,34 @@ _METHODS = (
     *("Heartbeat", "GetView", "NextShard", "ReportSamples", "Join", "Finish", "SaveSchedule"),
 )
 CHAOS = os.environ.get("TEST_CHAOS", f"rate=0.01,seed=1,methods={'|'.join(_METHODS)}")
+
+
+@dataclass
+class _Running:
+    """A server and what it runs on."""
+
+    role: ServerRole
+    shell: RoleServer
+    beats: asyncio.Task[None]
+    channel: AsyncGrpcChannel
+    over: bool = False
+
+    async def stop(self) -> None:
+        if self.over:
+            return
+        self.over = True
+        self.beats.cancel()
+        await self.shell.stop(0)
+        self.role.close()
+        await self.channel.close()
+
+    async def crash(self) -> None:
+        wal = self.role._lasting._wal
+        if wal is not None:
+            with wal._wanted:  # nothing is kept any more, so nothing is told to anybody
+                wal._waiting.clear()
+                wal.put = lambda position, data: None  # type: ignore[method-assign]
+        await self.stop()
 
 
 class Cluster:
@@ -55,13 +85,20 @@ class Cluster:
         assign: str,
         proxies: bool,
         parties: int = 1,
+        durability: Durability = "memory",
+        state: Path | None = None,
+        journal_bytes: int = 256 << 20,
         trust: Mapping[str, Trust] | None = None,
         limits: Limits | None = None,
         snapshots: SnapshotConfig | None = None,
     ) -> None:
+        self._state = state
+        self._journal_bytes = journal_bytes
+        self._roles: list[_Running] = []
         self.limits = limits or Limits()
         self.trust = dict.fromkeys(("scheduler", "server", "worker"), OPEN) | dict(trust or {})
         self.config = SchedulerConfig(
+            durability=durability if state is None else "wal",
             workers=workers,
             servers=servers,
             parties=parties,
@@ -77,7 +114,6 @@ class Cluster:
         self._thread.start()
         self._stops: list[Callable[[], Any]] = []
         self.shells: list[RoleServer] = []
-        self._server_stops: list[list[Callable[[], Any]]] = []
         self.servers: list[Any] = []
         self.proxies: list[Proxy] | None = [] if proxies else None
         self.run(self._start(servers))
@@ -97,60 +133,61 @@ class Cluster:
         self.address = f"127.0.0.1:{await shell.start('127.0.0.1:0')}"
         ticks = asyncio.create_task(self.scheduler.run())
         self._stops += [ticks.cancel, lambda: shell.stop(0)]
-        for _ in range(servers):
-            await self._start_server()
+        for number in range(servers):
+            await self._start_server(number)
 
     def start_server(self) -> None:
         """One more server."""
-        self.run(self._start_server())
+        self.run(self._start_server(len(self.servers)))
 
     def stop_server(self, number: int) -> None:
         """A server is gone, without a word to the scheduler."""
-        self.run(self._stop_server(number))
+        self.run(self._roles[number].stop())
 
     def restart_server(self, number: int) -> None:
         """A server that is gone, and an empty one of its name."""
         name = self.servers[number].name
-        self.run(self._stop_server(number))
-        self.run(self._start_server(name, number))
+        self.stop_server(number)
+        self.run(self._start_server(number, name))
 
-    async def _stop_server(self, number: int) -> None:
-        for stop in reversed(self._server_stops[number]):
-            result = stop()
-            if asyncio.iscoroutine(result):
-                await result
-        self._server_stops[number] = []
-
-    async def _start_server(self, name: str | None = None, number: int | None = None) -> None:
+    async def _start_server(self, number: int, name: str | None = None) -> None:
         trust = self.trust["server"]
-        config = ServerConfig(scheduler=self.address, name=name, trust=trust, limits=self.limits)
+        config = ServerConfig(
+            scheduler=self.address,
+            name=name,
+            state_dir=None if self._state is None else str(self._state / f"ps-{number}"),
+            journal_bytes=self._journal_bytes,
+            trust=trust,
+            limits=self.limits,
+        )
         channel = AsyncGrpcChannel(self.address, "scheduler", trust)
         role = ServerRole(
             config, channel, lambda address: AsyncGrpcChannel(address, "server", trust)
         )
-        shell = RoleServer(SERVER.full_name, SERVER_METHODS, role.service, trust)
+        shell = RoleServer(SERVER.full_name, SERVER_METHODS, role.host, trust)
         self.shells.append(shell)
-        address = f"127.0.0.1:{await shell.start('127.0.0.1:0')}"
+        address = f"127.0.0.1:{await shell.start(f'127.0.0.1:{await role.recover()}')}"
         if self.proxies is not None:
-            proxy = Proxy(len(self.proxies))
-            self.proxies.append(proxy)
+            if number == len(self.proxies):
+                self.proxies.append(Proxy(number))
+                self._stops.append(self.proxies[number].stop)
+                await self.proxies[number].start()
+            proxy = self.proxies[number]
             proxy.forward_to(address)
-            address = await proxy.start()
-            self._stops.append(proxy.stop)
+            address = proxy.address
         await role.register(address)
-        beats = asyncio.create_task(role.run())
-        stops: list[Callable[[], Any]] = [
-            beats.cancel,
-            lambda: shell.stop(0),
-            role.service.close,
-            channel.close,
-        ]
-        if number is None:
-            self.servers.append(role.service)
-            self._server_stops.append(stops)
-            self._stops.append(partial(self._stop_server, len(self.servers) - 1))
-        else:
-            self.servers[number], self._server_stops[number] = role.service, stops
+        running = _Running(role, shell, asyncio.create_task(role.run()), channel)
+        self.servers[number:] = [role.service, *self.servers[number + 1 :]]
+        self._roles[number:] = [running, *self._roles[number + 1 :]]
+        self._stops.append(running.stop)
+
+    def kill(self, number: int) -> None:
+        """Ends a server as a crash does: what it had not written is gone."""
+        self.run(self._roles[number].crash())
+
+    def restart(self, number: int) -> None:
+        """Starts it again, on its state directory if it has one."""
+        self.run(self._start_server(number, f"ps-{number}"))
 
     def snapshot(self, name: str) -> Any:
         """Takes a snapshot, from any thread; what the scheduler answers."""
@@ -161,7 +198,8 @@ class Cluster:
         """The invariants of every group of every server."""
 
         async def check() -> None:
-            for service in self.servers:
+            running = [r.role.host for r in self._roles if not r.over]
+            for service in [service for host in running for service in host.services]:
                 for task in service._groups.values():
                     (await task).check_invariants()
                 for lead in service.leads._leads.values():
@@ -219,6 +257,9 @@ def cluster(
     assign: str = "round-robin",
     proxies: bool = False,
     parties: int = 1,
+    durability: Durability = "memory",
+    state: Path | None = None,
+    journal_bytes: int = 256 << 20,
     chaos: str = CHAOS,
     trust: Mapping[str, Trust] | None = None,
     limits: Limits | None = None,
@@ -227,6 +268,7 @@ def cluster(
     """A cluster that is checked for its invariants and ended.
 
     Args:
+        state: where the servers keep journals; None: durability "memory".
         chaos: which calls get lost, as of ``paramserver.rpc_chaos``.
         proxies: put a breakable proxy in front of every server.
         parties: of each replica.
@@ -241,6 +283,9 @@ def cluster(
         assign=assign,
         proxies=proxies,
         parties=parties,
+        durability=durability,
+        state=state,
+        journal_bytes=journal_bytes,
         trust=trust,
         limits=limits,
         snapshots=snapshots,

@@ -27,7 +27,7 @@ def scale(c: Cluster, servers: int) -> pb.ScaleReply:
     c.run(c.scheduler.Scale(pb.ScaleRequest(servers=servers)))
     live = sum(m.role == pb.ROLE_SERVER for m in c.scheduler._current().members)
     for _ in range(servers - live):
-        c.run(c._start_server())
+        c.start_server()
     until(lambda: not asked(c).pending, 60)
     return asked(c)
 
@@ -318,7 +318,7 @@ def test_servers_find_out_how_a_move_ended(commits: bool, monkeypatch: pytest.Mo
         else:
             monkeypatch.setattr(reshaping, "_insist", say_nothing)
         c.run(c.scheduler.Scale(pb.ScaleRequest(servers=2)))
-        c.run(c._start_server())
+        c.start_server()
         assert silent.wait(20)
         if not commits:
             c.run(forget(c))

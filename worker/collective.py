@@ -40,13 +40,7 @@ class Pieces:
         step = PIECE_BYTES // self.flat.itemsize
         size = self.flat.numel()
         self._ranges = [(i, min(i + step, size)) for i in range(0, max(size, 1), step)]
-        view = session.view()
-        self.addresses = [
-            m.address
-            for m in sorted(view.members, key=lambda m: m.name)
-            if m.role == scheduler_pb2.ROLE_SERVER
-            and (m.name in view.reducers or not view.reducers)  # others came while the job ran
-        ]
+        self.addresses = _addresses(session.view())
         self.shares: dict[int, list[int]] = {}
         for index in range(len(self._ranges)):
             self.shares.setdefault((first + index) % len(self.addresses), []).append(index)
@@ -82,6 +76,18 @@ class Pieces:
                 result[start:stop] = from_bytes(piece, result.dtype)
 
         return take
+
+
+def _addresses(view: scheduler_pb2.View) -> list[str]:
+    """Of the servers, in an order in which all workers have them."""
+    if view.places:  # where a process was lost, another one has its server
+        return [p.address for p in sorted(view.places, key=lambda p: p.server)]
+    return [
+        m.address
+        for m in sorted(view.members, key=lambda m: m.name)
+        if m.role == scheduler_pb2.ROLE_SERVER
+        and (m.name in view.reducers or not view.reducers)  # others came while the job ran
+    ]
 
 
 class Collective:

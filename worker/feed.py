@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from paramserver.errors import NonFiniteError, RefusedError, UsageError
+from paramserver.errors import NonFiniteError, RefusedError, ResourceError, UsageError
 from paramserver.types import Async
 from paramserver.worker.lookup import Lookup, Sparse
 from paramserver.worker.parameters import hyper_parameters
@@ -292,6 +292,6 @@ class Feed:
         try:
             # Counted from now: what passed before was not spent waiting.
             self._group.finish_push(operation, clock, time.monotonic())
-        except RefusedError:
+        except (RefusedError, ResourceError):
             self._flying.clear()  # those behind it are refused for the gap
             raise

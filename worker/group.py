@@ -244,8 +244,10 @@ class Group(VectorMethods):
             request = pb.ActivateRequest(
                 worker=self.identity(), group=self.name, map_version=now.version, skip=skip
             )
-            server = self._transport.server(now.addresses[now.lead])
-            reply: pb.ActivateReply = server.call("Activate", request)
+            address = now.addresses[now.lead]
+            reply: pb.ActivateReply = self.session.directory.call(
+                self._transport, address, "Activate", request
+            )
             return reply
 
         reply = self.moves.retried(ask)

@@ -11,11 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeAlias
 
 from paramserver.config import Limits
-from paramserver.errors import ChecksumError, ConnectionLostError, ParameterServerError
+from paramserver.errors import (
+    ChecksumError,
+    ConnectionLostError,
+    MovedError,
+    ParameterServerError,
+)
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.frames import Piece, decode, encode
 from paramserver.wire.status import from_failure
 from paramserver.wire.transport import FrameStream, Transport
+from paramserver.worker.directory import Directory
 
 log = logging.getLogger("paramserver")
 
@@ -57,14 +63,22 @@ class Link:
 
     Args:
         transport: reaches the server.
+        directory: where the server is, if it has moved.
         check: raises when this client must not go on.
     """
 
     def __init__(
-        self, transport: Transport, address: str, check: Callable[[], None], limits: Limits
+        self,
+        transport: Transport,
+        directory: Directory,
+        address: str,
+        check: Callable[[], None],
+        limits: Limits,
     ) -> None:
         self._transport = transport
+        self._directory = directory
         self._address = address
+        self._at = address  # of the present stream
         self._check = check
         self._frame_bytes = limits.frame_bytes
         self._lock = threading.Lock()
@@ -111,6 +125,12 @@ class Link:
         if self._reader is not None and self._reader is not threading.current_thread():
             self._reader.join(timeout=2.0)
 
+    def look(self) -> None:
+        """Leaves a stream to where the server is no more; it may never break by itself."""
+        stream = self._stream
+        if stream is not None and self._directory.locate(self._address) != self._at:
+            stream.cancel()
+
     # The reader's thread
 
     def _run(self) -> None:
@@ -120,9 +140,11 @@ class Link:
             try:
                 self._check()
                 self._read_stream()
-            except (ConnectionLostError, ChecksumError) as error:
+            except (ConnectionLostError, ChecksumError, MovedError) as error:
                 if not self._closed.is_set():
-                    log.info("stream to %s broke, sending again: %s", self._address, error)
+                    log.info("stream to %s broke, sending again: %s", self._at, error)
+                    self._tell_waiting(f"the server at {self._at}, out of reach: {error}")
+                    self._directory.refresh()
             except ParameterServerError as error:
                 self._fail_all(error)
             with self._lock:
@@ -143,7 +165,8 @@ class Link:
             if self._closed.is_set():
                 outgoing.put(None)
         try:
-            channel = self._transport.server(self._address)
+            self._at = self._directory.locate(self._address)
+            channel = self._transport.server(self._at)
             self._stream = channel.exchange(self._outgoing(outgoing))
             for message in self._stream:
                 self._heard = True
@@ -178,6 +201,12 @@ class Link:
                     request.answers.done(record.done)
                 else:
                     request.answers.failed(from_failure(record.failure))
+
+    def _tell_waiting(self, reason: str) -> None:
+        with self._lock:
+            waiting = list(self._outstanding.values())
+        for request in waiting:
+            request.answers.waiting(reason)
 
     def _fail_all(self, error: ParameterServerError) -> None:
         with self._lock:
@@ -233,17 +262,31 @@ class _Batch:
 class Links:
     """The links of one client, by address."""
 
-    def __init__(self, transport: Transport, check: Callable[[], None], limits: Limits) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        directory: Directory,
+        check: Callable[[], None],
+        limits: Limits,
+    ) -> None:
         self._transport = transport
+        self._directory = directory
         self._check = check
         self._limits = limits
         self._links: dict[str, Link] = {}
+        directory.on_move(self._look)
 
     def to(self, address: str) -> Link:
         """The link to the server at ``address``, opened at the first use."""
         if address not in self._links:
-            self._links[address] = Link(self._transport, address, self._check, self._limits)
+            self._links[address] = Link(
+                self._transport, self._directory, address, self._check, self._limits
+            )
         return self._links[address]
+
+    def _look(self) -> None:
+        for link in list(self._links.values()):
+            link.look()
 
     def close(self) -> None:
         """Closes all of them."""

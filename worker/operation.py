@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from paramserver.errors import MovedError, ParameterServerError, WaitTimeoutError
-from paramserver.types import StepResult
+from paramserver.types import DURABILITIES, Durability, StepResult
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.frames import Piece
 from paramserver.worker.link import Link, Part, Request
@@ -140,6 +140,7 @@ class Operation:
             sent_bytes=self.sent_bytes,
             received_bytes=self.received_bytes,
             dropped=self.dropped,
+            durability=_weakest(a.durability for a in answers.values()),
             skipped=self.skipped,
         )
 
@@ -217,6 +218,15 @@ class Operation:
                 raise
         if outcome.error is not None:
             raise outcome.error
+
+
+def _weakest(said: Iterable[str]) -> Durability:
+    """What a push survives on all servers."""
+    known = set(said)
+    for durability in DURABILITIES:
+        if durability in known:
+            return durability
+    return "memory"
 
 
 class ServerAnswers:

@@ -48,7 +48,7 @@ class Registry:
     def __init__(self, session: Session, transport: Transport) -> None:
         self.session = session
         self._transport = transport
-        self.links = Links(transport, session.check, session.config.limits)
+        self.links = Links(transport, session.directory, session.check, session.config.limits)
         self.active = False
         self._data = False
         self._groups: dict[str, Stepping] = {}

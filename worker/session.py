@@ -27,6 +27,7 @@ from paramserver.types import PROTOCOL_VERSION, StepResult
 from paramserver.v1 import common_pb2, scheduler_pb2
 from paramserver.wire.transport import Channel
 from paramserver.worker.batches import Batches, Ticket
+from paramserver.worker.directory import Directory
 from paramserver.worker.figures import Figures
 from paramserver.worker.identity import check_version, farewell, forked_error, write_identity
 from paramserver.worker.lookahead import Lookahead
@@ -53,6 +54,7 @@ class Session:
         batches, speed: samples handed out, and their pushes; how fast this worker computes.
         substitutes: what acts for this worker while it waits for others.
         run_file, lookahead: what is written down of the run; the batch that comes next.
+        directory: where servers are now.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Session:
         self.name = config.name or ""
         self.rank, self.parties = -1, 1
         self.incarnation = self.job = self.workers = self.party = self.replica = self.epoch = 0
+        self.directory = Directory(scheduler)
         self.batches = Batches()
         self.substitutes = Substitutes()
         self.lookahead = Lookahead()
@@ -173,12 +176,13 @@ class Session:
         """The newest view, fetched if another reply named a newer one; else the last one known."""
         if self._view.number < self._newest:
             try:
-                self._learn(self.scheduler.call("GetView", scheduler_pb2.GetViewRequest()))
+                self._learn(self.directory.fetch())
             except ConnectionLostError:
                 logger.debug("scheduler away: going by view %d", self._view.number)
         return self._view
 
     def _learn(self, view: scheduler_pb2.View) -> None:
+        self.directory.learn(view)
         with self._lock:
             if view.number >= self._view.number:
                 self._view = view

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
+from google.protobuf.message import Message
 from torch import Tensor
 
 from paramserver.core.tables import TableSpec
@@ -72,7 +73,7 @@ class Table:
         """Rows, bytes and what became of rows, over all servers."""
         found = []
         for shard in self.group.plan.shards:
-            reply = self._transport.server(shard.address).call("Describe", pb.DescribeRequest())
+            reply = self._call(shard, "Describe", pb.DescribeRequest(), 30.0)
             found += [g for g in reply.groups if g.group == self.name]
         return TableCounts(
             sum(g.table.rows for g in found),
@@ -103,8 +104,11 @@ class Table:
             lambda: sum(self._shrink(shard) for shard in self.group.plan.shards)
         )
 
+    def _call(self, shard: Shard, method: str, request: Message, timeout: float) -> Any:
+        directory = self.group.session.directory
+        return directory.call(self._transport, shard.address, method, request, timeout=timeout)
+
     def _shrink(self, shard: Shard) -> int:
-        channel = self._transport.server(shard.address)
         request = pb.ShrinkRequest(
             worker=self.group.identity(),
             group=self.name,
@@ -114,7 +118,7 @@ class Table:
 
         def ask(park: float) -> pb.ShrinkReply:
             request.park_seconds = park
-            reply: pb.ShrinkReply = channel.call("Shrink", request, timeout=park + 30)
+            reply: pb.ShrinkReply = self._call(shard, "Shrink", request, park + 30)
             return reply
 
         reply = long_poll(

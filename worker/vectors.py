@@ -13,7 +13,12 @@ from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from paramserver.errors import ConnectionLostError, InternalError, UnsupportedError
+from paramserver.errors import (
+    ConnectionLostError,
+    InternalError,
+    MovedError,
+    UnsupportedError,
+)
 from paramserver.types import FLOATING
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.transport import Transport
@@ -112,10 +117,11 @@ class VectorSpace:
         deadline = time.monotonic() + self._session.config.wait_timeout
         while True:
             try:
-                channel = self._transport.server(shard.address)
-                reply: pb.VectorsReply = channel.call("Vectors", request, timeout=CALL_S)
+                reply: pb.VectorsReply = self._session.directory.call(
+                    self._transport, shard.address, "Vectors", request, timeout=CALL_S
+                )
                 return reply
-            except ConnectionLostError as error:
+            except (ConnectionLostError, MovedError) as error:
                 self._session.check()
                 if time.monotonic() > deadline:
                     raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,14 @@ from paramserver.core.tables import SUB_TABLE_BITS
 from paramserver.errors import InvalidRequestError
 from paramserver.ps.rules import LARGEST, too_large
 from paramserver.ps.state import SliceState, SliceStates
+from paramserver.ps.tables.life import Moment
 from paramserver.ps.tables.rules import complete, row_rule
 from paramserver.ps.tables.store import Layout, Rows, SubTable
 from paramserver.types import ScaleLr, lr_factor
 
 Gradients = Mapping[int, Rows]
 Options = Sequence[Mapping[str, Any]]
+Keep = Callable[[Gradients, Mapping[int, Any]], None]
 FIRST = 1  # the version before any push
 
 
@@ -34,6 +36,7 @@ class RowBucket:
     Attributes:
         versions: by slice: plus one per push or clock, whether it touched rows here or not.
         table: the rows.
+        moment: the time, for rows that are forgotten by it.
         checked, overflows: as of ``rules.Bucket``; rows are left out one by one.
     """
 
@@ -42,7 +45,8 @@ class RowBucket:
     def __init__(self, index: int, layout: Layout, skip: int) -> None:
         self.indices = (index,)
         self.versions = {index: FIRST}
-        self.table = SubTable(layout, skip, index)
+        self.moment = Moment()
+        self.table = SubTable(layout, skip, index, self.moment)
         self._index, self._skip = index, skip
         self.checked, self.overflows = True, 0
 
@@ -51,7 +55,10 @@ class RowBucket:
         return self.table.nbytes
 
     def close(
-        self, contributions: Sequence[tuple[float, Gradients]], options: Options = ()
+        self,
+        contributions: Sequence[tuple[float, Gradients]],
+        options: Options = (),
+        keep: Keep | None = None,
     ) -> None:
         """Applies one Sync clock: one step on the weighted mean; as ``Bucket.close``."""
         self.tick(self.indices)
@@ -62,8 +69,17 @@ class RowBucket:
             if (weight > 0 or additive) and self._index in gradients
         ]
         weights = [1.0] if additive else [w for w, _ in contributions if w > 0]
-        if given:
-            self._step(_combine(given, weights, mean=not additive), options, 1.0)
+        means = {self._index: _combine(given, weights, mean=not additive)} if given else {}
+        if keep is not None:
+            keep(means, {})
+        for rows in means.values():
+            self._step(rows, options, 1.0)
+
+    def replay(self, means: Gradients, options: Options) -> None:
+        """A Sync clock again, as ``close`` told ``keep`` of it."""
+        self.tick(self.indices)
+        for rows in means.values():
+            self._step(rows, options, 1.0)
 
     def arrive(
         self, gradients: Gradients, options: Options, bases: Mapping[int, int], scale: ScaleLr
@@ -99,7 +115,7 @@ class RowBucket:
             InvalidRequestError: another sub-table, rows of another width, or only changes.
         """
         for index, state in states.items():
-            table = SubTable(self.table.layout, self._skip, self._index)
+            table = SubTable(self.table.layout, self._skip, self._index, self.moment)
             if index != self._index or "since" in state.numbers:
                 raise InvalidRequestError(
                     f"sub-table {self._index} cannot load {index}, or changes"

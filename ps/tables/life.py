@@ -25,6 +25,27 @@ NEVER = np.iinfo(np.int64).max  # the version of a free place: no rule picks it
 SWEEPS = 8  # in the life of a row
 
 
+class Moment:
+    """The time, standing still within a change, so that the change can be made again."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+        self._now = time.monotonic()
+
+    def __call__(self) -> float:
+        """Seconds."""
+        return self._now
+
+    def look(self) -> float:
+        """A change begins now."""
+        self._now = time.monotonic() + self._ahead
+        return self._now
+
+    def replay(self, now: float) -> None:
+        """A change that began then is made again; the time goes on from there."""
+        self._now, self._ahead = now, now - time.monotonic()
+
+
 class Draw:
     """``Probability``: no state at all."""
 

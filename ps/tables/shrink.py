@@ -28,6 +28,5 @@ async def shrink(
             return None
     evicted = 0
     for cell in group.cells:
-        assert cell.rows is not None
-        evicted += await cell.change(workshop, INLINE_BYTES + 1, cell.rows.shrink)
+        evicted += await cell.change(workshop, INLINE_BYTES + 1, cell.shrink)
     return evicted

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -73,6 +74,7 @@ class SubTable:
     Args:
         skip: how many bits they share.
         number: of the sub-table: it has that share of what the rules allow.
+        now: seconds, for rows that are forgotten by time.
 
     Attributes:
         index: from keys to places in the slab.
@@ -80,13 +82,19 @@ class SubTable:
         not_admitted: gradients that met a row that was not born.
     """
 
-    def __init__(self, layout: Layout, skip: int = 0, number: int = 0) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        skip: int = 0,
+        number: int = 0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.layout = layout
         self.index = Index(skip, number)
         self.evicted = self.not_admitted = 0
         self._skip, self._number = skip, number
         self._admission = admission_of(layout.admit, layout.initial.seed, skip)
-        self._oldest = Oldest(layout.evict, number) if layout.evict else None
+        self._oldest = Oldest(layout.evict, number, now) if layout.evict else None
         self._evicted_at = 0  # the version of the newest eviction
         self._allocate()
 

@@ -8,6 +8,7 @@ from paramserver.emulation import Emulation
 from paramserver.errors import ConfigurationError
 from paramserver.scheme_text import Choice
 from paramserver.trust import OPEN, Trust
+from paramserver.types import DURABILITIES, Durability
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,19 @@ def check_parties(workers: int, parties: int) -> None:
         )
 
 
+def check_durability(durability: str, servers: int) -> None:
+    """Raises ConfigurationError for an unknown one, or one that so few servers cannot keep."""
+    if durability not in DURABILITIES:
+        raise ConfigurationError(
+            f"durability={durability!r}: must be one of {', '.join(DURABILITIES)}"
+        )
+    if durability == "replica" and servers < 2:
+        raise ConfigurationError(
+            f"durability='replica', servers={servers}: a backup is kept by another server; use at "
+            "least 2 servers, or durability 'wal'"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotConfig:
     """Where snapshots are kept, and when one is taken.
@@ -101,6 +115,10 @@ class SchedulerConfig:
         lease_s: seconds without a heartbeat after which a member is lost.
         heartbeat_s: seconds between heartbeats.
         once: end when the job ends.
+        durability: what an applied push survives: "memory": nothing (the job ends with a server);
+            "wal": the end of a server's process, which finds its journal again; "replica": the
+            loss of a server, whose backup takes over.
+        server_timeout_s: seconds that a lost server is waited for, where it may come back.
         trust: what it proves to others, and demands of them.
         snapshots: where, and when.
     """
@@ -113,6 +131,8 @@ class SchedulerConfig:
     lease_s: float = 10.0
     heartbeat_s: float = 1.0
     once: bool = False
+    durability: Durability = "memory"
+    server_timeout_s: float = 300.0
     trust: Trust = OPEN
     snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
     limits: Limits = field(default_factory=Limits)
@@ -122,6 +142,7 @@ class SchedulerConfig:
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}={getattr(self, name)}: must be >= 1")
         check_parties(self.workers, self.parties)
+        check_durability(self.durability, self.servers)
         if not 0 < self.heartbeat_s < self.lease_s:
             raise ConfigurationError(
                 f"heartbeat_s={self.heartbeat_s}, lease_s={self.lease_s}: "
@@ -141,6 +162,8 @@ class ServerConfig:
         name: None lets the scheduler give the lowest free one.
         threads: tensor operations at a time; 0: the number of cores, at most 4.
         once: end when the job ends.
+        state_dir: folder of this server alone, for its journal; None: it keeps none.
+        journal_bytes: a journal that grows beyond is replaced by a dump of the state.
         trust: what it proves to others, and demands of them.
     """
 
@@ -150,6 +173,8 @@ class ServerConfig:
     name: str | None = None
     threads: int = 0
     once: bool = False
+    state_dir: str | None = None
+    journal_bytes: int = 256 << 20
     trust: Trust = OPEN
     limits: Limits = field(default_factory=Limits)
 

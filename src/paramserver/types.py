@@ -13,6 +13,8 @@ PROTOCOL_VERSION = 1
 ScaleLr = Literal["inverse", "sqrt", "polynomial", "none"]
 SCALES = ("inverse", "sqrt", "polynomial", "none")
 ASSIGNMENTS = ("round-robin", "random", "dynamic")
+Durability = Literal["memory", "wal", "replica"]
+DURABILITIES: tuple[Durability, ...] = ("memory", "wal", "replica")
 BALANCES = ("speed",)
 
 OnNonFinite = Literal["reject", "skip", "apply"]
@@ -173,6 +175,8 @@ class StepResult:
         waited: seconds blocked.
         sent_bytes, received_bytes: payload bytes.
         dropped: the clock had closed without this push (``Sync(backup=...)``).
+        durability: what it survives: "memory", "wal" (a server that ends and begins again) or
+            "replica" (a server that is lost).
         skipped: NaN or infinity was in it, so it carried nothing (``on_nonfinite="skip"``).
     """
 
@@ -183,6 +187,7 @@ class StepResult:
     sent_bytes: int
     received_bytes: int
     dropped: bool = False
+    durability: Durability = "memory"
     skipped: bool = False
 
 

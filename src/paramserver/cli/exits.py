@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from paramserver.errors import ParameterServerError
 from paramserver.launch import RESTARTABLE, Child, describe_exit, is_consequence
+from paramserver.trust import Trust
 
 DONE = 0
 FAILED = 1
@@ -82,6 +86,23 @@ def was_rolled_back(child: Child) -> bool:
     return _ROLLED_BACK.search(said) is not None
 
 
+def report_loss(scheduler: str, name: str, code: int, trust: Trust) -> None:
+    """Tells the scheduler that a server's process has ended, before its lease would."""
+    from paramserver.v1 import common_pb2, scheduler_pb2  # gRPC only where it is needed
+    from paramserver.wire.client import scheduler_channel
+
+    request = scheduler_pb2.FailRequest(
+        member=common_pb2.Identity(name=name), reason=f"its process ended, {describe_exit(code)}"
+    )
+    channel = scheduler_channel(scheduler, trust)
+    try:
+        channel.call("Fail", request, timeout=2.0)
+    except ParameterServerError:
+        pass  # its lease tells the same, later
+    finally:
+        channel.close()
+
+
 def last_words(tail: Sequence[str], limit: int = 20) -> str:
     """The last traceback of a standard error, its causes included, else its last lines."""
     starts = [i for i, line in enumerate(tail) if line.startswith("Traceback (most recent call")]
@@ -139,3 +160,15 @@ def block(cause: Failure, others: Sequence[Failure] = (), message: str = "") -> 
         lines.append(f"then: {', '.join(also)}")
     lines.append("─" * RULE)
     return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def handled(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Signals that end a command go to ``handler`` while inside."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, old in zip(numbers, before, strict=True):
+            signal.signal(number, old)

@@ -14,7 +14,7 @@ from paramserver import config
 from paramserver.errors import ConfigurationError
 from paramserver.scheme_text import parse_scheme
 from paramserver.trust import Trust
-from paramserver.types import ASSIGNMENTS
+from paramserver.types import ASSIGNMENTS, DURABILITIES
 from paramserver.wire import addresses
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -136,6 +136,14 @@ parties_option: Callable[[F], F] = click.option(
     show_default=True,
     metavar="P",
     help="Parties, each with the features of its own: worker r is party r % P.",
+)
+durability_option: Callable[[F], F] = click.option(
+    "--durability",
+    type=click.Choice(DURABILITIES),
+    default="memory",
+    show_default=True,
+    help="What an applied push survives: nothing; the end of a server's process (a journal on "
+    "disk); or the loss of a server (a backup on another).",
 )
 lease_option: Callable[[F], F] = click.option(
     "--lease",

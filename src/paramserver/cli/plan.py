@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from paramserver.config import SnapshotConfig
 from paramserver.trust import OPEN, Trust
+from paramserver.types import Durability
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,7 @@ class Plan:
     parties: int = 1
     assign: str
     lease_s: float
+    durability: Durability = "memory"
     max_restarts: int
     command: list[str]
     environment: Mapping[str, str] = field(default_factory=dict)

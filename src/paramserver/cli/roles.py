@@ -33,6 +33,7 @@ from paramserver.launch import (
     worker_environment,
 )
 from paramserver.trust import OPEN, Trust
+from paramserver.types import Durability
 
 PARENT = "PARAMSERVER_PARENT"
 
@@ -60,6 +61,15 @@ PARENT = "PARAMSERVER_PARENT"
 @options.parties_option
 @options.assign_option
 @options.lease_option
+@options.durability_option
+@click.option(
+    "--server-timeout",
+    type=click.FloatRange(min=1.0),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a lost server is waited for, with --durability wal.",
+)
 @options.once_option
 @options.snapshot_options
 @role_trust_options
@@ -71,6 +81,8 @@ def scheduler(
     parties: int,
     assign: str,
     lease: float,
+    durability: Durability,
+    server_timeout: float,
     once: bool,
     trust: Trust,
     log_level: str,
@@ -90,6 +102,8 @@ def scheduler(
         assign=assign,
         lease_s=lease,
         heartbeat_s=options.heartbeat(lease),
+        durability=durability,
+        server_timeout_s=server_timeout,
         once=once,
         trust=trust,
         snapshots=options.snapshot_config(**snapshots),
@@ -113,6 +127,13 @@ def scheduler(
     metavar="N",
     help="Tensor operations at a time; 0: one per core, at most 4.",
 )
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Folder of this server alone for its journal (--durability wal): a server started on it "
+    "again goes on where it was.",
+)
 @options.once_option
 @role_trust_options
 @options.log_option
@@ -122,6 +143,7 @@ def ps(
     advertise: str | None,
     name: str | None,
     threads: int,
+    state_dir: str | None,
     once: bool,
     trust: Trust,
     log_level: str,
@@ -137,6 +159,7 @@ def ps(
         advertise=advertise,
         name=name,
         threads=threads,
+        state_dir=state_dir,
         once=once,
         trust=trust,
     )

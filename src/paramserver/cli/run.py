@@ -9,7 +9,6 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -24,6 +23,8 @@ from paramserver.cli.exits import (
     Failure,
     block,
     failure_of,
+    handled,
+    report_loss,
     restart_reason,
     root_cause,
     was_rolled_back,
@@ -35,6 +36,7 @@ from paramserver.cli.state import Source, State
 from paramserver.cli.trust import trust_options
 from paramserver.errors import JobFailedError, ParameterServerError
 from paramserver.launch import (
+    RESTARTABLE,
     Child,
     RestartRule,
     describe_exit,
@@ -47,6 +49,7 @@ from paramserver.launch import (
     worker_environment,
 )
 from paramserver.trust import Trust
+from paramserver.types import Durability
 
 POLL_S = 1.0
 ENOUGH_S = 0.1  # between looks at whether a run has had enough
@@ -80,6 +83,7 @@ OBEY_S = 15.0  # for workers to end by themselves once the scheduler says that t
 @options.assign_option
 @options.restarts_option
 @options.lease_option
+@options.durability_option
 @options.scheme_option
 @options.run_dir_option
 @options.snapshot_options
@@ -98,6 +102,7 @@ def run(
     assign: str,
     max_restarts: int,
     lease: float,
+    durability: Durability,
     scheme: str | None,
     run_dir: Path | None,
     quiet: bool,
@@ -119,6 +124,7 @@ def run(
         parties=parties,
         assign=assign,
         lease_s=lease,
+        durability=durability,
         max_restarts=max_restarts,
         command=script_command(script, args, module=module),
         environment=options.worker_settings(scheme, run_dir),
@@ -160,7 +166,7 @@ class Supervisor:
     def run(self) -> int:
         """The exit code; no child is left when it returns."""
         began = time.monotonic()
-        with _handled(self._on_signal):
+        with handled(self._on_signal):
             try:
                 self._start()
                 self._watch()
@@ -189,6 +195,7 @@ class Supervisor:
             parties=plan.parties,
             assign=plan.assign,
             lease=plan.lease_s,
+            durability=plan.durability,
             **options.snapshot_flags(plan.snapshots),
         )
         self._address = scheduler.wait_ready()
@@ -203,6 +210,13 @@ class Supervisor:
         for _ in range(count - sum(c.role == "ps" for c in self.children.values())):
             self._start_server(next(free))
 
+    def _start_server(self, name: str) -> None:
+        """Again and again, if need be, where its state outlasts its process."""
+        state = self._folder / name if self._plan.durability == "wal" else None
+        self._start_role(
+            name, "ps", scheduler=self._address, name=name, bind="127.0.0.1:0", state_dir=state
+        )
+
     def _start_role(self, name: str, role: str, /, **flags: object) -> Child:
         child = Child(
             name,
@@ -214,9 +228,6 @@ class Supervisor:
         )
         self.children[name] = child
         return child
-
-    def _start_server(self, name: str) -> None:
-        self._start_role(name, "ps", scheduler=self._address, name=name, bind="127.0.0.1:0")
 
     def _identity(self, name: str) -> Path:
         return self._folder / f"{name}.json"
@@ -266,6 +277,8 @@ class Supervisor:
         if child.role == "ps" and code == DONE and self._left_over():
             self._output.say(f"{child.name} has no slices any more and left")
             del self.children[child.name]
+        elif child.role == "ps" and self._plan.durability != "memory":
+            self._on_server_exit(child)
         elif child.role != "worker":
             self._on_role_exit(child)
         elif code == DONE:
@@ -279,8 +292,7 @@ class Supervisor:
             self._todo.discard(child.name)
             self._output.say(f"{child.name} {why}; the job is done without it")
         elif why and self._rule.restarts(child.name, KILLED):
-            count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
-            self._output.say(f"{child.name} {why}, {describe_exit(code)}: {count}")
+            self._say_restart(child, why)
             self._start_worker(child.name)
         else:
             self._fail(child)
@@ -297,15 +309,28 @@ class Supervisor:
         self._output.say(f"{name} was sent back to a snapshot: starting it again")
         self._start_worker(name)
 
+    def _say_restart(self, child: Child, why: str) -> None:
+        count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
+        self._output.say(f"{child.name} {why}, {describe_exit(child.code or 0)}: {count}")
+
     def _on_role_exit(self, child: Child) -> None:
         """A server that was killed starts again where the job can go back to a snapshot."""
-        code = child.code or 0
         needed = child.role == "ps" and bool(self._plan.snapshots.directory)
-        if needed and self._rule.restarts(child.name, code):
-            count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
-            self._output.say(f"{child.name} was killed, {describe_exit(code)}: {count}")
+        if needed and self._rule.restarts(child.name, child.code or 0):
+            self._say_restart(child, "was killed")
             self._start_server(child.name)
         else:
+            self._fail(child)
+
+    def _on_server_exit(self, child: Child) -> None:
+        """A server that was killed starts again; one with a backup is not even waited for."""
+        code, backed = child.code or 0, self._plan.durability == "replica"
+        if backed:
+            report_loss(self._address, child.name, code, self._plan.trust)
+        if self._rule.restarts(child.name, code):
+            self._say_restart(child, "was killed")
+            self._start_server(child.name)
+        elif not backed or code not in RESTARTABLE:
             self._fail(child)
 
     def _done(self) -> bool:
@@ -386,15 +411,3 @@ class Supervisor:
             restarts = sum(self._rule.used.values())
             self._output.say(self._progress.summary(seconds, restarts))
         return DONE
-
-
-@contextlib.contextmanager
-def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Signals that end a command go to ``handler`` while inside."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, handler) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, old in zip(numbers, before, strict=True):
-            signal.signal(number, old)

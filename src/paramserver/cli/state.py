@@ -70,9 +70,8 @@ class Source:
         reply = self._scheduler.call("Status", scheduler_pb2.StatusRequest(), timeout=timeout)
         state = from_status(self.address, reply)
         if servers:
-            for member in state["members"]:
-                if member["role"] == "ps" and member["state"] not in GONE:
-                    add_server(state, member, self._describe(member["address"], timeout))
+            for server in placed(reply.view):
+                add_server(state, server, self._describe(server["address"], timeout))
         add_lags(state)
         state["waits"] = waits(state)
         return state
@@ -216,9 +215,18 @@ def _dataset(dataset: scheduler_pb2.DatasetStatus) -> State:
     }
 
 
-def add_server(state: State, member: State, reply: Any) -> None:
+def placed(view: scheduler_pb2.View) -> list[State]:
+    """Names and addresses of the servers; with backups, wherever each is served now."""
+    if view.places:
+        return [{"name": place.server, "address": place.address} for place in view.places]
+    gone = (scheduler_pb2.MEMBER_LOST, scheduler_pb2.MEMBER_FINISHED)
+    servers = [m for m in view.members if m.role == scheduler_pb2.ROLE_SERVER]
+    return [{"name": m.name, "address": m.address} for m in servers if m.state not in gone]
+
+
+def add_server(state: State, server: State, reply: Any) -> None:
     """Adds what one server says of itself, or the error met instead, to the state."""
-    entry: State = {"name": member["name"], "address": member["address"]}
+    entry: State = {"name": server["name"], "address": server["address"]}
     state["servers"].append(entry)
     if isinstance(reply, Exception):
         entry["error"] = str(reply)

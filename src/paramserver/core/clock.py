@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -188,18 +188,39 @@ class GroupClock:
         self._min = 0 if self._sync else clock
 
     def reshape(self, servers: Sequence[str]) -> list[Decision]:
-        """Slices have moved: these hold some now; what a new one has of pushes it tells itself."""
+        """Slices have moved: these servers hold some now.
+
+        What a new one has of pushes under way it tells itself.
+        """
         self.servers = frozenset(servers)
+        self._recount(self.servers)
+        return self._proceed()
+
+    def restate(self, server: str) -> None:
+        """A server says anew what it has staged: its process may have ended, and lost some."""
+        if self._sync:
+            self._recount(self.servers - {server})
+
+    def _recount(self, told: frozenset[str]) -> None:
+        """What other servers than these have said of pushes under way is void."""
         for known in self._workers.values():
             for mark in known.marks.values():
-                mark.servers &= self.servers
+                mark.servers &= told
             # Sync keeps marks until their clock closes; clocks that were skipped have none.
             known.clock = min(
                 (c for c in known.marks if c < known.clock and not self._complete(known, c)),
                 default=known.clock,
             )
             self._advance(known)
-        return self._proceed()
+
+    def enter(self, close: Close) -> None:
+        """The open clock has closed like this: decided here, or before a restart."""
+        self._closes.append(close)
+        self.next_clock = close.clock + 1
+        for known in self._workers.values():
+            known.marks.pop(close.clock, None)
+        for worker in self._active:
+            self._raise_to(worker, self.next_clock)
 
     def worker_clock(self, worker: WorkerId) -> int:
         """The first clock of the worker that is not complete on every server."""
@@ -361,17 +382,8 @@ class GroupClock:
         if not contributors:
             return None
         close = Close(clock, contributors)
-        self._closes.append(close)
-        self.next_clock += 1
-        self._pass(clock, self._workers.values())
-        for worker in self._active:
-            self._raise_to(worker, self.next_clock)
+        self.enter(close)
         return close
-
-    @staticmethod
-    def _pass(clock: int, workers: Iterable[Progress]) -> None:
-        for known in workers:
-            known.marks.pop(clock, None)
 
     def _someone_waits(self) -> bool:
         """Whether a worker is so far ahead that its next read has to wait."""

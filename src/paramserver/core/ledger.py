@@ -222,6 +222,35 @@ class Ledger:
         known = self._workers.get(worker)
         return known.receipts.get(clock) if known else None
 
+    def restore(
+        self,
+        worker: WorkerId,
+        receipt: Receipt,
+        samples: Sequence[Span] = (),
+        digest: int | None = None,
+    ) -> None:
+        """A journal tells what became of a push; a second time changes nothing."""
+        clock = receipt.clock
+        known = self._workers.setdefault(worker, Pushed())
+        self._newest[worker.rank] = max(
+            worker.incarnation, self._newest.get(worker.rank, worker.incarnation)
+        )
+        before = known.receipts.get(clock)
+        if before is not None and before.settled:
+            return
+        if before is not None:
+            del known.pending[clock]
+            known.staged -= 1
+        known.open.pop(clock, None)
+        known.holes.discard(clock)
+        known.next = max(known.next or 0, clock + 1)
+        known.receipts[clock] = receipt
+        if digest is not None:
+            known.digests[clock] = digest
+        if receipt.applied:
+            known.count(check_spans(samples))
+        self._trim(known)
+
     def digest(self, worker: WorkerId, clock: int) -> int | None:
         """The digest of the bytes of a completed push; None: nothing is known of them."""
         known = self._workers.get(worker)

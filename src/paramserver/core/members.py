@@ -88,11 +88,12 @@ class View:
 @dataclass(frozen=True, slots=True)
 class Registered:
     """``replaced``: the older incarnation of the name, lost by this; ``new_job``: all state of
-    the job before is void."""
+    the job before is void; ``resumed``: a server brings back the slices it held."""
 
     member: Member
     replaced: Member | None
     new_job: bool
+    resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ class Membership(Roster):
         self, workers: int, servers: int, lease_s: float, first_incarnation: int = 1
     ) -> None:
         super().__init__(first_incarnation)
+        self.mends = False  # whether others decide what becomes of a job that lost a server
         self.workers, self.servers, self.lease_s = workers, servers, lease_s
         self._expected = workers
         self.state = JobState.WAITING
@@ -308,7 +309,9 @@ class Membership(Roster):
             self._unbeen += change if not member.been else 0
 
     def _server_gone(self, text: str) -> None:
-        """The slices of a server are gone."""
+        """The slices of a server are gone, where nobody keeps them."""
+        if self.mends:
+            return
         if self.can_roll_back and self.state is JobState.RUNNING:
             self.roll_back(text)
         else:

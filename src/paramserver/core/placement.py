@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paramserver.config import Limits
 from paramserver.core.slices import Slice, TensorSpec, cut, deal, slice_elements
@@ -328,6 +328,15 @@ class Groups:
         if group is None:
             raise NotFoundError(f"group {name!r} is not registered; call client.register first")
         return group
+
+    def relocate(self, server: str, address: str) -> None:
+        """A server is at this address now. What a map says of slices stays true, and so does its
+        version."""
+        for group in self._groups.values():
+            named = dict(zip(group.map.servers, group.map.addresses, strict=True))
+            if server in named:
+                named[server] = address
+                group.map = replace(group.map, addresses=tuple(named.values()))
 
     def register(
         self, spec: GroupSpec, servers: Sequence[tuple[str, str]], version: int

@@ -76,7 +76,7 @@ class Member(_message.Message):
     def __init__(self, name: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., state: _Optional[_Union[MemberState, str]] = ..., address: _Optional[str] = ..., groups: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., heard_s: _Optional[float] = ..., reason: _Optional[str] = ..., preparing: bool = ...) -> None: ...
 
 class View(_message.Message):
-    __slots__ = ("number", "job", "state", "message", "members", "started", "reducers", "bounds", "origin")
+    __slots__ = ("number", "job", "state", "message", "members", "started", "reducers", "bounds", "origin", "places")
     class BoundsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +93,7 @@ class View(_message.Message):
     REDUCERS_FIELD_NUMBER: _ClassVar[int]
     BOUNDS_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
     number: int
     job: int
     state: JobState
@@ -102,26 +103,65 @@ class View(_message.Message):
     reducers: _containers.RepeatedScalarFieldContainer[str]
     bounds: _containers.ScalarMap[str, int]
     origin: int
-    def __init__(self, number: _Optional[int] = ..., job: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., started: bool = ..., reducers: _Optional[_Iterable[str]] = ..., bounds: _Optional[_Mapping[str, int]] = ..., origin: _Optional[int] = ...) -> None: ...
+    places: _containers.RepeatedCompositeFieldContainer[Place]
+    def __init__(self, number: _Optional[int] = ..., job: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., started: bool = ..., reducers: _Optional[_Iterable[str]] = ..., bounds: _Optional[_Mapping[str, int]] = ..., origin: _Optional[int] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ...) -> None: ...
+
+class Place(_message.Message):
+    __slots__ = ("server", "epoch", "address", "primary", "primary_incarnation", "backup", "backup_incarnation", "backup_address", "ready")
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PRIMARY_FIELD_NUMBER: _ClassVar[int]
+    PRIMARY_INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    BACKUP_FIELD_NUMBER: _ClassVar[int]
+    BACKUP_INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    BACKUP_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    server: str
+    epoch: int
+    address: str
+    primary: str
+    primary_incarnation: int
+    backup: str
+    backup_incarnation: int
+    backup_address: str
+    ready: bool
+    def __init__(self, server: _Optional[str] = ..., epoch: _Optional[int] = ..., address: _Optional[str] = ..., primary: _Optional[str] = ..., primary_incarnation: _Optional[int] = ..., backup: _Optional[str] = ..., backup_incarnation: _Optional[int] = ..., backup_address: _Optional[str] = ..., ready: bool = ...) -> None: ...
+
+class BackupReadyRequest(_message.Message):
+    __slots__ = ("member", "server", "epoch")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    member: _common_pb2.Identity
+    server: str
+    epoch: int
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., server: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class BackupReadyReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class RegisterRequest(_message.Message):
-    __slots__ = ("protocol", "role", "name", "address", "host", "pid")
+    __slots__ = ("protocol", "role", "name", "address", "host", "pid", "resumes")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    RESUMES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     role: Role
     name: str
     address: str
     host: str
     pid: int
-    def __init__(self, protocol: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
+    resumes: int
+    def __init__(self, protocol: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., resumes: _Optional[int] = ...) -> None: ...
 
 class RegisterReply(_message.Message):
-    __slots__ = ("identity", "lease_s", "heartbeat_s", "protocol", "workers", "servers", "party", "parties", "replica", "snapshots", "goes_on")
+    __slots__ = ("identity", "lease_s", "heartbeat_s", "protocol", "workers", "servers", "party", "parties", "replica", "snapshots", "goes_on", "durability", "resumed")
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
@@ -133,6 +173,8 @@ class RegisterReply(_message.Message):
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
     GOES_ON_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
     identity: _common_pb2.Identity
     lease_s: float
     heartbeat_s: float
@@ -144,7 +186,9 @@ class RegisterReply(_message.Message):
     replica: int
     snapshots: bool
     goes_on: bool
-    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., lease_s: _Optional[float] = ..., heartbeat_s: _Optional[float] = ..., protocol: _Optional[int] = ..., workers: _Optional[int] = ..., servers: _Optional[int] = ..., party: _Optional[int] = ..., parties: _Optional[int] = ..., replica: _Optional[int] = ..., snapshots: bool = ..., goes_on: bool = ...) -> None: ...
+    durability: str
+    resumed: bool
+    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., lease_s: _Optional[float] = ..., heartbeat_s: _Optional[float] = ..., protocol: _Optional[int] = ..., workers: _Optional[int] = ..., servers: _Optional[int] = ..., party: _Optional[int] = ..., parties: _Optional[int] = ..., replica: _Optional[int] = ..., snapshots: bool = ..., goes_on: bool = ..., durability: _Optional[str] = ..., resumed: bool = ...) -> None: ...
 
 class AwaitStartRequest(_message.Message):
     __slots__ = ("member", "wait_s")

@@ -62,6 +62,11 @@ class SchedulerStub(object):
                 request_serializer=paramserver_dot_v1_dot_scheduler__pb2.GetViewRequest.SerializeToString,
                 response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.View.FromString,
                 _registered_method=True)
+        self.BackupReady = channel.unary_unary(
+                '/paramserver.v1.Scheduler/BackupReady',
+                request_serializer=paramserver_dot_v1_dot_scheduler__pb2.BackupReadyRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.BackupReadyReply.FromString,
+                _registered_method=True)
         self.RegisterGroup = channel.unary_unary(
                 '/paramserver.v1.Scheduler/RegisterGroup',
                 request_serializer=paramserver_dot_v1_dot_scheduler__pb2.RegisterGroupRequest.SerializeToString,
@@ -222,6 +227,15 @@ class SchedulerServicer(object):
 
     def GetView(self, request, context):
         """The newest view. Reads only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BackupReady(self, request, context):
+        """The primary of a server says that its backup is complete, and that it acknowledges nothing
+        without it from now on: the backup may take over. Idempotent per epoch. FENCED for an older
+        epoch: the caller is not the primary any more, or its backup is another.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -449,6 +463,11 @@ def add_SchedulerServicer_to_server(servicer, server):
                     servicer.GetView,
                     request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.GetViewRequest.FromString,
                     response_serializer=paramserver_dot_v1_dot_scheduler__pb2.View.SerializeToString,
+            ),
+            'BackupReady': grpc.unary_unary_rpc_method_handler(
+                    servicer.BackupReady,
+                    request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.BackupReadyRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_scheduler__pb2.BackupReadyReply.SerializeToString,
             ),
             'RegisterGroup': grpc.unary_unary_rpc_method_handler(
                     servicer.RegisterGroup,
@@ -709,6 +728,33 @@ class Scheduler(object):
             '/paramserver.v1.Scheduler/GetView',
             paramserver_dot_v1_dot_scheduler__pb2.GetViewRequest.SerializeToString,
             paramserver_dot_v1_dot_scheduler__pb2.View.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BackupReady(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Scheduler/BackupReady',
+            paramserver_dot_v1_dot_scheduler__pb2.BackupReadyRequest.SerializeToString,
+            paramserver_dot_v1_dot_scheduler__pb2.BackupReadyReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -262,32 +262,36 @@ class Cancel(_message.Message):
     def __init__(self) -> None: ...
 
 class Accepted(_message.Message):
-    __slots__ = ("clock", "version", "staleness", "dropped", "applied", "refused")
+    __slots__ = ("clock", "version", "staleness", "dropped", "applied", "refused", "durability")
     CLOCK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
     clock: int
     version: int
     staleness: float
     dropped: bool
     applied: bool
     refused: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, clock: _Optional[int] = ..., version: _Optional[int] = ..., staleness: _Optional[float] = ..., dropped: bool = ..., applied: bool = ..., refused: _Optional[_Iterable[int]] = ...) -> None: ...
+    durability: str
+    def __init__(self, clock: _Optional[int] = ..., version: _Optional[int] = ..., staleness: _Optional[float] = ..., dropped: bool = ..., applied: bool = ..., refused: _Optional[_Iterable[int]] = ..., durability: _Optional[str] = ...) -> None: ...
 
 class Done(_message.Message):
-    __slots__ = ("clock", "version", "dropped", "staleness")
+    __slots__ = ("clock", "version", "dropped", "staleness", "durability")
     CLOCK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
     clock: int
     version: int
     dropped: bool
     staleness: float
-    def __init__(self, clock: _Optional[int] = ..., version: _Optional[int] = ..., dropped: bool = ..., staleness: _Optional[float] = ...) -> None: ...
+    durability: str
+    def __init__(self, clock: _Optional[int] = ..., version: _Optional[int] = ..., dropped: bool = ..., staleness: _Optional[float] = ..., durability: _Optional[str] = ...) -> None: ...
 
 class Waiting(_message.Message):
     __slots__ = ("reason",)
@@ -608,6 +612,32 @@ class Tally(_message.Message):
     samples: int
     total: float
     def __init__(self, samples: _Optional[int] = ..., total: _Optional[float] = ...) -> None: ...
+
+class ReplicateRequest(_message.Message):
+    __slots__ = ("server", "job", "epoch", "number", "records", "more", "fill", "position")
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    FILL_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    server: str
+    job: int
+    epoch: int
+    number: int
+    records: _containers.RepeatedScalarFieldContainer[bytes]
+    more: bool
+    fill: bool
+    position: int
+    def __init__(self, server: _Optional[str] = ..., job: _Optional[int] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., records: _Optional[_Iterable[bytes]] = ..., more: bool = ..., fill: bool = ..., position: _Optional[int] = ...) -> None: ...
+
+class ReplicateReply(_message.Message):
+    __slots__ = ("applied",)
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    applied: int
+    def __init__(self, applied: _Optional[int] = ...) -> None: ...
 
 class HoldRequest(_message.Message):
     __slots__ = ("job", "hold", "groups", "limit_s")

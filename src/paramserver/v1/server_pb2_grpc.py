@@ -71,6 +71,11 @@ class ServerStub(object):
                 request_serializer=paramserver_dot_v1_dot_server__pb2.ShrinkRequest.SerializeToString,
                 response_deserializer=paramserver_dot_v1_dot_server__pb2.ShrinkReply.FromString,
                 _registered_method=True)
+        self.Replicate = channel.stream_stream(
+                '/paramserver.v1.Server/Replicate',
+                request_serializer=paramserver_dot_v1_dot_server__pb2.ReplicateRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_server__pb2.ReplicateReply.FromString,
+                _registered_method=True)
         self.Hold = channel.unary_unary(
                 '/paramserver.v1.Server/Hold',
                 request_serializer=paramserver_dot_v1_dot_server__pb2.HoldRequest.SerializeToString,
@@ -173,6 +178,17 @@ class ServerServicer(object):
         """Forgets the rows of a table whose time has come, once the worker may read at its clock. Parked
         for at most park_seconds; a reply with ``pending`` set has done nothing: ask again. Idempotent:
         what is forgotten is not forgotten again, and a second call answers 0.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Replicate(self, request_iterator, context):
+        """The primary of a server tells the process that keeps its backup all that changes the server.
+        Order: records are applied in the order sent; each reply says how far. The first reply, before
+        any record, says what the backup has, and the primary goes on there or fills it anew.
+        Partial failure: a record is applied whole or not at all. FENCED for an epoch older than one
+        that the backup has seen: the primary may acknowledge nothing any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -284,6 +300,11 @@ def add_ServerServicer_to_server(servicer, server):
                     servicer.Shrink,
                     request_deserializer=paramserver_dot_v1_dot_server__pb2.ShrinkRequest.FromString,
                     response_serializer=paramserver_dot_v1_dot_server__pb2.ShrinkReply.SerializeToString,
+            ),
+            'Replicate': grpc.stream_stream_rpc_method_handler(
+                    servicer.Replicate,
+                    request_deserializer=paramserver_dot_v1_dot_server__pb2.ReplicateRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_server__pb2.ReplicateReply.SerializeToString,
             ),
             'Hold': grpc.unary_unary_rpc_method_handler(
                     servicer.Hold,
@@ -512,6 +533,33 @@ class Server(object):
             '/paramserver.v1.Server/Shrink',
             paramserver_dot_v1_dot_server__pb2.ShrinkRequest.SerializeToString,
             paramserver_dot_v1_dot_server__pb2.ShrinkReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Replicate(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/paramserver.v1.Server/Replicate',
+            paramserver_dot_v1_dot_server__pb2.ReplicateRequest.SerializeToString,
+            paramserver_dot_v1_dot_server__pb2.ReplicateReply.FromString,
             options,
             channel_credentials,
             insecure,

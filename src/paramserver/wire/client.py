@@ -21,6 +21,7 @@ from paramserver.wire.diagnose import check_reachable
 from paramserver.wire.methods import METHODS
 from paramserver.wire.options import CLIENT_OPTIONS, tune_allocator
 from paramserver.wire.status import from_rpc_error
+from paramserver.wire.targets import call_target
 from paramserver.wire.transport import Channel, FrameStream
 
 RETIRED = 2  # connections with older certificates that are kept for the streams on them
@@ -67,18 +68,21 @@ class _Connection:
 class GrpcChannel:
     """A connection to one peer, kept open; thread-safe.
 
+    Args:
+        address: HOST:PORT, or HOST:PORT/NAME of one of several servers that a process hosts.
+
     Raises:
         ConfigurationError: the certificates cannot be used, or a token would travel in clear.
     """
 
     def __init__(self, address: str, peer: str = "", trust: Trust = OPEN) -> None:
-        self._address = address
+        self._address = call_target(address)[0]
         self._name = peer or "peer"
         self._peer = f"{self._name} at {address}"
         self._trust = trust
         self._metadata = call_metadata(trust, address)
         self._certificates = None if trust.tls is None else Watched(trust.tls)
-        self._connection = _Connection(address, self._certificates)
+        self._connection = _Connection(self._address, self._certificates)
         self._retired: list[_Connection] = []
         self._met = False  # the peer has answered once
         self._threads: list[threading.Thread] = []  # those that gRPC started for our streams
@@ -206,7 +210,7 @@ class AsyncGrpcChannel:
     """
 
     def __init__(self, address: str, peer: str = "peer", trust: Trust = OPEN) -> None:
-        self._address = address
+        self._address = call_target(address)[0]
         self._name = peer
         self._peer = f"{peer} at {address}"
         self._trust = trust
@@ -276,16 +280,26 @@ class AsyncGrpcChannel:
             raise await self._cause(error) from None
 
     async def duplex(self, method: str, requests: AsyncIterator[Message]) -> AsyncIterator[Any]:
-        """The replies of a bidirectional rpc."""
+        """The replies of a bidirectional rpc. Ends with what ``requests`` raises, too."""
         m = METHODS[method]
         call = (await self._newest()).stream_stream(
             m.path, m.request.SerializeToString, m.reply.FromString
         )
+        opened = call(metadata=self._metadata)
+        writer = asyncio.create_task(_write(opened, requests))
         try:
-            async for reply in _read(method, call(requests, metadata=self._metadata)):
+            async for reply in _read(method, opened):
                 yield reply
         except grpc.RpcError as error:
             raise await self._cause(error) from None
+        except asyncio.CancelledError:
+            if writer.done() and not writer.cancelled():
+                writer.result()
+            raise
+        finally:
+            writer.cancel()
+            await asyncio.wait({writer})
+            opened.cancel()
 
     async def close(self) -> None:
         """Closes the connection."""
@@ -304,3 +318,16 @@ async def _once(method: str, call: Any, request: Message, timeout: float) -> Any
 
 def _read(method: str, stream: Any) -> Any:
     return stream if rpc_chaos.armed is None else faults.astream(rpc_chaos.armed, method, stream)
+
+
+async def _write(call: Any, requests: AsyncIterator[Message]) -> None:
+    """Sends requests until the call ends; who reads it hears why."""
+    try:
+        async for request in requests:
+            await call.write(request)
+        await call.done_writing()
+    except (grpc.RpcError, asyncio.InvalidStateError):
+        return
+    except Exception:
+        call.cancel()
+        raise

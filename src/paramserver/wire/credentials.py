@@ -17,6 +17,7 @@ import grpc
 from paramserver.errors import ConfigurationError
 from paramserver.trust import Tls, Trust
 from paramserver.wire.addresses import reaches_only_here
+from paramserver.wire.targets import call_target
 
 log = logging.getLogger("paramserver")
 
@@ -184,16 +185,17 @@ def server_credentials(tls: Tls) -> Any:
 
 
 def call_metadata(trust: Trust, address: str) -> Metadata:
-    """What every call to HOST:PORT carries.
+    """What every call to HOST:PORT, or to HOST:PORT/NAME, carries.
 
     Raises:
         ConfigurationError: the token would leave this machine unencrypted.
     """
+    target, server = call_target(address)
     if not trust.token:
-        return ()
-    if trust.tls is None and not trust.insecure and not reaches_only_here(address):
+        return server
+    if trust.tls is None and not trust.insecure and not reaches_only_here(target):
         raise ConfigurationError(
             f"a token for {address} without TLS could be read on the way; set "
             "PARAMSERVER_TLS_CA, or PARAMSERVER_INSECURE=1 on a network that you trust"
         )
-    return (("authorization", f"Bearer {trust.token}"),)
+    return (("authorization", f"Bearer {trust.token}"), *server)

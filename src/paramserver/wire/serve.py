@@ -6,8 +6,8 @@ import asyncio
 import logging
 import signal
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Protocol, runtime_checkable
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -23,8 +23,24 @@ from paramserver.wire.methods import Method
 from paramserver.wire.options import server_options, tune_allocator
 from paramserver.wire.permissions import check_request
 from paramserver.wire.status import to_status
+from paramserver.wire.targets import called_server
 
 log = logging.getLogger("paramserver")
+
+
+Find = Callable[[Any], Any]  # from the metadata of a call
+
+
+@runtime_checkable
+class Hosts(Protocol):
+    """Several servicers behind one port."""
+
+    def hosted(self, name: str) -> object:
+        """The one that is called ``name``; empty: the process's own.
+
+        Raises:
+            MovedError: it is not here.
+        """
 
 
 def as_refusal(error: Exception) -> Refusal:
@@ -79,10 +95,12 @@ class _Door:
         return checked
 
 
-def _unary(door: _Door, function: Callable[[Any], Awaitable[Message]]) -> Any:
+def _unary(door: _Door, find: Find) -> Any:
     async def handle(message: bytes, context: Any) -> bytes:
         try:
-            return (await function(door.open(context)(message))).SerializeToString()
+            request = door.open(context)(message)
+            reply: bytes = (await find(context)(request)).SerializeToString()
+            return reply
         except Exception as error:
             await context.abort_with_status(to_status(as_refusal(error)))
             raise AssertionError("abort raises") from None
@@ -90,10 +108,11 @@ def _unary(door: _Door, function: Callable[[Any], Awaitable[Message]]) -> Any:
     return grpc.unary_unary_rpc_method_handler(handle)
 
 
-def _stream(door: _Door, function: Callable[[Any], AsyncIterator[Message]]) -> Any:
+def _stream(door: _Door, find: Find) -> Any:
     async def handle(message: bytes, context: Any) -> None:
         try:
-            async for reply in function(door.open(context)(message)):
+            request = door.open(context)(message)
+            async for reply in find(context)(request):
                 await context.write(reply.SerializeToString())
         except Exception as error:
             await context.abort_with_status(to_status(as_refusal(error)))
@@ -101,12 +120,12 @@ def _stream(door: _Door, function: Callable[[Any], AsyncIterator[Message]]) -> A
     return grpc.unary_stream_rpc_method_handler(handle)
 
 
-def _duplex(door: _Door, function: Callable[[Any], AsyncIterator[Message]]) -> Any:
+def _duplex(door: _Door, find: Find) -> Any:
     async def handle(messages: AsyncIterator[bytes], context: Any) -> None:
         try:
             read = door.open(context)
             requests = (read(message) async for message in messages)
-            async for reply in function(requests):
+            async for reply in find(context)(requests):
                 await context.write(reply.SerializeToString())
         except Exception as error:
             await context.abort_with_status(to_status(as_refusal(error)))
@@ -114,11 +133,11 @@ def _duplex(door: _Door, function: Callable[[Any], AsyncIterator[Message]]) -> A
     return grpc.stream_stream_rpc_method_handler(handle)
 
 
-def _frames(door: _Door, function: Callable[[AsyncIterator[bytes], Any], Awaitable[None]]) -> Any:
+def _frames(door: _Door, find: Find) -> Any:
     async def handle(messages: AsyncIterator[bytes], context: Any) -> None:
         try:
             door.open(context)
-            await function(messages, context.write)
+            await find(context)(messages, context.write)
         except Exception as error:
             if context.cancelled():  # the client has left; its next stream tells all of it again
                 log.debug("a stream broke: %s", error)
@@ -129,17 +148,27 @@ def _frames(door: _Door, function: Callable[[AsyncIterator[bytes], Any], Awaitab
 
 
 def _handler(name: str, method: Method, servicer: object, guard: Guard) -> Any:
-    function = getattr(servicer, name)
-    door = _Door(method, guard)
+    own, door = getattr(servicer, name, None), _Door(method, guard)
+
+    def find(context: Any) -> Any:
+        """The function that a call is for: the process's, or of one of the servers it hosts."""
+        if own is not None or not isinstance(servicer, Hosts):
+            return own
+        return getattr(servicer.hosted(called_server(context.invocation_metadata())), name)
+
     if name == "Exchange":
-        return _frames(door, function)
+        return _frames(door, find)
     if method.client_streams:
-        return _duplex(door, function)
-    return _stream(door, function) if method.server_streams else _unary(door, function)
+        return _duplex(door, find)
+    return _stream(door, find) if method.server_streams else _unary(door, find)
 
 
 class RoleServer:
-    """A gRPC server of one role, with health; lets in whom ``trust`` says."""
+    """A gRPC server of one role, with health; lets in whom ``trust`` says.
+
+    Args:
+        servicer: has a method for each rpc; being ``Hosts``, servicers by name for the others.
+    """
 
     def __init__(
         self,

@@ -1,0 +1,52 @@
+"""The part of the scheduler's state that keeps the slices of lost servers within reach."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paramserver.config import SchedulerConfig
+from paramserver.core.members import Caller
+from paramserver.core.membership import Membership
+from paramserver.scheduler.absences import Absences
+from paramserver.scheduler.places import Places
+from paramserver.scheduler.shape import Shape
+from paramserver.scheduler.topics import EVERYTHING
+
+
+class Keeping:
+    """Methods of ``SchedulerState``."""
+
+    config: SchedulerConfig
+    members: Membership
+    shape: Shape
+    absences: Absences
+    places: Places
+
+    def _after(self, now: float, *topics: str) -> None:
+        raise NotImplementedError
+
+    def _look(self, now: float) -> None:
+        """Sees which servers are away, and where each is served."""
+        if self.config.durability == "replica":
+            self.places.look(now)
+        elif self.config.durability == "wal":
+            self.absences.look(now)
+
+    def _servers(self) -> list[tuple[str, str]]:
+        """Names and addresses of the servers that slices can be placed on."""
+        if self.config.durability == "replica":
+            return self.places.servers()
+        if self.config.durability == "wal":
+            return self.absences.servers()
+        return self.shape.staying
+
+    def hold(self, servers: Sequence[str]) -> None:
+        """These servers hold slices from now on."""
+        self.members.hold(servers)
+        self.absences.hold(servers)
+
+    def backup_ready(self, caller: Caller, server: str, epoch: int, now: float) -> None:
+        """As ``Places.filled``."""
+        self.members.check(caller)
+        self.places.filled(caller, server, epoch)
+        self._after(now, EVERYTHING)
