@@ -43,7 +43,7 @@ from paramserver.scheduler.words import failed, where, words
 from paramserver.types import Adaptive, Span, WorkerId
 
 
-class SchedulerState(DataEvents, RoundEvents, SnapshotEvents, Keeping):
+class SchedulerState(Keeping, DataEvents, RoundEvents, SnapshotEvents):
     """Membership, groups, data sets, rounds and schedules of one job at a time.
 
     Args:
