@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from paramserver.core.members import Member
+
+
+class Numbers:
+    """Numbers from 1 on, each once; ``last``: the newest."""
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        self.last += 1
+        return self.last
 
 
 @dataclass(frozen=True, slots=True)

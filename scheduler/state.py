@@ -1,14 +1,16 @@
 """All that the scheduler decides, as one state machine: events in, answers and wakes out.
 
-No I/O: the service asks, answers, and does what ``take_wakes`` and ``take_losses`` say.
+No I/O: the service asks, answers, and does what ``take_wakes`` and ``take_losses`` say. Whatever
+changes more than figures and leases' times is an ``event``: told again in the same order, events
+lead to the same state.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping
 
 from paramserver.config import SchedulerConfig
+from paramserver.core.adaptive import Change
 from paramserver.core.members import (
     Caller,
     JobState,
@@ -21,23 +23,28 @@ from paramserver.core.members import (
 from paramserver.core.membership import Membership
 from paramserver.core.placement import Group, Groups, GroupSpec, check_name
 from paramserver.core.replicas import Formed, Offer
-from paramserver.core.rounds import Released, Rounds, Waiting
+from paramserver.core.rounds import Rounds
 from paramserver.errors import InvalidRequestError, ResourceError
 from paramserver.scheduler.adaptation import Adaptation
 from paramserver.scheduler.data_events import DataEvents
 from paramserver.scheduler.datasets import Datasets
-from paramserver.scheduler.facts import Loss, Schedule, Storing
+from paramserver.scheduler.events import event
+from paramserver.scheduler.facts import Loss, Numbers, Schedule, Storing
 from paramserver.scheduler.figures import Figures
 from paramserver.scheduler.journal import Journal
+from paramserver.scheduler.measuring import Measuring
+from paramserver.scheduler.offices import OfficeEvents, Offices
 from paramserver.scheduler.replicas import ReplicaGroups, replicated
+from paramserver.scheduler.round_events import RoundEvents
 from paramserver.scheduler.shape import Shape
-from paramserver.scheduler.topics import EVERYTHING, group_topic, round_topic
-from paramserver.scheduler.warm_start import WarmStarts
+from paramserver.scheduler.shape_events import ShapeEvents
+from paramserver.scheduler.topics import EVERYTHING, group_topic
+from paramserver.scheduler.warm_start import WarmStarts, Warmth
 from paramserver.scheduler.words import failed, where, words
 from paramserver.types import Adaptive, Span, WorkerId
 
 
-class SchedulerState(DataEvents):
+class SchedulerState(Measuring, DataEvents, OfficeEvents, RoundEvents, ShapeEvents):
     """Membership, groups, data sets, rounds and schedules of one job at a time.
 
     Args:
@@ -49,12 +56,13 @@ class SchedulerState(DataEvents):
         self.config = config
         self.members = Membership(config.workers, config.servers, config.lease_s, first_incarnation)
         self.journal = Journal(now)
-        self._leases = itertools.count(1)
+        self._leases = Numbers()
         self._map_version = 0
         self._rounds_begun = 1
         self._state = self.members.state
         self._wakes: set[str] = set()
-        self._losses: list[Loss] = []
+        self._losses: list[Loss] = []  # workers that left with leases which wait for ``recover``
+        self._taken = 0  # how many of them the shell knows of
         self._reset()
 
     def _reset(self) -> None:
@@ -67,15 +75,31 @@ class SchedulerState(DataEvents):
             self.members,
             self.journal,
             self._leases,
-            self._wakes.add,
-            self.figures.speed,
+            self._wake,
         )
         self.rounds = Rounds(self._rounds_begun)
         self.adaptation = Adaptation(self.journal, self.config.heartbeat_s)
         self.schedule: Schedule | None = None
-        self.warm = WarmStarts(self.members, self.data, self.journal, self._wakes.add)
+        self.warm = WarmStarts(self.members, self.data, self.journal, self._wake)
+        self.offices = Offices(self.members, self.config.limits)
         self._names: dict[WorkerId, str] = {}
         self._losses.clear()
+        self._taken = 0
+
+    def _wake(self, topic: str) -> None:
+        self._wakes.add(topic)
+
+    def resume(self, config: SchedulerConfig, now: float) -> None:
+        """This state was told from its events: its members could not be heard meanwhile."""
+        self.config, self.members.lease_s = config, config.lease_s
+        self.members.renew_all(now)
+        self._taken = 0
+        self._wakes.clear()
+
+    def stamp(self) -> str:
+        """Short, and different for almost any two states that should be the same."""
+        members = self.members
+        return f"{members.job}/{members.number}/{self._leases.last}/{self._map_version}"
 
     # -- instructions for the shell
 
@@ -87,12 +111,16 @@ class SchedulerState(DataEvents):
 
     def take_losses(self) -> list[Loss]:
         """Workers whose leases wait for ``recover``, once other replicas have told of them."""
-        held = [x for x in self._losses if self.replicas.untold(worker_id(x.member))]
-        losses, self._losses = [x for x in self._losses if x not in held], held
-        return losses
+        new = self._losses[self._taken :]
+        held = [x for x in new if self.replicas.untold(worker_id(x.member))]
+        ready = [x for x in new if x not in held]
+        self._losses[self._taken :] = [*ready, *held]
+        self._taken += len(ready)
+        return ready
 
     # -- coming and going
 
+    @event
     def register(
         self, role: Role, name: str, now: float, *, address: str, host: str, pid: int
     ) -> Registered:
@@ -125,6 +153,7 @@ class SchedulerState(DataEvents):
         self._after(now, EVERYTHING)
         return done
 
+    @event
     def finish(self, caller: Caller, now: float) -> None:
         """A member leaves of its own will. Idempotent."""
         if self.members.has_left(caller):
@@ -136,6 +165,7 @@ class SchedulerState(DataEvents):
             self._gone(left)
             self._after(now, EVERYTHING)
 
+    @event
     def fail(self, caller: Caller, reason: str, fatal: bool, exit_code: int, now: float) -> None:
         """A worker failed; fatal: so does the job, with this cause. Idempotent.
 
@@ -154,18 +184,34 @@ class SchedulerState(DataEvents):
         self._after(now, EVERYTHING)
 
     def tick(self, now: float) -> None:
-        """Loses members whose lease has lapsed."""
-        lost = self.members.expire(now)
+        """Looks at the time: leases lapse, bounds follow what was measured."""
+        silent, bounds = self.members.silent(now), self.adaptation.tick(now)
+        if silent or bounds or self.members.deserted(now):
+            self.lapse(silent, self.members.deserted(now), bounds, now)
+
+    @event
+    def lapse(
+        self, silent: Mapping[str, str], deserted: bool, bounds: Mapping[str, Change], now: float
+    ) -> None:
+        """Time has passed.
+
+        Args:
+            silent: members to be lost, and why.
+            deserted: nobody came back to the job.
+            bounds: of adaptive groups.
+        """
+        lost = [m for name in silent if (m := self.members.lose(name, silent[name], now))]
         for member in lost:
-            gone = self.members.find(member.name)
-            self.journal.say(f"{member.name} lost: {gone.reason if gone else 'silent'}", now)
+            self.journal.say(f"{member.name} lost: {silent[member.name]}", now)
         self._gone(*lost)
         for member in lost:
             self._lose_mates(member, now)
-        if self.adaptation.tick(now):
+        if deserted:
+            self.members.give_up()
+        for group, change in bounds.items():
+            self.adaptation.adopt(group, change, now)
             self.members.changed()
-        if lost or self.members.state is not self._state:
-            self._after(now, EVERYTHING)
+        self._after(now, *([EVERYTHING] if lost or deserted else []))
 
     def _lose(self, name: str, reason: str, now: float) -> None:
         left = self.members.lose(name, reason, now)
@@ -226,19 +272,7 @@ class SchedulerState(DataEvents):
             raise InvalidRequestError(f"{member.name} is a {member.role.value}: only workers may")
         return member
 
-    def heartbeat(
-        self, caller: Caller, clocks: Mapping[str, int], stats: Mapping[str, float], now: float
-    ) -> list[tuple[str, Span]]:
-        """Renews the lease and keeps what the member says of itself; what it is to give back."""
-        member = self.members.renew(caller, now)
-        self.figures.heartbeat(member.name, clocks, stats, self.config.limits.groups)
-        self.adaptation.heartbeat(member.name, stats, now)
-        return self.data.recalls(member, now)
-
-    def fastest(self) -> float:
-        """Samples per second of the fastest live workers; 0.0 while none has told."""
-        return self.figures.fastest(self._names.values())
-
+    @event
     def set_active(self, caller: Caller, active: bool, now: float) -> int:
         """Makes a worker active, or not; it leaves any wait. Returns the view number."""
         member = self.worker(caller)
@@ -251,6 +285,7 @@ class SchedulerState(DataEvents):
 
     # -- groups
 
+    @event
     def register_group(self, caller: Caller, spec: GroupSpec, now: float) -> Group:
         """Makes a group known, or joins it.
 
@@ -297,6 +332,7 @@ class SchedulerState(DataEvents):
         whom = words(self.members, [first] if first else [], now)
         return Storing(pending=f"group {name!r} waits for first values of {whom}")
 
+    @event
     def group_stored(self, caller: Caller, name: str, now: float) -> None:
         """First values are on all servers. Idempotent."""
         member = self.worker(caller)
@@ -308,60 +344,32 @@ class SchedulerState(DataEvents):
             self.journal.say(f"{member.name} stored first values of group {name}", now)
         self._after(now, group_topic(name))
 
+    @event
     def form_replicas(self, caller: Caller, name: str, offer: Offer, now: float) -> Formed | str:
         """As ``ReplicaGroups.form``."""
         found = self.replicas.form(self.worker(caller), name, offer, now)
         self._after(now, *([] if isinstance(found, str) else [group_topic(name)]))
         return found
 
+    @event
+    def warm_start(self, caller: Caller, group: str, over: bool, now: float) -> Warmth:
+        """As ``WarmStarts.ask``."""
+        return self.warm.ask(self.worker(caller), group, over, now)
+
     # -- data
 
+    @event
     def recover(self, loss: Loss, applied: Iterable[Span], now: float) -> None:
         """The leases of a worker that left: what was applied is done, the rest is free again."""
-        if loss.job == self.members.job:
+        if loss in self._losses:
+            self._taken -= self._losses.index(loss) < self._taken
+            self._losses.remove(loss)
             self.replicas.forget(worker_id(loss.member))
             self.data.recover(loss.member, applied, now)
 
-    # -- rounds
-
-    def join_round(
-        self, caller: Caller, name: str, sequence: int, now: float
-    ) -> Released | Waiting:
-        """Arrives in a round; idle until it is complete.
-
-        Raises:
-            InvalidRequestError: as ``Rounds.join``.
-        """
-        member = self.worker(caller)
-        self.data.withdraw(member.name)
-        if not (0 < len(name) <= self.config.limits.name_length and name.isprintable()):
-            raise InvalidRequestError(
-                f"round name of {len(name)} characters: must have 1 to "
-                f"{self.config.limits.name_length} printable ones"
-            )
-        self.shape.reduces |= name.startswith("all_reduce/")
-        found = self.rounds.join(name, worker_id(member), sequence, self._names)
-        if isinstance(found, Waiting):
-            self.members.move([member.name], State.IDLE, f"waits in barrier {name!r}")
-            self._after(now)
-        elif not found.again:
-            self._release(found)
-            self._after(now)
-        return found
-
-    def _release(self, released: Released) -> None:
-        names = [self._names[a.worker] for a in released.arrivals]
-        self.members.move(names, State.ACTIVE)
-        self._wakes.add(round_topic(released.name))
-
-    def round_reason(self, waiting: Waiting, now: float) -> str:
-        """Whom an open round waits for, in words."""
-        members = [m for w in waiting.missing if (m := self.members.find(self._names[w]))]
-        whom = words(self.members, members, now, waiting.count)
-        return f"barrier {waiting.name!r} waits for {whom}"
-
     # -- schedules and scalars
 
+    @event
     def save_schedule(self, caller: Caller, schedule: Schedule) -> None:
         """Keeps the newest by (epoch, clock)."""
         self.worker(caller)
@@ -377,12 +385,6 @@ class SchedulerState(DataEvents):
     def job_epoch(self) -> int:
         """The epoch a joiner starts in: that of the first data set, or of the newest schedule."""
         return max(self.data.epoch(), self.schedule.epoch if self.schedule else 0)
-
-    def log(self, caller: Caller, scalars: Mapping[str, float]) -> None:
-        """Keeps the newest value of each scalar."""
-        self.worker(caller)
-        self.figures.log(scalars)
-        self.adaptation.log(scalars)
 
     def start_reason(self) -> str:
         """Whom the start waits for, in words; empty: the job has started."""

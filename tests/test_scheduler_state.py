@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -12,13 +15,28 @@ from paramserver.config import SchedulerConfig
 from paramserver.core.dataset import DatasetSpec, Leased
 from paramserver.core.members import Caller, Role, State
 from paramserver.core.placement import GroupSpec
+from paramserver.core.replicas import Offer
 from paramserver.core.slices import TensorSpec
 from paramserver.errors import ParameterServerError
-from paramserver.scheduler.facts import Loss
+from paramserver.scheduler.events import is_event
+from paramserver.scheduler.facts import Loss, Schedule
+from paramserver.scheduler.plain import from_text, to_text
 from paramserver.scheduler.state import SchedulerState
-from paramserver.types import ASSIGNMENTS, Span, Sync
+from paramserver.types import ASSIGNMENTS, Adaptive, AllReduce, Span, Sync
+from tests.canonical import same
 
+CONFIG = SchedulerConfig(workers=2)
 GROUP = GroupSpec("m", (TensorSpec("w", (4,), "float32", "add"),), "", (), Sync())
+
+
+ADAPTIVE = GroupSpec("a", GROUP.tensors, "", (), Adaptive(4))
+REDUCED = GroupSpec("r", GROUP.tensors, "", (), AllReduce())
+DATASETS = {
+    **{name: DatasetSpec(name, 24, 4, 4, 0, True, name) for name in ASSIGNMENTS},
+    "backups": DatasetSpec("backups", 24, 4, 8, backups=True),
+    "balanced": DatasetSpec("balanced", 24, 4, 4, balance="speed"),
+    "stolen": DatasetSpec("stolen", 48, 2, 24),
+}
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -27,7 +45,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.state = SchedulerState(SchedulerConfig(workers=2), 0.0)
+        self.state = SchedulerState(CONFIG, 0.0)
+        self.state.recorder = self.record
+        self.told: list[tuple[str, str]] = []
         self.seen: list[Caller] = []
         self.held: list[tuple[Caller, Leased]] = []
         self.losses: list[Loss] = []
@@ -35,6 +55,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.number = 0
 
     callers = st.integers(0, 30)
+
+    def record(self, name: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
+        assert is_event(self.state, name)
+        self.told.append((name, to_text([arguments, dict(named)])))
+
+    @rule()
+    def write_down_and_read(self) -> None:
+        read = from_text(to_text(self.state), CONFIG)
+        same(read, self.state)
+        read.recorder = self.record
+        self.state = read
+
+    def teardown(self) -> None:
+        """The same events lead to the same state."""
+        told = SchedulerState(CONFIG, 0.0)
+        for name, text in self.told:
+            arguments, named = from_text(text, CONFIG)
+            with suppress(ParameterServerError):
+                getattr(told, name)(*arguments, **named)
+        same(told, self.state)
 
     def caller(self, index: int) -> Caller:
         # The newest half of the time: the older ones are fenced.
@@ -53,13 +93,47 @@ class SchedulerMachine(RuleBasedStateMachine):
     def come_others(self, role: Role) -> None:
         self.register(role, "")
 
-    @rule(seconds=st.floats(0.0, 6.0), silent=callers)
-    def pass_time(self, seconds: float, silent: int) -> None:
+    @rule(
+        seconds=st.floats(0.0, 6.0),
+        silent=callers,
+        speed=st.sampled_from([0.0, 0.5, 2.0]),
+        waited=st.floats(0.0, 9.0),
+    )
+    def pass_time(self, seconds: float, silent: int, speed: float, waited: float) -> None:
         self.now += seconds
         for number, who in enumerate(self.seen):
             if number % 31 != silent:
-                self.refusable(lambda who=who: self.state.heartbeat(who, {}, {}, self.now))
+                stats = {"speed": speed * number, "steps": self.now, "waited_s": waited}
+                self.refusable(lambda who=who, s=stats: self.state.heartbeat(who, {}, s, self.now))
         self.state.tick(self.now)
+
+    @rule(who=callers, loss=st.floats(0.0, 9.0))
+    def log(self, who: int, loss: float) -> None:
+        if self.seen:
+            self.refusable(lambda: self.state.log(self.caller(who), {"loss": loss}))
+
+    @rule(who=callers, number=st.integers(0, 3), text=st.sampled_from(["a", "b"]))
+    def coordinate(self, who: int, number: int, text: str) -> None:
+        if self.seen:
+            caller = self.caller(who)
+            self.refusable(lambda: self.state.coordinate(caller, "c", self.now))
+            self.refusable(lambda: self.state.announce(caller, "c", number, text, self.now))
+
+    @rule(who=callers, clock=st.integers(0, 3))
+    def form(self, who: int, clock: int) -> None:
+        def event() -> None:
+            self.state.register_group(self.caller(who), REDUCED, self.now)
+            offer = Offer(next(self.sequence), clock, "h:2", clock > 0)
+            self.state.form_replicas(self.caller(who), "r", offer, self.now)
+
+        if self.seen:
+            self.refusable(event)
+
+    @rule(who=callers, epoch=st.integers(0, 3))
+    def schedule(self, who: int, epoch: int) -> None:
+        if self.seen:
+            kept = Schedule(epoch, 1, "{}")
+            self.refusable(lambda: self.state.save_schedule(self.caller(who), kept))
 
     def refusable(self, event: object) -> None:
         before = self.state.members.number
@@ -78,17 +152,23 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(who=callers)
     def group(self, who: int) -> None:
         if self.seen:
-            self.refusable(lambda: self.state.register_group(self.caller(who), GROUP, self.now))
+            for spec in (GROUP, ADAPTIVE):
+                self.refusable(
+                    lambda spec=spec: self.state.register_group(self.caller(who), spec, self.now)
+                )
             self.refusable(lambda: self.state.await_group(self.caller(who), "m", self.now))
 
-    @rule(who=callers, name=st.sampled_from(ASSIGNMENTS))
+    @rule(who=callers, name=st.sampled_from(sorted(DATASETS)))
     def open(self, who: int, name: str) -> None:
         if self.seen:
-            spec = DatasetSpec(name, 24, 4, 4, 0, True, name)
+            spec = DATASETS[name]
             self.refusable(lambda: self.state.open_dataset(self.caller(who), spec, self.now))
 
     @rule(
-        who=callers, name=st.sampled_from(ASSIGNMENTS), waits=st.booleans(), epoch=st.integers(0, 1)
+        who=callers,
+        name=st.sampled_from(sorted(DATASETS)),
+        waits=st.booleans(),
+        epoch=st.integers(0, 1),
     )
     def ask(self, who: int, name: str, waits: bool, epoch: int) -> None:
         def event() -> None:
@@ -103,7 +183,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.seen:
             self.refusable(event)
 
-    @rule(which=callers, back=st.booleans(), name=st.sampled_from(ASSIGNMENTS))
+    @rule(which=callers, back=st.booleans(), name=st.sampled_from(sorted(DATASETS)))
     def report(self, which: int, back: bool, name: str) -> None:
         if not self.held:
             return
@@ -122,8 +202,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(who=callers, over=st.booleans())
     def warm_start(self, who: int, over: bool) -> None:
         def event() -> None:
-            member = self.state.worker(self.caller(who))
-            found = self.state.warm.ask(member, "m", over, self.now)
+            found = self.state.warm_start(self.caller(who), "m", over, self.now)
             assert bool(found.pending) + found.over + found.chief == 1
             assert found.over or not over
 

@@ -69,6 +69,8 @@ class SchedulerConfig:
         heartbeat_s: seconds between heartbeats.
         once: end when the job ends.
         trust: what it proves to others, and demands of them.
+        state_dir: folder that outlives this process; a scheduler on it goes on where the one
+            before it was. None: a scheduler that ends takes its job with it.
     """
 
     bind: str = "127.0.0.1:0"
@@ -80,6 +82,7 @@ class SchedulerConfig:
     heartbeat_s: float = 1.0
     once: bool = False
     trust: Trust = OPEN
+    state_dir: str | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

@@ -60,6 +60,13 @@ PARENT = "PARAMSERVER_PARENT"
 @options.parties_option
 @options.assign_option
 @options.lease_option
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder for its state: a scheduler that is started on it again, at the same address, "
+    "takes the job up where it was.",
+)
 @options.once_option
 @role_trust_options
 @options.log_option
@@ -70,6 +77,7 @@ def scheduler(
     parties: int,
     assign: str,
     lease: float,
+    state_dir: Path | None,
     once: bool,
     trust: Trust,
     log_level: str,
@@ -90,6 +98,7 @@ def scheduler(
         heartbeat_s=options.heartbeat(lease),
         once=once,
         trust=trust,
+        state_dir=str(state_dir) if state_dir is not None else None,
     )
     from paramserver.scheduler.main import serve
 

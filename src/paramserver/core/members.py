@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from paramserver.errors import FencedError, InvalidRequestError
 from paramserver.types import WorkerId
 
 
@@ -121,6 +122,24 @@ def free_rank(name: str, prefix: str, taken: Iterable[int], expected: int) -> in
     return next(rank for rank in itertools.count() if rank not in used)
 
 
-def how_many(count: int, of: int, what: str) -> str:
-    """How many of a role are missing, in words."""
+def few(count: int, of: int, what: str) -> str:
+    """``1 of 2 servers``; ``1 server`` where there is but one."""
     return f"{count} of {of} {what}s" if of > 1 else f"1 {what}"
+
+
+def refuse_incarnation(member: Member, caller: Caller) -> None:
+    """Says why another incarnation of a member may not speak for it.
+
+    Raises:
+        FencedError: an older one.
+        InvalidRequestError: one that was never given.
+    """
+    if caller.incarnation > member.incarnation:
+        raise InvalidRequestError(
+            f"incarnation {caller.incarnation} of {member.name} was never given; register first"
+        )
+    raise FencedError(
+        f"incarnation {caller.incarnation} of {member.name} is fenced: "
+        f"incarnation {member.incarnation} has registered (host {member.host or 'unknown'}, "
+        f"pid {member.pid})"
+    )

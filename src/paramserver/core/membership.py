@@ -22,8 +22,9 @@ from paramserver.core.members import (
     Role,
     State,
     View,
+    few,
     free_rank,
-    how_many,
+    refuse_incarnation,
     view_order,
 )
 from paramserver.errors import FencedError, InvalidRequestError, JobFailedError, ResourceError
@@ -105,9 +106,9 @@ class Membership:
         """Whom the start of the job waits for, in words; empty: for nobody."""
         absent = []
         if self._live_servers < self.servers:
-            absent.append(how_many(self.servers - self._live_servers, self.servers, "server"))
+            absent.append(few(self.servers - self._live_servers, self.servers, "server"))
         if self._live_workers < self.workers and self.state is JobState.WAITING:
-            absent.append(how_many(self.workers - self._live_workers, self.workers, "worker"))
+            absent.append(few(self.workers - self._live_workers, self.workers, "worker"))
         return f"waiting for {' and '.join(absent)}" if absent else ""
 
     def renew(self, caller: Caller, now: float) -> Member:
@@ -137,23 +138,12 @@ class Membership:
         if member is None:
             raise InvalidRequestError(f"{caller.name!r} is not registered; register first")
         if member.incarnation != caller.incarnation:
-            self._refuse_incarnation(member, caller)
+            refuse_incarnation(member, caller)
         if member.state is State.LOST and not lost:
             raise FencedError(f"{member.name} was lost: {member.reason}; register again")
         if member.state is State.FINISHED and not finished:
             raise InvalidRequestError(f"{member.name} has finished; register again to go on")
         return member
-
-    def _refuse_incarnation(self, member: Member, caller: Caller) -> None:
-        if caller.incarnation > member.incarnation:
-            raise InvalidRequestError(
-                f"incarnation {caller.incarnation} of {member.name} was never given; register first"
-            )
-        raise FencedError(
-            f"incarnation {caller.incarnation} of {member.name} is fenced: "
-            f"incarnation {member.incarnation} has registered (host {member.host or 'unknown'}, "
-            f"pid {member.pid})"
-        )
 
     def has_left(self, caller: Caller) -> bool:
         """Whether this was a member that nobody needs to know of any more."""
@@ -328,25 +318,33 @@ class Membership:
             self.changed()
         return first
 
-    def expire(self, now: float) -> list[Member]:
-        """Loses every member whose lease has lapsed; a job that nobody came back to fails."""
-        silent = [
-            m for m in self._members.values() if m.live and now - self._heard[m.name] > self.lease_s
-        ]
-        for member in silent:
-            quiet = now - self._heard[member.name]
-            self.lose(member.name, f"not heard for {quiet:.1f} s", now)
-        grace = max(DESERTED_S, DESERTED_LEASES * self.lease_s)
-        if self._deserted is not None and now - self._deserted > grace:
-            self._deserted = None
-            if self.state is JobState.RUNNING:
-                self.fail(f"no worker is left, and none came back within {grace:.0f} s")
-        return silent
+    def silent(self, now: float) -> dict[str, str]:
+        """Why members are to be lost, by name: those whose lease has lapsed."""
+        quiet = {m.name: now - self._heard[m.name] for m in self._members.values() if m.live}
+        return {n: f"not heard for {s:.1f} s" for n, s in quiet.items() if s > self.lease_s}
+
+    def deserted(self, now: float) -> bool:
+        """Whether a job that runs has been without any worker for too long."""
+        running = self.state is JobState.RUNNING and self._deserted is not None
+        return running and now - (self._deserted or 0.0) > self._grace_s
+
+    @property
+    def _grace_s(self) -> float:
+        return max(DESERTED_S, DESERTED_LEASES * self.lease_s)
+
+    def give_up(self) -> None:
+        """A job that nobody came back to fails."""
+        self._deserted = None
+        self.fail(f"no worker is left, and none came back within {self._grace_s:.0f} s")
 
     def forgive(self, seconds: float) -> None:
         """Leases stood still for so long: this process itself had stopped."""
         for name in self._heard:
             self._heard[name] += seconds
+
+    def renew_all(self, now: float) -> None:
+        """Every lease begins anew: nobody could be heard."""
+        self._heard = dict.fromkeys(self._heard, now)
 
     def _worker(self, name: str) -> Member:
         member = self._members.get(name)

@@ -1,0 +1,46 @@
+"""A scheduler's state as plain values that compare: all of it but what is only measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from types import MethodType
+from typing import Any
+
+from paramserver.config import SchedulerConfig
+from paramserver.scheduler.plain import attributes
+from paramserver.scheduler.state import SchedulerState
+
+MEASURED = {
+    "Membership": {"_heard", "_view"},
+    "Adaptation": {"_heard", "_measured", "_ends"},
+    "SchedulerState": {"figures", "_taken", "_wakes", "recorder"},
+}
+
+
+def canonical(value: Any) -> Any:
+    """The value, objects as lists of their class and attributes, sets sorted."""
+    if isinstance(value, MethodType):
+        return value.__name__
+    if isinstance(value, SchedulerConfig):
+        return None
+    if isinstance(value, Enum) or value is None or isinstance(value, str | int | float | range):
+        return value
+    if isinstance(value, Mapping):
+        return [[canonical(k), canonical(v)] for k, v in value.items()]
+    if isinstance(value, set | frozenset):
+        return sorted((canonical(v) for v in value), key=repr)
+    if isinstance(value, Sequence):
+        return [canonical(v) for v in value]
+    kind = type(value).__name__
+    inside = attributes(value)
+    left_out = MEASURED.get(kind, set())
+    return [kind, *([n, canonical(v)] for n, v in sorted(inside.items()) if n not in left_out)]
+
+
+def same(one: SchedulerState, other: SchedulerState) -> None:
+    """Raises AssertionError, naming the part, when two states differ."""
+    left, right = attributes(one), attributes(other)
+    assert left.keys() == right.keys()
+    for name in left.keys() - MEASURED["SchedulerState"]:
+        assert canonical(left[name]) == canonical(right[name]), name
