@@ -92,11 +92,13 @@ class ServerRole:
         request = scheduler_pb2.HeartbeatRequest(member=self._identity)
         try:
             reply = await self._scheduler.call("Heartbeat", request, timeout=self._heartbeat_s * 2)
+            self.service.views.away = False
             if reply.leave:
                 log.info("%s holds no slices any more and may leave", self._identity.name)
                 self._leaves = True
                 self.ended.set()
         except ConnectionLostError as error:
+            self.service.views.away = True
             log.debug("the scheduler is away: %s", error)
         except AuthenticationError as error:
             log.error("the scheduler does not know this server any more: %s", error)

@@ -1,4 +1,4 @@
-"""A scheduler's state as plain values that compare: all of it but what is only measured."""
+"""A scheduler's state as plain values that compare: all but what is only measured or said."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from paramserver.scheduler.state import SchedulerState
 MEASURED = {
     "Membership": {"_heard", "_view"},
     "Adaptation": {"_heard", "_measured", "_ends"},
-    "SchedulerState": {"figures", "_taken", "_wakes", "recorder"},
+    "SchedulerState": {"figures", "_taken", "_wakes", "journal"},
 }
 
 
@@ -34,7 +34,7 @@ def canonical(value: Any) -> Any:
         return [canonical(v) for v in value]
     kind = type(value).__name__
     inside = attributes(value)
-    left_out = MEASURED.get(kind, set())
+    left_out = MEASURED.get(kind, set()) | {"_journal"}
     return [kind, *([n, canonical(v)] for n, v in sorted(inside.items()) if n not in left_out)]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from paramserver.config import SchedulerConfig
 from paramserver.core.dataset import DatasetSpec, Leased
@@ -85,6 +85,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         member = done.member
         self.seen.append(Caller(member.name, member.incarnation, self.state.members.job))
 
+    @initialize(work=st.booleans())
+    def begin(self, work: bool) -> None:
+        """Half of the time a job is under way: few sequences come that far."""
+        if not work:
+            return
+        self.register(Role.SERVER, "")
+        for _ in range(2):
+            self.register(Role.WORKER, "")
+        for who in range(2):
+            self.group(who)
+            for name in DATASETS:
+                self.open(who, name)
+
     @rule(name=st.sampled_from(["", "", "worker-0", "worker-1"]))
     def come(self, name: str) -> None:
         self.register(Role.WORKER, name)
@@ -94,7 +107,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.register(role, "")
 
     @rule(
-        seconds=st.floats(0.0, 6.0),
+        seconds=st.floats(0.0, 6.0) | st.just(12.0),
         silent=callers,
         speed=st.sampled_from([0.0, 0.5, 2.0]),
         waited=st.floats(0.0, 9.0),
@@ -158,6 +171,11 @@ class SchedulerMachine(RuleBasedStateMachine):
                 )
             self.refusable(lambda: self.state.await_group(self.caller(who), "m", self.now))
 
+    @rule(who=callers)
+    def stored(self, who: int) -> None:
+        if self.seen:
+            self.refusable(lambda: self.state.group_stored(self.caller(who), "m", self.now))
+
     @rule(who=callers, name=st.sampled_from(sorted(DATASETS)))
     def open(self, who: int, name: str) -> None:
         if self.seen:
@@ -182,6 +200,11 @@ class SchedulerMachine(RuleBasedStateMachine):
 
         if self.seen:
             self.refusable(event)
+
+    @rule(who=callers, epoch=st.integers(0, 1))
+    def ask_for_all(self, who: int, epoch: int) -> None:
+        for name in DATASETS:
+            self.ask(who, name, True, epoch)
 
     @rule(which=callers, back=st.booleans(), name=st.sampled_from(sorted(DATASETS)))
     def report(self, which: int, back: bool, name: str) -> None:
@@ -248,6 +271,6 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 SchedulerMachine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None
+    max_examples=80, stateful_step_count=50, deadline=None
 )
 TestScheduler = SchedulerMachine.TestCase

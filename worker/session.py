@@ -29,6 +29,8 @@ from paramserver.worker.batches import Batches, Ticket
 from paramserver.worker.figures import Figures
 from paramserver.worker.identity import check_version, farewell, forked_error, write_identity
 from paramserver.worker.lookahead import Lookahead
+from paramserver.worker.newest_view import NewestView
+from paramserver.worker.patience import PatientChannel
 from paramserver.worker.run_file import RunFile
 from paramserver.worker.speed import Speed
 from paramserver.worker.substitutes import Substitutes
@@ -44,7 +46,7 @@ class Session:
 
     Attributes:
         config: what the client was told.
-        scheduler: the channel to the scheduler.
+        scheduler: the channel to the scheduler; it outlasts one that is started again.
         name, rank, incarnation, job: who this is; rank -1 for a reader. workers: expected.
         party, parties, replica: its features, and the replica whose samples it works on.
         launched: a launcher started this process.
@@ -65,7 +67,7 @@ class Session:
         identity_file: Path | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.config, self.scheduler = config, scheduler
+        self.config = config
         self.name = config.name or ""
         self.rank, self.parties = -1, 1
         self.incarnation = self.job = self.workers = self.party = self.replica = 0
@@ -77,8 +79,7 @@ class Session:
         self._now = now
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._newest = 0
-        self._view = scheduler_pb2.View()
+        self._newest = NewestView(self._fetch_view)
         self._end: ParameterServerError | None = None
         self._left = False
         self._away = False
@@ -91,6 +92,9 @@ class Session:
         self._figures = Figures()
         self._fastest = 0.0
         self._stop = threading.Event()
+        self.scheduler = PatientChannel(
+            scheduler, config.wait_timeout, self._check_over, self._stop.wait, now
+        )
         self.run_file = RunFile()
         self.speed = Speed(now, self._stop.wait, config.emulation)
         self._thread: threading.Thread | None = None
@@ -144,7 +148,7 @@ class Session:
             request = scheduler_pb2.AwaitStartRequest(member=self.identity(), wait_s=wait)
             reply = self.scheduler.call("AwaitStart", request, timeout=wait + timeout)
             if not reply.pending:
-                self._learn(reply.view)
+                self._newest.learn(reply.view)
                 return
             if arrivals not in (-1, reply.arrivals):
                 deadline = self._now() + timeout
@@ -158,33 +162,26 @@ class Session:
 
     def identity(self) -> common_pb2.Identity:
         """Who speaks, with the newest view seen."""
+        name, rank, view = self.name, self.rank, self._newest.number
         return common_pb2.Identity(
-            name=self.name,
-            incarnation=self.incarnation,
-            rank=self.rank,
-            view=self._newest,
-            job=self.job,
+            name=name, incarnation=self.incarnation, rank=rank, view=view, job=self.job
         )
 
     def saw_view(self, number: int) -> None:
         """A reply named this view; later requests carry it."""
-        with self._lock:
-            self._newest = max(self._newest, number)
+        self._newest.saw(number)
 
     def view(self) -> scheduler_pb2.View:
         """The newest view, fetched if another reply named a newer one; else the last one known."""
-        if self._view.number < self._newest:
-            try:
-                self._learn(self.scheduler.call("GetView", scheduler_pb2.GetViewRequest()))
-            except ConnectionLostError:
-                logger.debug("scheduler away: going by view %d", self._view.number)
-        return self._view
+        return self._newest.get()
 
-    def _learn(self, view: scheduler_pb2.View) -> None:
-        with self._lock:
-            if view.number >= self._view.number:
-                self._view = view
-            self._newest = max(self._newest, view.number)
+    def _fetch_view(self) -> scheduler_pb2.View | None:
+        if self._away:
+            return None
+        view: scheduler_pb2.View = self.scheduler.call(
+            "GetView", scheduler_pb2.GetViewRequest(), timeout=self._lease_s / 3
+        )
+        return view
 
     @property
     def forked(self) -> bool:
@@ -202,10 +199,13 @@ class Session:
         """
         if self.forked:
             raise forked_error(self.name, self._pid)
-        if self._end is not None:
-            raise type(self._end)(str(self._end))
+        self._check_over()
         if self._left:
             raise UsageError(f"client {self.name!r} has finished; call paramserver.connect again")
+
+    def _check_over(self) -> None:
+        if self._end is not None:
+            raise type(self._end)(str(self._end))
 
     def refuse_reader(self, what: str) -> None:
         """Raises UsageError in a reader."""
@@ -236,8 +236,7 @@ class Session:
         def ask(wait_s: float) -> Any:
             self.check()
             self.substitutes.check()
-            timeout = wait_s + self.config.timeout
-            return self.scheduler.call(method, make_request(wait_s), timeout=timeout)
+            return self.scheduler.call(method, make_request(wait_s))
 
         waits = self.speed.waiting(), self.run_file.waiting(what)
         with waits[0], waits[1], self.substitutes.standing_in(substitute):

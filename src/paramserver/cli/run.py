@@ -161,7 +161,7 @@ class Supervisor:
         self._folder = folder
         self._rule = RestartRule(plan.max_restarts)
         self._progress = Progress()
-        self._events: SimpleQueue[Child | State | int] = SimpleQueue()
+        self._events: SimpleQueue[Child | State | str | int] = SimpleQueue()
         self.children: dict[str, Child] = {}
         self.why = ""
         self._cut = False
@@ -195,9 +195,10 @@ class Supervisor:
 
     # -- starting
 
-    def _start(self) -> None:
+    def _start_scheduler(self) -> Child:
+        """Again and again, if need be: its state and its address outlast its process."""
         plan = self._plan
-        scheduler = self._start_role(
+        return self._start_role(
             "scheduler",
             "scheduler",
             bind="127.0.0.1:0",
@@ -206,8 +207,12 @@ class Supervisor:
             parties=plan.parties,
             assign=plan.assign,
             lease=plan.lease_s,
+            state_dir=self._folder / "scheduler",
         )
-        self._address = scheduler.wait_ready()
+
+    def _start(self) -> None:
+        plan = self._plan
+        self._address = self._start_scheduler().wait_ready()
         self._start_servers(plan.servers)
         for i in range(plan.workers):
             self._start_worker(f"worker-{i}")
@@ -269,6 +274,8 @@ class Supervisor:
                     self._on_exit(event)
                 elif isinstance(event, dict):
                     self._on_state(event)
+                elif isinstance(event, str):
+                    self._todo.discard(event)
             if any(not failure.consequence for failure in self._failures):
                 return
 
@@ -280,12 +287,14 @@ class Supervisor:
         if child.role == "ps" and code == DONE:  # only one that is not needed ends well by itself
             self._output.say(f"{child.name} has no slices any more and left")
             del self.children[child.name]
+        elif child.role == "scheduler" and self._rule.restarts(child.name, code):
+            count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
+            self._output.say(f"the scheduler was killed, {describe_exit(code)}: {count}")
+            self._start_scheduler()
         elif child.role != "worker":
             self._fail(child)
         elif code == DONE:
-            self._todo.discard(child.name)
-            identity = self._identity(child.name)
-            report_exit(self._address, identity, child.name, code, self._plan.trust)
+            threading.Thread(target=self._report, args=(child.name,), daemon=True).start()
         elif (why := restart_reason(child)) and self._done():
             self._todo.discard(child.name)
             self._output.say(f"{child.name} {why}; the job is done without it")
@@ -295,6 +304,11 @@ class Supervisor:
             self._start_worker(child.name)
         else:
             self._fail(child)
+
+    def _report(self, name: str) -> None:
+        """Tells the scheduler of a worker that is done, however long it takes to come back."""
+        report_exit(self._address, self._identity(name), name, DONE, self._plan.trust)
+        self._events.put(name)
 
     def _done(self) -> bool:
         """Whether the others have finished the job: one that came now would begin the next."""
