@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import uuid
 from collections.abc import Callable
 
 from paramserver.config import ServerConfig
@@ -59,6 +60,7 @@ class ServerRole:
             address=address,
             host=socket.gethostname(),
             pid=os.getpid(),
+            attempt=uuid.uuid4().hex,
         )
         reply = await self._until_there("Register", request)
         self._identity = reply.identity

@@ -20,6 +20,7 @@ from paramserver.core.members import Member, Role, State, worker_id
 from paramserver.core.membership import Membership
 from paramserver.core.parties import ReplicaQueue
 from paramserver.core.placement import check_name
+from paramserver.core.quarantine import HOLDERS
 from paramserver.core.shards import ShardQueue
 from paramserver.errors import InvalidRequestError, NotFoundError, ResourceError
 from paramserver.scheduler.journal import Journal
@@ -147,7 +148,7 @@ class Datasets:
             raise
         if isinstance(found, Leased):
             self._note_joining(member, name, found)
-            self._waiting[name].discard(member.name)
+            self.withdraw(member.name)  # for whichever data set it waited
             if member.state is not State.ACTIVE:
                 self._members.move([member.name], State.ACTIVE)
             if self._config.parties > 1:  # the other parties of its replica get the same shard
@@ -247,6 +248,7 @@ class Datasets:
         return asked
 
     def _begin_wait(self, member: Member, name: str, epoch: int) -> None:
+        self.withdraw(member.name)
         self._waiting[name].add(member.name)
         reason = f"waits for epoch {epoch} of data set {name!r}"
         self._members.move([member.name], State.IDLE, reason)
@@ -282,14 +284,17 @@ class Datasets:
         self._progress(name, said.drained, said.returned, now)
         return said.lost
 
-    def recover(self, member: Member, applied: Iterable[Span], now: float) -> None:
-        """The leases of a worker that left: what was applied is done, the rest is free again."""
+    def recover(self, member: Member, applied: Iterable[Span], failed: bool, now: float) -> None:
+        """As ``ShardQueue.recover``, for all data sets."""
         spans = list(applied)
         who = worker_id(member)
         for name, queue in self._queues.items():
             if queue.outstanding(who):
-                back = queue.recover(who, spans)
+                before = queue.aside.total
+                back = queue.recover(who, spans, failed)
                 self._journal.say(f"{back} samples of {member.name} returned to {name}", now)
+                if queue.aside.total > before:
+                    self._journal.say(f"epoch {queue.epoch} of {name}: {_aside(queue)}", now)
                 self._progress(name, queue.drained, back > 0, now)
 
     def _progress(self, name: str, drained: bool, returned: bool, now: float) -> None:
@@ -300,6 +305,14 @@ class Datasets:
             self._members.move(names, State.ACTIVE)
         if drained or returned:
             self._wake(data_topic(name))
+
+    def incomplete(self) -> str:
+        """What was set aside, in words; empty: nothing."""
+        short = [(queue.spec.name, queue.aside.total) for queue in self if queue.aside.total]
+        return ", ".join(
+            f"{count} samples of data set {name!r} were set aside, as workers were lost over them"
+            for name, count in short
+        )
 
     # -- members
 
@@ -337,3 +350,8 @@ class Datasets:
         for names in self._waiting.values():
             found = [self._members.find(name) for name in names]
             assert all(m is not None and m.state is State.IDLE for m in found)
+
+
+def _aside(queue: Queue) -> str:
+    where = " and ".join(f"[{start}, {stop})" for start, stop in queue.aside.newest)
+    return f"positions {where} set aside: {HOLDERS} workers were lost over them; INCOMPLETE"

@@ -185,6 +185,7 @@ class SchedulerService(CoordinationMethods, DataMethods):
             address=request.address,
             host=request.host,
             pid=request.pid,
+            attempt=request.attempt[: self._config.limits.name_length],
         )
         self._after()
         members = self.state.members

@@ -122,7 +122,15 @@ class SchedulerState(Measuring, DataEvents, OfficeEvents, RoundEvents, ShapeEven
 
     @event
     def register(
-        self, role: Role, name: str, now: float, *, address: str, host: str, pid: int
+        self,
+        role: Role,
+        name: str,
+        now: float,
+        *,
+        address: str,
+        host: str,
+        pid: int,
+        attempt: str = "",
     ) -> Registered:
         """A process joins.
 
@@ -134,7 +142,9 @@ class SchedulerState(Measuring, DataEvents, OfficeEvents, RoundEvents, ShapeEven
             check_name(name, "member", self.config.limits)
         if self.config.once and self.members.ended() and role is Role.WORKER:
             raise InvalidRequestError("the job has ended; this scheduler serves one job (once)")
-        done = self.members.register(role, name, now, address=address, host=host, pid=pid)
+        done = self.members.register(
+            role, name, now, address=address, host=host, pid=pid, attempt=attempt
+        )
         if done.new_job:
             self._rounds_begun = self.rounds.next_number
             self._reset()
@@ -244,10 +254,14 @@ class SchedulerState(Measuring, DataEvents, OfficeEvents, RoundEvents, ShapeEven
         for released in self.rounds.leave([worker_id(m) for m in workers]):
             self._release(released)
         self._losses += [
-            Loss(m, self.members.number, self.members.job)
+            Loss(m, self.members.number, self.members.job, self._was_lost(m, heir))
             for m in workers
             if self.data.outstanding(m)
         ]
+
+    def _was_lost(self, member: Member, heir: Member | None) -> bool:
+        now = self.members.find(member.name)
+        return heir is not None or (now is not None and now.state is State.LOST)
 
     def _after(self, now: float, *topics: str) -> None:
         self._wakes.update(topics)
@@ -255,6 +269,8 @@ class SchedulerState(Measuring, DataEvents, OfficeEvents, RoundEvents, ShapeEven
             self._state = self.members.state
             if self._state is JobState.RUNNING:
                 self.shape.started(reduces=self.config.parties > 1)
+            if self._state is JobState.DONE and (short := self.data.incomplete()):
+                self.members.message = f"INCOMPLETE: {short}"
             cause = f": {self.members.message}" if self.members.message else ""
             self.journal.say(f"job {self.members.job} is {self._state.value}{cause}", now)
             self._wakes.add(EVERYTHING)
@@ -365,26 +381,7 @@ class SchedulerState(Measuring, DataEvents, OfficeEvents, RoundEvents, ShapeEven
             self._taken -= self._losses.index(loss) < self._taken
             self._losses.remove(loss)
             self.replicas.forget(worker_id(loss.member))
-            self.data.recover(loss.member, applied, now)
-
-    # -- schedules and scalars
-
-    @event
-    def save_schedule(self, caller: Caller, schedule: Schedule) -> None:
-        """Keeps the newest by (epoch, clock)."""
-        self.worker(caller)
-        limit = self.config.limits.outbox_bytes
-        if len(schedule.state) > limit:
-            raise ResourceError(
-                f"schedule state of {len(schedule.state)} characters: at most {limit}"
-            )
-        old = self.schedule or schedule
-        if (old.epoch, old.clock) <= (schedule.epoch, schedule.clock):
-            self.schedule = schedule
-
-    def job_epoch(self) -> int:
-        """The epoch a joiner starts in: that of the first data set, or of the newest schedule."""
-        return max(self.data.epoch(), self.schedule.epoch if self.schedule else 0)
+            self.data.recover(loss.member, applied, loss.failed, now)
 
     def start_reason(self) -> str:
         """Whom the start waits for, in words; empty: the job has started."""

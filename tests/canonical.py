@@ -14,6 +14,7 @@ from paramserver.scheduler.state import SchedulerState
 MEASURED = {
     "Membership": {"_heard", "_view"},
     "Adaptation": {"_heard", "_measured", "_ends"},
+    "Controller": {"_before"},
     "SchedulerState": {"figures", "_taken", "_wakes", "journal"},
 }
 

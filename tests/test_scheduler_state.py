@@ -23,7 +23,7 @@ from paramserver.scheduler.facts import Loss, Schedule
 from paramserver.scheduler.plain import from_text, to_text
 from paramserver.scheduler.state import SchedulerState
 from paramserver.types import ASSIGNMENTS, Adaptive, AllReduce, Span, Sync
-from tests.canonical import same
+from tests.canonical import canonical, same
 
 CONFIG = SchedulerConfig(workers=2)
 GROUP = GroupSpec("m", (TensorSpec("w", (4,), "float32", "add"),), "", (), Sync())
@@ -48,6 +48,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.state = SchedulerState(CONFIG, 0.0)
         self.state.recorder = self.record
         self.told: list[tuple[str, str]] = []
+        self.counted, self.known = 0, canonical(self.state)
         self.seen: list[Caller] = []
         self.held: list[tuple[Caller, Leased]] = []
         self.losses: list[Loss] = []
@@ -59,6 +60,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     def record(self, name: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
         assert is_event(self.state, name)
         self.told.append((name, to_text([arguments, dict(named)])))
+
+    @invariant()
+    def only_events_change_the_state(self) -> None:
+        now = canonical(self.state)
+        assert len(self.told) > self.counted or now == self.known
+        self.counted, self.known = len(self.told), now
 
     @rule()
     def write_down_and_read(self) -> None:
@@ -271,6 +278,6 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 SchedulerMachine.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=50, deadline=None
+    max_examples=30, stateful_step_count=40, deadline=None
 )
 TestScheduler = SchedulerMachine.TestCase

@@ -46,12 +46,11 @@ class PatientChannel:
         deadline = self._now() + self._patience
         waiting = Waiting("the scheduler", self._now)
         while True:
-            left = deadline - self._now()
             try:
-                return self._channel.call(method, request, timeout=min(ATTEMPT_S, max(left, 0.0)))
+                return self._channel.call(method, request, timeout=ATTEMPT_S)
             except ConnectionLostError as error:
                 self._check()
-                if left <= ATTEMPT_S:
+                if self._now() >= deadline:
                     raise
                 waiting.say(str(error))
             self._pause(PAUSE_S)

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,7 @@ class Session:
             name=self.name,
             host=socket.gethostname(),
             pid=self._pid,
+            attempt=uuid.uuid4().hex,
         )
         reply = self.scheduler.call("Register", request, timeout=self.config.timeout)
         check_version(reply.protocol)

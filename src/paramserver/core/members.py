@@ -46,7 +46,7 @@ MOVES = {
 @dataclass(frozen=True, slots=True)
 class Member:
     """One process. ``groups``: those in which a clock may wait for it; ``been``: it has been
-    active or idle; ``reason``: why it is idle, or was lost."""
+    active or idle; ``reason``: why it is idle, or was lost; ``attempt``: how it registered."""
 
     name: str
     role: Role
@@ -59,6 +59,7 @@ class Member:
     groups: tuple[str, ...] = ()
     reason: str = ""
     been: bool = False
+    attempt: str = ""
 
     @property
     def live(self) -> bool:

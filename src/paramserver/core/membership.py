@@ -166,13 +166,20 @@ class Membership:
         address: str = "",
         host: str = "",
         pid: int = 0,
+        attempt: str = "",
     ) -> Registered:
         """A process joins; a worker after the end of a job begins the next one.
+
+        Args:
+            attempt: whoever sends it again, as the answer was lost, is who it was.
 
         Raises:
             InvalidRequestError: the name belongs to another role.
             ResourceError: too many members.
         """
+        for member in self._members.values():
+            if attempt and member.live and member.attempt == attempt:
+                return Registered(member, None, False)
         new_job = role is Role.WORKER and self.ended()
         self._check_register(role, name, new_job)
         if new_job:
@@ -183,7 +190,7 @@ class Membership:
         self._incarnation += 1
         member = Member(
             name, role, self._rank_of(role, name), self._incarnation,
-            address=address, host=host, pid=pid,
+            address=address, host=host, pid=pid, attempt=attempt,
         )  # fmt: skip
         self._members[name] = member
         self._heard[name] = now
@@ -209,13 +216,10 @@ class Membership:
         self._deserted = None
         self._ranks.clear()
         self._holders.clear()
-        for name in [n for n in self._members if not self._is_live_server(n)]:
+        stay = {m.name for m in self.live(Role.SERVER)}
+        for name in self._members.keys() - stay:
             del self._members[name], self._heard[name]
         self._live_workers = self._unbeen = 0
-
-    def _is_live_server(self, name: str) -> bool:
-        member = self._members.get(name)
-        return member is not None and member.role is Role.SERVER and member.live
 
     def _free_name(self, role: Role, address: str) -> str:
         # A server whose answer was lost asks again: it must not count twice.

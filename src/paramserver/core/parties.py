@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from paramserver.core.dataset import Counts, DatasetSpec, Drained, Empty, Leased, Reported
+from paramserver.core.quarantine import Quarantine
 from paramserver.core.shards import ShardQueue
 from paramserver.core.spans import Ranges
 from paramserver.errors import InvalidRequestError
@@ -83,6 +84,10 @@ class ReplicaQueue:
     @property
     def drained(self) -> bool:
         return self._queue.drained
+
+    @property
+    def aside(self) -> Quarantine:
+        return self._queue.aside
 
     @property
     def holding(self) -> int:
@@ -308,15 +313,16 @@ class ReplicaQueue:
         """Whether a label party has left with leases of its replica."""
         return who in self._left
 
-    def recover(self, who: WorkerId, applied: Iterable[Span]) -> int:
+    def recover(self, who: WorkerId, applied: Iterable[Span], failed: bool = False) -> int:
         """The leases of a replica that is not whole any more; as ``ShardQueue.recover``.
 
         Args:
             applied: spans that pushes of its label party carried.
+            failed: as for ``ShardQueue``.
         """
         made = self._left.pop(who)
         said = [span for shared in made.leases.values() for span in shared.done]
-        return self._queue.recover(made.number, [*applied, *said])
+        return self._queue.recover(made.number, [*applied, *said], failed)
 
     def check_invariants(self) -> None:
         """Raises AssertionError when the parts disagree."""

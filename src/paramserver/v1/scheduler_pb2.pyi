@@ -103,20 +103,22 @@ class View(_message.Message):
     def __init__(self, number: _Optional[int] = ..., job: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., started: bool = ..., reducers: _Optional[_Iterable[str]] = ..., bounds: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
-    __slots__ = ("protocol", "role", "name", "address", "host", "pid")
+    __slots__ = ("protocol", "role", "name", "address", "host", "pid", "attempt")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     role: Role
     name: str
     address: str
     host: str
     pid: int
-    def __init__(self, protocol: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
+    attempt: str
+    def __init__(self, protocol: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., attempt: _Optional[str] = ...) -> None: ...
 
 class RegisterReply(_message.Message):
     __slots__ = ("identity", "lease_s", "heartbeat_s", "protocol", "workers", "servers", "party", "parties", "replica")
@@ -741,7 +743,7 @@ class WorkerStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., clocks: _Optional[_Iterable[_Union[GroupClock, _Mapping]]] = ..., stats: _Optional[_Mapping[str, float]] = ..., heard_s: _Optional[float] = ...) -> None: ...
 
 class DatasetStatus(_message.Message):
-    __slots__ = ("spec", "epoch", "shards", "free", "leased", "done", "requeued", "samples_done", "unpushed")
+    __slots__ = ("spec", "epoch", "shards", "free", "leased", "done", "requeued", "samples_done", "unpushed", "quarantined")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
@@ -751,6 +753,7 @@ class DatasetStatus(_message.Message):
     REQUEUED_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_DONE_FIELD_NUMBER: _ClassVar[int]
     UNPUSHED_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
     spec: DatasetSpec
     epoch: int
     shards: int
@@ -760,7 +763,8 @@ class DatasetStatus(_message.Message):
     requeued: int
     samples_done: int
     unpushed: int
-    def __init__(self, spec: _Optional[_Union[DatasetSpec, _Mapping]] = ..., epoch: _Optional[int] = ..., shards: _Optional[int] = ..., free: _Optional[int] = ..., leased: _Optional[int] = ..., done: _Optional[int] = ..., requeued: _Optional[int] = ..., samples_done: _Optional[int] = ..., unpushed: _Optional[int] = ...) -> None: ...
+    quarantined: int
+    def __init__(self, spec: _Optional[_Union[DatasetSpec, _Mapping]] = ..., epoch: _Optional[int] = ..., shards: _Optional[int] = ..., free: _Optional[int] = ..., leased: _Optional[int] = ..., done: _Optional[int] = ..., requeued: _Optional[int] = ..., samples_done: _Optional[int] = ..., unpushed: _Optional[int] = ..., quarantined: _Optional[int] = ...) -> None: ...
 
 class GroupPlacement(_message.Message):
     __slots__ = ("group", "optimizer", "consistency", "parameters", "bytes", "slices", "server_bytes", "servers", "lead", "stored", "scheme")
