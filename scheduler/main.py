@@ -27,7 +27,7 @@ async def serve(config: SchedulerConfig, ready: Callable[[str, str], None]) -> i
         ready: called with the name and HOST:PORT once it listens.
 
     Returns:
-        The exit code: 1 if the one job failed.
+        The exit code: 1 if the one job failed, or is done but not complete.
 
     Raises:
         ConfigurationError: the address or the state directory is in use, or does not fit.
@@ -63,7 +63,8 @@ async def _serve(
     if not config.once or signalled:
         return 0
     await linger
-    return 1 if service.state.members.state is JobState.FAILED else 0
+    members = service.state.members
+    return 1 if members.state is JobState.FAILED or members.message else 0
 
 
 async def _listen(server: RoleServer, bind: str, log: EventLog | None) -> str:

@@ -21,12 +21,12 @@ from paramserver.errors import (
     JobFailedError,
     ParameterServerError,
     UsageError,
-    WaitTimeoutError,
 )
 from paramserver.types import PROTOCOL_VERSION, StepResult
 from paramserver.v1 import common_pb2, scheduler_pb2
 from paramserver.wire.transport import Channel
 from paramserver.worker.batches import Batches, Ticket
+from paramserver.worker.drain import Drain
 from paramserver.worker.figures import Figures
 from paramserver.worker.identity import check_version, farewell, forked_error, write_identity
 from paramserver.worker.lookahead import Lookahead
@@ -34,8 +34,9 @@ from paramserver.worker.newest_view import NewestView
 from paramserver.worker.patience import PatientChannel
 from paramserver.worker.run_file import RunFile
 from paramserver.worker.speed import Speed
+from paramserver.worker.start import await_start
 from paramserver.worker.substitutes import Substitutes
-from paramserver.worker.waiting import POLL_S, Waiting, long_poll
+from paramserver.worker.waiting import long_poll
 
 logger = logging.getLogger("paramserver")
 
@@ -57,6 +58,7 @@ class Session:
         substitutes: what acts for this worker while it waits for others.
         run_file: what is written down of the run.
         lookahead: the batch that comes next.
+        drain: whether this worker was asked to end.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Session:
         self.rank, self.parties = -1, 1
         self.incarnation = self.job = self.workers = self.party = self.replica = 0
         self.batches = Batches()
+        self.drain = Drain()
         self.substitutes = Substitutes()
         self.lookahead = Lookahead()
         self.launched = launched
@@ -112,7 +115,7 @@ class Session:
         self._thread = threading.Thread(target=self._keep, name="paramserver lease", daemon=True)
         self._thread.start()
         try:
-            self._await_start()
+            self._newest.learn(await_start(self, self._now))
             self.run_file.open(self.config, self)
         except BaseException:
             self.leave()
@@ -138,29 +141,6 @@ class Session:
         self.saw_view(who.view)
         if self.identity_file is not None:
             write_identity(self.identity_file, self)
-
-    def _await_start(self) -> None:
-        timeout = self.config.timeout
-        deadline = self._now() + timeout
-        arrivals = -1
-        waiting = Waiting("the start of the job", self._now)
-        while True:
-            self.check()
-            wait = min(POLL_S, max(deadline - self._now(), 0.0))
-            request = scheduler_pb2.AwaitStartRequest(member=self.identity(), wait_s=wait)
-            reply = self.scheduler.call("AwaitStart", request, timeout=wait + timeout)
-            if not reply.pending:
-                self._newest.learn(reply.view)
-                return
-            if arrivals not in (-1, reply.arrivals):
-                deadline = self._now() + timeout
-            elif self._now() >= deadline:
-                raise WaitTimeoutError(
-                    f"{reply.pending}: nobody came for {timeout:g} s; start the missing "
-                    "processes, or raise timeout= of paramserver.connect"
-                )
-            arrivals = reply.arrivals
-            waiting.say(reply.pending)
 
     def identity(self) -> common_pb2.Identity:
         """Who speaks, with the newest view seen."""
@@ -240,8 +220,8 @@ class Session:
             self.substitutes.check()
             return self.scheduler.call(method, make_request(wait_s))
 
-        waits = self.speed.waiting(), self.run_file.waiting(what)
-        with waits[0], waits[1], self.substitutes.standing_in(substitute):
+        waits = self.speed.waiting(), self.run_file.waiting(what), self.drain.interruptible()
+        with waits[0], waits[1], self.substitutes.standing_in(substitute), waits[2]:
             return long_poll(ask, done, what, self.config.wait_timeout, self._now)
 
     def add_group(self, name: str, clock: Callable[[], int], settle: Callable[[], None]) -> None:
@@ -283,6 +263,7 @@ class Session:
 
     def begin_push(self, group: str) -> Ticket:
         """A push starts; its ticket has the sample spans to declare. To be settled or aborted."""
+        self.drain.push_begins()
         ticket = self.batches.begin(group)
         drawn = sum(b.samples for b in ticket.carried if self.batches.is_automatic(b.dataset))
         if drawn:

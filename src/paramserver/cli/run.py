@@ -374,7 +374,7 @@ class Supervisor:
 
     def _verdict(self, seconds: float) -> int:
         job = self._progress.state["job"] if self._progress.state is not None else {}
-        message = str(job.get("message", "")) if job.get("state") == "failed" else ""
+        message = str(job.get("message", ""))  # of one that failed, or is not complete
         if self._signals:
             return 128 + self._signals[0]
         if self._cut and not self._failed:
