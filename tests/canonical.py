@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from enum import Enum
 from types import MethodType
 from typing import Any
 
 from paramserver.config import SchedulerConfig
-from paramserver.scheduler.plain import attributes
+from paramserver.errors import ParameterServerError
+from paramserver.scheduler.plain import attributes, from_text, to_text
 from paramserver.scheduler.state import SchedulerState
 
 MEASURED = {
@@ -45,3 +47,26 @@ def same(one: SchedulerState, other: SchedulerState) -> None:
     assert left.keys() == right.keys()
     for name in left.keys() - MEASURED["SchedulerState"]:
         assert canonical(left[name]) == canonical(right[name]), name
+
+
+class Witness:
+    """Notes the events of a state; told again, they must lead to the same state."""
+
+    def __init__(self, state: SchedulerState) -> None:
+        self._state = state
+        self._begun = to_text(state)
+        self._told: list[tuple[str, str]] = []
+        state.recorder = self._record
+
+    def _record(self, name: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
+        self._told.append((name, to_text([arguments, dict(named)])))
+
+    def check(self) -> None:
+        """Raises AssertionError, naming the part, where something changed the state unnoticed."""
+        config = self._state.config
+        again: SchedulerState = from_text(self._begun, config)
+        for name, text in self._told:
+            arguments, named = from_text(text, config)
+            with suppress(ParameterServerError):
+                getattr(again, name)(*arguments, **named)
+        same(again, self._state)

@@ -19,6 +19,7 @@ from paramserver.trust import OPEN, Trust
 from paramserver.wire.client import AsyncGrpcChannel
 from paramserver.wire.methods import SCHEDULER, SCHEDULER_METHODS, SERVER, SERVER_METHODS
 from paramserver.wire.serve import RoleServer
+from tests.canonical import Witness
 from tests.proxy import Proxy
 
 T = TypeVar("T")
@@ -86,6 +87,7 @@ class Cluster:
         self.scheduler = SchedulerService(
             self.config, connect=lambda address: AsyncGrpcChannel(address, "server", trust)
         )
+        self.witness = Witness(self.scheduler.state)
         shell = RoleServer(SCHEDULER.full_name, SCHEDULER_METHODS, self.scheduler, trust)
         self.shells.append(shell)
         self.address = f"127.0.0.1:{await shell.start('127.0.0.1:0')}"
@@ -119,6 +121,7 @@ class Cluster:
         """The invariants of every group of every server."""
 
         async def check() -> None:
+            self.witness.check()
             for service in self.servers:
                 for task in service._groups.values():
                     (await task).check_invariants()
