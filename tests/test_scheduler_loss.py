@@ -95,19 +95,25 @@ class Job:
         self.made, self.consistency, self.assign = made, consistency, assign
         self.seen: list[tuple[int, int]] = []  # epoch and sample
         self.steps = 0
-        self.go = threading.Semaphore(0)  # one for each batch that may be worked on
+        self.go = [threading.Semaphore(0) for _ in range(made.workers)]  # one for each batch
         self.pool = ThreadPoolExecutor(made.workers)
         self.done: list[Future[float]] = [
             self.pool.submit(self.work, rank) for rank in range(made.workers)
         ]
 
+    def allow(self, batches: int) -> None:
+        """Every worker may work on so many more."""
+        for go in self.go:
+            go.release(batches)
+
     def work(self, rank: int) -> float:
-        with ps.connect(self.made.address, name=f"worker-{rank}", timeout=60) as client:
+        name = f"worker-{rank}"
+        with ps.connect(self.made.address, name=name, timeout=60, wait_timeout=WAIT_S) as client:
             group = client.register("m", {"w": torch.zeros(1)}, consistency=self.consistency)
             loader = client.loader(Indices(), batch_size=4, assign=self.assign, shard_size=24)
             for epoch in client.epochs(2):
                 for batch in loader:
-                    self.go.acquire()
+                    self.go[rank].acquire()
                     group.push_pull({"w": torch.ones(1)})
                     self.steps += 1
                     self.seen += [(epoch, int(i)) for i in batch]
@@ -116,8 +122,7 @@ class Job:
 
     def finish(self) -> None:
         """The rest of the job; every sample once, and every push once."""
-        for _ in range(1000):
-            self.go.release()
+        self.allow(1000)
         values = [future.result(WAIT_S) for future in self.done]
         self.pool.shutdown()
         assert Counter(self.seen) == {(e, i): 1 for e in range(2) for i in range(len(Indices()))}
@@ -133,11 +138,10 @@ def test_steps_go_on_without_a_scheduler(
 ) -> None:
     with roles(tmp_path) as made:
         job = Job(made, consistency, assign)
-        job.go.release(2)
+        job.allow(1)
         until(lambda: job.steps == 2, "the first batches")
         made.kill_scheduler()
-        for _ in range(8):  # of the shards that the workers have
-            job.go.release()
+        job.allow(4)  # of the shards that the workers have
         until(lambda: job.steps == 10, "batches while there is no scheduler")
         again = made.start_scheduler()
         assert again.wait_ready() == made.address
@@ -153,7 +157,7 @@ def test_a_scheduler_that_dies_again_and_again(tmp_path: Path) -> None:
             made.kill_scheduler()
             made.start_scheduler()
             goal = job.steps + 2
-            job.go.release(4)
+            job.allow(2)
             until(partial(lambda goal: job.steps >= goal, goal), "two steps more")
         made.scheduler.wait_ready()
         job.finish()
@@ -163,7 +167,7 @@ def test_a_scheduler_that_dies_again_and_again(tmp_path: Path) -> None:
 def test_a_second_scheduler_and_other_options_are_refused(tmp_path: Path) -> None:
     with roles(tmp_path) as made:
         job = Job(made, ps.Sync(), "dynamic")
-        job.go.release(2)
+        job.allow(1)
         until(lambda: job.steps == 2, "the first batches")
         first = made.scheduler
         second = made.start_scheduler()
