@@ -211,10 +211,9 @@ class Supervisor:
         )
 
     def _start(self) -> None:
-        plan = self._plan
         self._address = self._start_scheduler().wait_ready()
-        self._start_servers(plan.servers)
-        for i in range(plan.workers):
+        self._start_servers(self._plan.servers)
+        for i in range(self._plan.workers):
             self._start_worker(f"worker-{i}")
         threading.Thread(target=self._poll, name="poll", daemon=True).start()
 
@@ -288,8 +287,8 @@ class Supervisor:
             self._output.say(f"{child.name} has no slices any more and left")
             del self.children[child.name]
         elif child.role == "scheduler" and self._rule.restarts(child.name, code):
-            count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
-            self._output.say(f"the scheduler was killed, {describe_exit(code)}: {count}")
+            count = f"{describe_exit(code)}: restart {self._rule.used[child.name]} of"
+            self._output.say(f"the scheduler was killed, {count} {self._rule.limit}")
             self._start_scheduler()
         elif child.role != "worker":
             self._fail(child)

@@ -66,8 +66,6 @@ class Membership:
         self._deserted: float | None = None
         self._view: View | None = None
 
-    # -- reading
-
     def view(self) -> View:
         """The newest view; the same object until something changes."""
         if self._view is None or self._view.number != self.number:
@@ -216,8 +214,7 @@ class Membership:
         self._deserted = None
         self._ranks.clear()
         self._holders.clear()
-        stay = {m.name for m in self.live(Role.SERVER)}
-        for name in self._members.keys() - stay:
+        for name in self._members.keys() - {m.name for m in self.live(Role.SERVER)}:
             del self._members[name], self._heard[name]
         self._live_workers = self._unbeen = 0
 
