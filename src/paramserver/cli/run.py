@@ -193,8 +193,6 @@ class Supervisor:
     def _failed(self) -> bool:
         return bool(self._failures)
 
-    # -- starting
-
     def _start_scheduler(self) -> Child:
         """Again and again, if need be: its state and its address outlast its process."""
         plan = self._plan
