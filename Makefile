@@ -5,6 +5,8 @@
 # make protos  regenerate the stubs      make docs   regenerate the reference
 # make bench   the committed benchmark   make examples   run every example
 # make compare schemes side by side on one script, with a straggler: the picture in docs
+# make chaos   jobs under 200 seeded schedules of faults   make simulation   10,000 in virtual time
+# make fuzz    garbage for five minutes to each reader of others' bytes
 # make clean   remove what the targets above made
 
 PYTHON ?= python3
@@ -20,7 +22,7 @@ PROTOC := $(PROTOC_VENV)/bin/python -m grpc_tools.protoc
 PROTOS := $(wildcard protos/paramserver/v1/*.proto)
 STUBS := src/paramserver/v1
 
-.PHONY: help demo test quick check lint types floors check-protos check-docs protos docs bench compare examples install clean
+.PHONY: help demo test quick check lint types floors check-protos check-docs protos docs bench compare examples chaos simulation fuzz install clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -99,6 +101,15 @@ examples: $(INSTALLED)
 	$(BIN)/paramserver run -s 1 -w 2 --scheme stale:2 examples/compare.py --epochs 8
 	$(BIN)/paramserver run -s 2 -w 2 examples/words.py
 	$(BIN)/paramserver run -s 2 -w 2 examples/wide_and_deep.py --synthetic
+
+chaos: $(INSTALLED)
+	$(BIN)/python -m tests.chaos --seeds 200
+
+simulation: $(INSTALLED)
+	$(BIN)/python -m tests.simulation --schedules 10000
+
+fuzz: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz --seconds 300
 
 clean:
 	rm -rf $(VENV) $(PROTOC_VENV) build dist *.egg-info src/*.egg-info \

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from paramserver.errors import FencedError, WaitTimeoutError
+from paramserver.core.members import rolled_back
+from paramserver.errors import FencedError, RolledBackError, WaitTimeoutError
 from paramserver.ps.gate import Gate
 from paramserver.types import WorkerId
 from paramserver.v1 import common_pb2, scheduler_pb2
@@ -72,6 +73,8 @@ class Views:
     def check(self, worker: WorkerId, job: int) -> None:
         """As ``admit``, for a view that is here already."""
         if job != self.current.job:
+            if self.current.origin <= job < self.current.job and self.current.origin:
+                raise RolledBackError(rolled_back(job, self.current.job))
             raise FencedError(
                 f"rank {worker.rank} speaks of job {job}, this is job {self.current.job}; "
                 "connect again"

@@ -72,6 +72,7 @@ def view_to_proto(
         members=[member_to_proto(m) for m in view.members],
         started=view.started,
         bounds=bounds,
+        origin=view.origin,
         reducers=reducers,
     )
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from paramserver.config import SchedulerConfig
 from paramserver.core.dataset import DatasetSpec, Drained, Empty, Leased
 from paramserver.core.members import Caller, Member
-from paramserver.errors import ResourceError
 from paramserver.scheduler.datasets import Datasets, Queue
 from paramserver.scheduler.events import Recorded, event, event_unless
-from paramserver.scheduler.facts import Schedule
 from paramserver.scheduler.figures import Figures
 from paramserver.types import Span, WorkerId
 
@@ -18,10 +15,8 @@ from paramserver.types import Span, WorkerId
 class DataEvents(Recorded):
     """Methods of ``SchedulerState``."""
 
-    config: SchedulerConfig
     data: Datasets
     figures: Figures
-    schedule: Schedule | None
 
     def worker(self, caller: Caller) -> Member:
         raise NotImplementedError
@@ -92,22 +87,3 @@ class DataEvents(Recorded):
     ) -> tuple[int, ...]:
         """As ``Datasets.report``."""
         return self.data.report(self.worker(caller), name, done, returned, unpushed, now)
-
-    # -- schedules
-
-    @event
-    def save_schedule(self, caller: Caller, schedule: Schedule) -> None:
-        """Keeps the newest by (epoch, clock)."""
-        self.worker(caller)
-        limit = self.config.limits.outbox_bytes
-        if len(schedule.state) > limit:
-            raise ResourceError(
-                f"schedule state of {len(schedule.state)} characters: at most {limit}"
-            )
-        old = self.schedule or schedule
-        if (old.epoch, old.clock) <= (schedule.epoch, schedule.clock):
-            self.schedule = schedule
-
-    def job_epoch(self) -> int:
-        """The epoch a joiner starts in: that of the first data set, or of the newest schedule."""
-        return max(self.data.epoch(), self.schedule.epoch if self.schedule else 0)

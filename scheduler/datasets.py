@@ -20,7 +20,8 @@ from paramserver.core.members import Member, Role, State, worker_id
 from paramserver.core.membership import Membership
 from paramserver.core.parties import ReplicaQueue
 from paramserver.core.placement import check_name
-from paramserver.core.quarantine import HOLDERS
+from paramserver.core.progress import Progress, continued
+from paramserver.core.resume import ResumableQueue
 from paramserver.core.shards import ShardQueue
 from paramserver.errors import InvalidRequestError, NotFoundError, ResourceError
 from paramserver.scheduler.journal import Journal
@@ -29,6 +30,7 @@ from paramserver.scheduler.words import NAMED, words
 from paramserver.types import Span, WorkerId
 
 Queue = ShardQueue | ReplicaQueue
+Resumable = (ResumableQueue, ReplicaQueue)
 
 _log = logging.getLogger(__name__)
 SHOWN = 16  # batch sizes in one event
@@ -58,6 +60,7 @@ class Datasets:
         self._joining: dict[str, dict[int, bool]] = {}  # data set: leases of the open epoch
         self._names: dict[WorkerId, str] = {}
         self._balances: dict[str, Balance] = {}
+        self._resumed: dict[str, Progress] = {}  # of a snapshot, not opened yet
 
     def __iter__(self) -> Iterator[Queue]:
         return iter(self._queues.values())
@@ -76,8 +79,10 @@ class Datasets:
             ResourceError: too many data sets.
         """
         check_name(spec.name, "data set", self._config.limits)
+        queue, saved = self._queues.get(spec.name), self._resumed.get(spec.name)
+        if saved is not None and not spec.backups:
+            spec = continued(saved.spec, spec)
         wanted = complete(spec, self._config.workers // self._config.parties)
-        queue = self._queues.get(spec.name)
         if queue is None:
             queue = self._new(wanted, now)
         elif differs := disagreement(queue.spec, wanted):
@@ -102,11 +107,16 @@ class Datasets:
                 f"data set {spec.name!r}: balance with {parties} parties: the parties of a replica "
                 "work on the same samples; leave balance out"
             )
-        plain = (BackupQueue if spec.backups else ShardQueue)(spec, self._leases)
-        queue: Queue = ReplicaQueue(plain, parties) if parties > 1 else plain
+        queue: Queue
+        if spec.backups:
+            queue = BackupQueue(spec, self._leases)
+        else:
+            plain = ResumableQueue(spec, self._leases)
+            queue = ReplicaQueue(plain, parties) if parties > 1 else plain
         self._queues[spec.name] = queue
         for member in self._members.live(Role.WORKER):
             queue.join(worker_id(member))
+        self._go_on(queue, now)
         self._waiting[spec.name] = set()
         self._joining[spec.name] = {}
         if spec.balance:
@@ -117,6 +127,44 @@ class Datasets:
             now,
         )
         return queue
+
+    def _go_on(self, queue: Queue, now: float) -> None:
+        saved = self._resumed.get(queue.spec.name)
+        if saved is not None and isinstance(queue, Resumable):
+            queue.resume(saved)
+            self._journal.say(
+                f"data set {queue.spec.name} goes on in epoch {max(saved.epoch, 0)}: "
+                f"{saved.samples_done} of {saved.spec.size} samples are done",
+                now,
+            )
+
+    # -- snapshots
+
+    def resume(self, saved: Iterable[Progress]) -> None:
+        """Data sets of a snapshot: each goes on from there when a worker opens it."""
+        self._resumed = {progress.spec.name: progress for progress in saved}
+
+    def begin_snapshot(self) -> dict[str, Progress]:
+        """How far each data set is, by name; those of L-BFGS have no progress to keep."""
+        queues = self._queues.items()
+        return {n: q.begin_snapshot() for n, q in queues if isinstance(q, Resumable)}
+
+    def end_snapshot(
+        self, before: Mapping[str, Progress], applied: Iterable[Span]
+    ) -> list[Progress]:
+        """How far each was when servers had applied these spans.
+
+        Args:
+            before: of ``begin_snapshot``.
+        """
+        spans = list(applied)
+        found = {name: p for name, p in self._resumed.items() if name not in self._queues}
+        for name, queue in self._queues.items():
+            if name in before and isinstance(queue, Resumable):
+                found[name] = queue.end_snapshot(before[name], spans)
+        return list(found.values())
+
+    # -- asking
 
     def next(
         self,
@@ -294,7 +342,7 @@ class Datasets:
                 back = queue.recover(who, spans, failed)
                 self._journal.say(f"{back} samples of {member.name} returned to {name}", now)
                 if queue.aside.total > before:
-                    self._journal.say(f"epoch {queue.epoch} of {name}: {_aside(queue)}", now)
+                    self._journal.say(f"epoch {queue.epoch} of {name}: {queue.aside.words}", now)
                 self._progress(name, queue.drained, back > 0, now)
 
     def _progress(self, name: str, drained: bool, returned: bool, now: float) -> None:
@@ -308,11 +356,9 @@ class Datasets:
 
     def incomplete(self) -> str:
         """What was set aside, in words; empty: nothing."""
-        short = [(queue.spec.name, queue.aside.total) for queue in self if queue.aside.total]
-        return ", ".join(
-            f"{count} samples of data set {name!r} were set aside, as workers were lost over them"
-            for name, count in short
-        )
+        what = "were set aside, as workers were lost over them"
+        short = [(q.aside.total, q.spec.name) for q in self if q.aside.total]
+        return ", ".join(f"{count} samples of data set {name!r} {what}" for count, name in short)
 
     # -- members
 
@@ -340,8 +386,9 @@ class Datasets:
 
     def epoch(self) -> int:
         """The open epoch of the first data set that is trained on; those of L-BFGS have backups."""
-        trained = (queue for queue in self._queues.values() if not queue.spec.backups)
-        return next((max(queue.epoch, 0) for queue in trained), 0)
+        known = {name: saved.epoch for name, saved in self._resumed.items()}
+        known |= {n: q.epoch for n, q in self._queues.items() if not q.spec.backups}
+        return max(next(iter(known.values()), 0), 0)
 
     def check_invariants(self) -> None:
         """Raises AssertionError when the parts disagree."""
@@ -350,8 +397,3 @@ class Datasets:
         for names in self._waiting.values():
             found = [self._members.find(name) for name in names]
             assert all(m is not None and m.state is State.IDLE for m in found)
-
-
-def _aside(queue: Queue) -> str:
-    where = " and ".join(f"[{start}, {stop})" for start, stop in queue.aside.newest)
-    return f"positions {where} set aside: {HOLDERS} workers were lost over them; INCOMPLETE"

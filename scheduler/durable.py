@@ -28,7 +28,7 @@ def remembered(
         state = SchedulerState(config, clock(), first_incarnation)
     else:
         state = told.state
-        state.resume(config, clock())
+        state.come_back(config, clock())
         state.journal.say(f"the scheduler is back: {told.events} events told again", clock())
     state.recorder = lambda method, args, named: log.record(state, clock(), method, args, named)
     log.begin(state, config, clock())

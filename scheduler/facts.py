@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from paramserver.core.members import Member
-
-
-class Numbers:
-    """Numbers from 1 on, each once; ``last``: the newest."""
-
-    def __init__(self) -> None:
-        self.last = 0
-
-    def __iter__(self) -> Iterator[int]:
-        return self
-
-    def __next__(self) -> int:
-        self.last += 1
-        return self.last
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +37,19 @@ class Storing:
     stored: bool = False
     initialize: bool = False
     pending: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the values of a snapshot lie.
+
+    Attributes:
+        name: of the snapshot.
+        directory: path or URL of all snapshots.
+        files: by group, FOLDER/FILE and the slices in it; a later file replaces what an earlier one
+            has of a slice.
+    """
+
+    name: str
+    directory: str
+    files: Mapping[str, Sequence[tuple[str, Sequence[int]]]]

@@ -48,6 +48,7 @@ async def _serve(
     service = SchedulerService(
         config, connect=lambda address: AsyncGrpcChannel(address, "server", trust), log=log
     )
+    await service.snapshots.begin()
     servicer = service if log is None else Durable(service, log)
     server = RoleServer(SCHEDULER.full_name, SCHEDULER_METHODS, servicer, trust)
     address = await _listen(server, config.bind, log)

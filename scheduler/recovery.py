@@ -27,7 +27,7 @@ LAST_PAUSE_S = 2.0
 class AsyncServerChannel(Protocol):
     """To one server."""
 
-    async def call(self, method: str, request: Message) -> Any:
+    async def call(self, method: str, request: Message, *, timeout: float = 30.0) -> Any:
         """The reply of a unary rpc; raises ParameterServerError."""
 
 

@@ -61,7 +61,8 @@ class Reshaping:
     async def _run(self) -> None:
         pause = FIRST_PAUSE_S
         while not self._shape.finished:
-            moving = self._state.begin_move()
+            saving = self._state.draft is not None  # a snapshot wants every slice in its place
+            moving = None if saving else self._state.begin_move()
             if moving is not None and await self._move(moving):
                 pause = FIRST_PAUSE_S
             else:

@@ -28,7 +28,7 @@ class RoundEvents(Recorded):
     def worker(self, caller: Caller) -> Member:
         raise NotImplementedError
 
-    def _wake(self, topic: str) -> None:
+    def wake(self, topic: str) -> None:
         raise NotImplementedError
 
     def _after(self, now: float, *topics: str) -> None:
@@ -63,7 +63,7 @@ class RoundEvents(Recorded):
     def _release(self, released: Released) -> None:
         names = [self._names[a.worker] for a in released.arrivals]
         self.members.move(names, State.ACTIVE)
-        self._wake(round_topic(released.name))
+        self.wake(round_topic(released.name))
 
     def round_reason(self, waiting: Waiting, now: float) -> str:
         """Whom an open round waits for, in words."""

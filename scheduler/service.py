@@ -31,11 +31,13 @@ from paramserver.scheduler.coordination import CoordinationMethods
 from paramserver.scheduler.data_methods import DataMethods
 from paramserver.scheduler.durable import remembered
 from paramserver.scheduler.event_log import EventLog
-from paramserver.scheduler.facts import Schedule, Storing
+from paramserver.scheduler.facts import Storing
 from paramserver.scheduler.parking import Parking
 from paramserver.scheduler.recovery import AsyncServerChannel, Recovery
 from paramserver.scheduler.report import status
 from paramserver.scheduler.reshaping import Reshaping
+from paramserver.scheduler.snapshot_methods import SnapshotMethods
+from paramserver.scheduler.snapshots import Snapshots
 from paramserver.scheduler.state import SchedulerState
 from paramserver.scheduler.topics import (
     START,
@@ -50,14 +52,13 @@ from paramserver.v1 import common_pb2
 from paramserver.v1 import scheduler_pb2 as pb
 from paramserver.wire.convert import (
     group_from_proto,
-    group_to_proto,
     map_to_proto,
 )
 
 T = TypeVar("T")
 
 
-class SchedulerService(CoordinationMethods, DataMethods):
+class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
     """One scheduler.
 
     Args:
@@ -88,8 +89,10 @@ class SchedulerService(CoordinationMethods, DataMethods):
         else:
             self.state, self._now = remembered(log, config, now, first)
         self.parking = Parking(config.limits.parked_calls)
-        self.recovery = Recovery(self.state, self._now, connect, self._after)
-        self.reshaping = Reshaping(self.state, self._now, connect, self._after)
+        now, state = self._now, self.state
+        self.recovery = Recovery(state, now, connect, self._after)
+        self.reshaping = Reshaping(state, now, connect, self._after)
+        self.snapshots = Snapshots(state, now, connect, self.parking.wait, self._after)
         self.ended = asyncio.Event()
         self._view: pb.View | None = None
         self._job = self.state.members.job
@@ -161,10 +164,12 @@ class SchedulerService(CoordinationMethods, DataMethods):
         finally:
             self.recovery.stop()
             self.reshaping.stop()
+            await self.snapshots.close()
 
     def tick(self) -> None:
         """Looks once at all leases."""
         self.state.tick(self._now())
+        self.snapshots.tick()
         self._after()
 
     # -- members
@@ -200,6 +205,8 @@ class SchedulerService(CoordinationMethods, DataMethods):
             party=party,
             parties=self._config.parties,
             replica=replica,
+            snapshots=self.snapshots.on,
+            goes_on=self.state.resumed is not None or self.state.wants_snapshot,
         )
 
     async def AwaitStart(self, request: pb.AwaitStartRequest) -> pb.AwaitStartReply:
@@ -219,7 +226,7 @@ class SchedulerService(CoordinationMethods, DataMethods):
         caller = caller_from_proto(request.member)
         clocks = {c.group: c.clock for c in request.clocks}
         recalls = self.state.heartbeat(caller, clocks, request.stats, self._now())
-        members = self.state.members
+        members, wanted = self.state.members, self.state.wanted_schedule
         leave = self.state.shape.may_leave(caller.name)
         if leave:
             self.state.dismiss(caller.name)
@@ -231,6 +238,8 @@ class SchedulerService(CoordinationMethods, DataMethods):
             message=members.message,
             fastest=self.state.fastest(),
             recalls=[recall_to_proto(name, span) for name, span in recalls],
+            schedule_wanted=wanted is not None,
+            schedule_clock=wanted or 0,
         )
 
     async def Watch(self, request: pb.WatchRequest) -> AsyncIterator[pb.View]:
@@ -273,16 +282,6 @@ class SchedulerService(CoordinationMethods, DataMethods):
         group = self.state.register_group(caller, spec, self._now())
         self._after()
         return pb.RegisterGroupReply(map=map_to_proto(group.map), view=self.state.members.number)
-
-    async def GetGroup(self, request: pb.GetGroupRequest) -> pb.GetGroupReply:
-        group = self.state.groups.get(request.group)
-        return pb.GetGroupReply(
-            spec=group_to_proto(group.spec),
-            map=map_to_proto(group.map),
-            stored=group.stored,
-            moving=group.moving,
-            reshaped=group.reshaped,
-        )
 
     async def AwaitGroup(self, request: pb.AwaitGroupRequest) -> pb.AwaitGroupReply:
         caller = self._enter(request.member)
@@ -355,21 +354,6 @@ class SchedulerService(CoordinationMethods, DataMethods):
     async def Log(self, request: pb.LogRequest) -> pb.LogReply:
         self.state.log(self._enter(request.member), request.scalars)
         return pb.LogReply()
-
-    async def SaveSchedule(self, request: pb.SaveScheduleRequest) -> pb.SaveScheduleReply:
-        schedule = Schedule(request.epoch, request.clock, request.state)
-        self.state.save_schedule(self._enter(request.member), schedule)
-        return pb.SaveScheduleReply()
-
-    async def LoadSchedule(self, request: pb.LoadScheduleRequest) -> pb.LoadScheduleReply:
-        self._enter(request.member)
-        kept = self.state.schedule
-        epoch = self.state.job_epoch()
-        if kept is None:
-            return pb.LoadScheduleReply(job_epoch=epoch)
-        return pb.LoadScheduleReply(
-            found=True, epoch=kept.epoch, clock=kept.clock, state=kept.state, job_epoch=epoch
-        )
 
     async def Scale(self, request: pb.ScaleRequest) -> pb.ScaleReply:
         shape = self.state.shape

@@ -161,6 +161,11 @@ class Shape:
         self._members.hold(used, only=True)
 
     @property
+    def moving(self) -> bool:
+        """Whether slices are on their way."""
+        return self._moving is not None
+
+    @property
     def finished(self) -> bool:
         """Whether nothing is left to do."""
         return not self._asked or not self.pending()

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from paramserver.config import SchedulerConfig
 from paramserver.core.adaptive import Change
+from paramserver.core.leases import Numbers
 from paramserver.core.members import (
     Caller,
     JobState,
@@ -22,15 +23,15 @@ from paramserver.core.members import (
 )
 from paramserver.core.membership import Membership
 from paramserver.core.placement import Group, Groups, GroupSpec, check_name
-from paramserver.core.replicas import Formed, Offer
 from paramserver.core.rounds import Rounds
 from paramserver.errors import InvalidRequestError, ResourceError
 from paramserver.scheduler.adaptation import Adaptation
 from paramserver.scheduler.data_events import DataEvents
 from paramserver.scheduler.datasets import Datasets
 from paramserver.scheduler.events import event
-from paramserver.scheduler.facts import Loss, Numbers, Schedule, Storing
+from paramserver.scheduler.facts import Loss, Schedule, Storing
 from paramserver.scheduler.figures import Figures
+from paramserver.scheduler.group_events import GroupEvents
 from paramserver.scheduler.journal import Journal
 from paramserver.scheduler.measuring import Measuring
 from paramserver.scheduler.offices import OfficeEvents, Offices
@@ -38,13 +39,16 @@ from paramserver.scheduler.replicas import ReplicaGroups, replicated
 from paramserver.scheduler.round_events import RoundEvents
 from paramserver.scheduler.shape import Shape
 from paramserver.scheduler.shape_events import ShapeEvents
+from paramserver.scheduler.snapshot_events import Draft, Resumed, SnapshotEvents
 from paramserver.scheduler.topics import EVERYTHING, group_topic
-from paramserver.scheduler.warm_start import WarmStarts, Warmth
+from paramserver.scheduler.warm_start import WarmStarts
 from paramserver.scheduler.words import failed, where, words
 from paramserver.types import Adaptive, Span, WorkerId
 
 
-class SchedulerState(Measuring, DataEvents, OfficeEvents, RoundEvents, ShapeEvents):
+class SchedulerState(
+    Measuring, DataEvents, GroupEvents, OfficeEvents, RoundEvents, ShapeEvents, SnapshotEvents
+):
     """Membership, groups, data sets, rounds and schedules of one job at a time.
 
     Args:
@@ -56,9 +60,11 @@ class SchedulerState(Measuring, DataEvents, OfficeEvents, RoundEvents, ShapeEven
         self.config = config
         self.members = Membership(config.workers, config.servers, config.lease_s, first_incarnation)
         self.journal = Journal(now)
-        self._leases = Numbers()
-        self._map_version = 0
-        self._rounds_begun = 1
+        self.numbers = Numbers()
+        self.holds = Numbers()  # of cuts and of other times when pushes wait
+        self._first = first_incarnation
+        self.map_version, self._rounds_begun = 0, 1
+        self._job = self.members.job
         self._state = self.members.state
         self._wakes: set[str] = set()
         self._losses: list[Loss] = []  # workers that left with leases which wait for ``recover``
@@ -74,22 +80,26 @@ class SchedulerState(Measuring, DataEvents, OfficeEvents, RoundEvents, ShapeEven
             self.config,
             self.members,
             self.journal,
-            self._leases,
-            self._wake,
+            self.numbers,
+            self.wake,
         )
         self.rounds = Rounds(self._rounds_begun)
         self.adaptation = Adaptation(self.journal, self.config.heartbeat_s)
         self.schedule: Schedule | None = None
-        self.warm = WarmStarts(self.members, self.data, self.journal, self._wake)
+        self.warm = WarmStarts(self.members, self.data, self.journal, self.wake)
         self.offices = Offices(self.members, self.config.limits)
+        self.draft: Draft | None = None
+        self.resumed: Resumed | None = None
+        self.lineage = f"{self._first}-{self.members.job}"
         self._names: dict[WorkerId, str] = {}
         self._losses.clear()
         self._taken = 0
 
-    def _wake(self, topic: str) -> None:
+    def wake(self, topic: str) -> None:
+        """Callers parked on a topic look again."""
         self._wakes.add(topic)
 
-    def resume(self, config: SchedulerConfig, now: float) -> None:
+    def come_back(self, config: SchedulerConfig, now: float) -> None:
         """This state was told from its events: its members could not be heard meanwhile."""
         self.config, self.members.lease_s = config, config.lease_s
         self.members.renew_all(now)
@@ -99,7 +109,16 @@ class SchedulerState(Measuring, DataEvents, OfficeEvents, RoundEvents, ShapeEven
     def stamp(self) -> str:
         """Short, and different for almost any two states that should be the same."""
         members = self.members
-        return f"{members.job}/{members.number}/{self._leases.last}/{self._map_version}"
+        return f"{members.job}/{members.number}/{self.numbers.newest}/{self.map_version}"
+
+    def _begin_anew(self) -> None:
+        """What belongs to another job is void."""
+        self._job = self.members.job
+        self._rounds_begun = self.rounds.next_number
+        lineage = self.lineage
+        self._reset()
+        if self.members.origin < self.members.job:  # it goes on with the one before
+            self.lineage = lineage
 
     # -- instructions for the shell
 
@@ -142,21 +161,21 @@ class SchedulerState(Measuring, DataEvents, OfficeEvents, RoundEvents, ShapeEven
             check_name(name, "member", self.config.limits)
         if self.config.once and self.members.ended() and role is Role.WORKER:
             raise InvalidRequestError("the job has ended; this scheduler serves one job (once)")
+        job = self.members.job
         done = self.members.register(
             role, name, now, address=address, host=host, pid=pid, attempt=attempt
         )
-        if done.new_job:
-            self._rounds_begun = self.rounds.next_number
-            self._reset()
+        if self.members.job != self._job:
+            self._begin_anew()
         member = done.member
         where = f" on {member.host}" if member.host else ""
         rank = f" as rank {member.rank}" if role is Role.WORKER else ""
         old = done.replaced
         newer = f"; takes the place of incarnation {old.incarnation}" if old is not None else ""
         self.journal.say(f"{member.name} registered{rank}{where}{newer}", now)
-        if done.replaced is not None and not done.new_job:
-            self._gone(done.replaced, heir=member)
-            self._lose_mates(done.replaced, now)
+        if old is not None and not done.new_job and job == self._job:
+            self._gone(old, heir=member)
+            self._lose_mates(old, now)
         if role is Role.WORKER:
             self._names[worker_id(member)] = member.name
             self.data.join(member)
@@ -242,6 +261,9 @@ class SchedulerState(Measuring, DataEvents, OfficeEvents, RoundEvents, ShapeEven
                 self._lose(mate.name, reason, now)
 
     def _gone(self, *members: Member, heir: Member | None = None) -> None:
+        if self.members.job != self._job:  # it was rolled back
+            self._begin_anew()
+            return
         workers = [m for m in members if m.role is Role.WORKER]
         for member in members:
             if self.members.find(member.name) is None:
@@ -265,6 +287,7 @@ class SchedulerState(Measuring, DataEvents, OfficeEvents, RoundEvents, ShapeEven
 
     def _after(self, now: float, *topics: str) -> None:
         self._wakes.update(topics)
+        self._place(now)
         if self.members.state is not self._state:
             self._state = self.members.state
             if self._state is JobState.RUNNING:
@@ -313,7 +336,7 @@ class SchedulerState(Measuring, DataEvents, OfficeEvents, RoundEvents, ShapeEven
         servers = self.shape.staying
         if len(servers) < min(self.config.servers, self.members.servers):
             raise ResourceError(self.members.missing())
-        group, new = self.groups.register(spec, servers, self._map_version + 1)
+        group, new = self.groups.register(spec, servers, self.map_version + 1)
         if new:
             self._next_map_version()
             self.members.hold(name for name, _ in servers if not replicated(spec))
@@ -327,10 +350,6 @@ class SchedulerState(Measuring, DataEvents, OfficeEvents, RoundEvents, ShapeEven
         self.members.join_group(member.name, spec.name)
         self._after(now, group_topic(spec.name))
         return group
-
-    def _next_map_version(self) -> int:
-        self._map_version += 1
-        return self._map_version
 
     def await_group(self, caller: Caller, name: str, now: float) -> Storing:
         """Whether first values are stored; the live worker of the lowest rank stores them."""
@@ -347,30 +366,6 @@ class SchedulerState(Measuring, DataEvents, OfficeEvents, RoundEvents, ShapeEven
             return Storing(initialize=True)
         whom = words(self.members, [first] if first else [], now)
         return Storing(pending=f"group {name!r} waits for first values of {whom}")
-
-    @event
-    def group_stored(self, caller: Caller, name: str, now: float) -> None:
-        """First values are on all servers. Idempotent."""
-        member = self.worker(caller)
-        group = self.groups.get(name)
-        if name not in member.groups:
-            raise InvalidRequestError(f"{member.name} has not registered group {name!r}")
-        if not group.stored:
-            group.stored = True
-            self.journal.say(f"{member.name} stored first values of group {name}", now)
-        self._after(now, group_topic(name))
-
-    @event
-    def form_replicas(self, caller: Caller, name: str, offer: Offer, now: float) -> Formed | str:
-        """As ``ReplicaGroups.form``."""
-        found = self.replicas.form(self.worker(caller), name, offer, now)
-        self._after(now, *([] if isinstance(found, str) else [group_topic(name)]))
-        return found
-
-    @event
-    def warm_start(self, caller: Caller, group: str, over: bool, now: float) -> Warmth:
-        """As ``WarmStarts.ask``."""
-        return self.warm.ask(self.worker(caller), group, over, now)
 
     # -- data
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 EVERYTHING = "everything"
 START = "start"
 VIEW = "view"
+SNAPSHOT = "snapshot"
 
 
 def group_topic(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from paramserver.core.members import Member, Role, State
@@ -70,6 +70,14 @@ class WarmStarts:
         self._members.move([member.name], State.IDLE, _reason(group))
         whom = words(self._members, [chief], now)
         return Warmth(pending=f"the warm start of group {group!r} waits for {whom}")
+
+    def over(self) -> tuple[str, ...]:
+        """Groups whose warm start is over."""
+        return tuple(sorted(self._over))
+
+    def resume(self, groups: Iterable[str]) -> None:
+        """The warm start of these groups was over in the snapshot that the job goes on from."""
+        self._over.update(groups)
 
     def _release(self, group: str, workers: Sequence[Member]) -> None:
         """Those of the workers that wait become active, in one view."""

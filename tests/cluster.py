@@ -8,14 +8,16 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import paramserver as ps
 from paramserver import rpc_chaos
-from paramserver.config import Limits, SchedulerConfig, ServerConfig
+from paramserver.config import Limits, SchedulerConfig, ServerConfig, SnapshotConfig
 from paramserver.ps.role import ServerRole
 from paramserver.scheduler.service import SchedulerService
 from paramserver.trust import OPEN, Trust
+from paramserver.v1 import scheduler_pb2
 from paramserver.wire.client import AsyncGrpcChannel
 from paramserver.wire.methods import SCHEDULER, SCHEDULER_METHODS, SERVER, SERVER_METHODS
 from paramserver.wire.serve import RoleServer
@@ -56,6 +58,7 @@ class Cluster:
         parties: int = 1,
         trust: Mapping[str, Trust] | None = None,
         limits: Limits | None = None,
+        snapshots: SnapshotConfig | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self.trust = dict.fromkeys(("scheduler", "server", "worker"), OPEN) | dict(trust or {})
@@ -68,12 +71,14 @@ class Cluster:
             heartbeat_s=min(1.0, lease_s / 4),
             trust=self.trust["scheduler"],
             limits=self.limits,
+            snapshots=snapshots or SnapshotConfig(),
         )
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
         self._stops: list[Callable[[], Any]] = []
         self.shells: list[RoleServer] = []
+        self._server_stops: list[list[Callable[[], Any]]] = []
         self.servers: list[Any] = []
         self.proxies: list[Proxy] | None = [] if proxies else None
         self.run(self._start(servers))
@@ -88,6 +93,7 @@ class Cluster:
             self.config, connect=lambda address: AsyncGrpcChannel(address, "server", trust)
         )
         self.witness = Witness(self.scheduler.state)
+        await self.scheduler.snapshots.begin()
         shell = RoleServer(SCHEDULER.full_name, SCHEDULER_METHODS, self.scheduler, trust)
         self.shells.append(shell)
         self.address = f"127.0.0.1:{await shell.start('127.0.0.1:0')}"
@@ -96,9 +102,30 @@ class Cluster:
         for _ in range(servers):
             await self._start_server()
 
-    async def _start_server(self) -> None:
+    def start_server(self) -> None:
+        """One more server."""
+        self.run(self._start_server())
+
+    def stop_server(self, number: int) -> None:
+        """A server is gone, without a word to the scheduler."""
+        self.run(self._stop_server(number))
+
+    def restart_server(self, number: int) -> None:
+        """A server that is gone, and an empty one of its name."""
+        name = self.servers[number].name
+        self.run(self._stop_server(number))
+        self.run(self._start_server(name, number))
+
+    async def _stop_server(self, number: int) -> None:
+        for stop in reversed(self._server_stops[number]):
+            result = stop()
+            if asyncio.iscoroutine(result):
+                await result
+        self._server_stops[number] = []
+
+    async def _start_server(self, name: str | None = None, number: int | None = None) -> None:
         trust = self.trust["server"]
-        config = ServerConfig(scheduler=self.address, trust=trust, limits=self.limits)
+        config = ServerConfig(scheduler=self.address, name=name, trust=trust, limits=self.limits)
         channel = AsyncGrpcChannel(self.address, "scheduler", trust)
         role = ServerRole(
             config, channel, lambda address: AsyncGrpcChannel(address, "server", trust)
@@ -114,8 +141,23 @@ class Cluster:
             self._stops.append(proxy.stop)
         await role.register(address)
         beats = asyncio.create_task(role.run())
-        self.servers.append(role.service)
-        self._stops += [beats.cancel, lambda: shell.stop(0), role.service.close, channel.close]
+        stops: list[Callable[[], Any]] = [
+            beats.cancel,
+            lambda: shell.stop(0),
+            role.service.close,
+            channel.close,
+        ]
+        if number is None:
+            self.servers.append(role.service)
+            self._server_stops.append(stops)
+            self._stops.append(partial(self._stop_server, len(self.servers) - 1))
+        else:
+            self.servers[number], self._server_stops[number] = role.service, stops
+
+    def snapshot(self, name: str) -> Any:
+        """Takes a snapshot, from any thread; what the scheduler answers."""
+        request = scheduler_pb2.TakeSnapshotRequest(name=name, key=name, wait_s=10.0)
+        return self.run(self.scheduler.TakeSnapshot(request))
 
     def check_invariants(self) -> None:
         """The invariants of every group of every server."""
@@ -183,6 +225,7 @@ def cluster(
     chaos: str = CHAOS,
     trust: Mapping[str, Trust] | None = None,
     limits: Limits | None = None,
+    snapshots: SnapshotConfig | None = None,
 ) -> Iterator[Cluster]:
     """A cluster that is checked for its invariants and ended.
 
@@ -192,6 +235,7 @@ def cluster(
         parties: of each replica.
         trust: of each role, by its name; open for those that are not there.
         limits: of the scheduler and the servers.
+        snapshots: where, and when.
     """
     made = Cluster(
         servers,
@@ -202,6 +246,7 @@ def cluster(
         parties=parties,
         trust=trust,
         limits=limits,
+        snapshots=snapshots,
     )
     try:
         rpc_chaos.arm(rpc_chaos.parse_chaos(chaos))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import grpc
 import numpy as np
@@ -18,6 +19,16 @@ from tests.stock import StockWorker, Stream
 
 SIZE = 1000
 BYTES = SIZE * 4
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for what another thread does."""
+    pause = threading.Event()
+    for _ in range(1000):
+        if condition():
+            return
+        pause.wait(0.02)
+    raise AssertionError("the condition did not come true")
 
 
 def values(amount: float = 1.0) -> dict[str, torch.Tensor]:
@@ -63,7 +74,7 @@ def test_all_workers_together_have_a_bound_too() -> None:
                 group.push(values())
 
         c.workers(work)
-        assert c.servers[0].sessions == set()
+        until(lambda: not c.servers[0].sessions)
 
 
 def test_rows_count_as_they_come() -> None:
@@ -119,14 +130,8 @@ def test_a_reader_that_never_reads_is_dropped(impatient: Limits) -> None:
 
 def wait_until_dropped(c: Cluster) -> None:
     """Returns when the server has had a stream, and has none any more."""
-    pause = threading.Event()
-    for wanted in (True, False):
-        for _ in range(1000):
-            if bool(c.servers[0].sessions) is wanted:
-                break
-            pause.wait(0.02)
-        else:
-            raise AssertionError(f"streams of the server: {c.servers[0].sessions}")
+    until(lambda: bool(c.servers[0].sessions))
+    until(lambda: not c.servers[0].sessions)
 
 
 def test_a_slow_reader_is_not(impatient: Limits) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from paramserver.core.dataset import DatasetSpec, Drained, Empty, Leased, complete
 from paramserver.core.parties import ReplicaQueue
-from paramserver.core.shards import ShardQueue
+from paramserver.core.resume import ResumableQueue
 from paramserver.errors import InvalidRequestError
 from paramserver.types import Span, WorkerId
 
@@ -20,7 +20,7 @@ BATCH = 2
 
 def make(size: int, parties: int, assign: str = "dynamic", shard: int = 4) -> ReplicaQueue:
     spec = complete(DatasetSpec("train", size, BATCH, shard, 0, True, assign), 2)
-    return ReplicaQueue(ShardQueue(spec, itertools.count(1)), parties)
+    return ReplicaQueue(ResumableQueue(spec, itertools.count(1)), parties)
 
 
 class Party:

@@ -15,7 +15,8 @@ import pytest
 
 from paramserver.cli import run as run_module
 from paramserver.cli.output import Output
-from paramserver.cli.run import Plan, Supervisor
+from paramserver.cli.plan import Plan
+from paramserver.cli.run import Supervisor
 from paramserver.cli.state import State, from_status
 from paramserver.errors import ConnectionLostError
 from paramserver.trust import OPEN, Trust

@@ -22,7 +22,7 @@ from paramserver.launch import cores
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SCRIPT = str(Path(__file__).parent / "scripts" / "linear.py")
-COUNTING = str(Path(__file__).parent / "scripts" / "counting.py")
+MARKING = str(Path(__file__).parent / "scripts" / "marking.py")
 PARTIES = str(Path(__file__).parent / "scripts" / "parties.py")
 COMMAND = [sys.executable, "-m", "paramserver"]
 WAIT_S = 240.0  # everything waits on a condition; this is for a machine that is busy
@@ -194,7 +194,7 @@ def test_a_worker_that_stood_still_fails_nothing(
 
 
 def test_a_killed_scheduler_comes_back(start: Start, tmp_path: Path) -> None:
-    run = start("run", "-s", "2", "-w", "2", COUNTING, str(tmp_path / "samples"), "--pause", "0.2")
+    run = start("run", "-s", "2", "-w", "2", MARKING, str(tmp_path / "samples"), "--pause", "0.2")
     until(lambda: "rank 0 has" in run.said() and "rank 1 has" in run.said(), "batches", run)
     [scheduler] = [p for p in run.tree() if "scheduler" in p.cmdline()]
     scheduler.kill()
@@ -207,7 +207,7 @@ def test_a_killed_scheduler_comes_back(start: Start, tmp_path: Path) -> None:
 def test_what_every_worker_dies_over_is_set_aside_and_the_job_is_not_complete(
     start: Start, tmp_path: Path
 ) -> None:
-    run = start("run", "-w", "2", COUNTING, str(tmp_path / "samples"), "--poison", "13")
+    run = start("run", "-w", "2", MARKING, str(tmp_path / "samples"), "--poison", "13")
     assert run.wait() == 1, run.said()
     said = "".join(run.err)
     assert "INCOMPLETE: 4 samples of data set 'train' were set aside" in said
@@ -224,7 +224,7 @@ def test_a_worker_that_is_asked_to_end_ends_after_its_step(start: Start, tmp_pat
     [address] = re.findall(r"ready at (\S+)", scheduler.said())
     start("ps", "--scheduler", address, "--once")
     first, second = (
-        start("worker", "--scheduler", address, "--name", f"worker-{i}", COUNTING, file)
+        start("worker", "--scheduler", address, "--name", f"worker-{i}", MARKING, file)
         for i in range(2)
     )
     until(lambda: "has [" in first.said(), "a batch", first)

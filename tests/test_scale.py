@@ -254,10 +254,10 @@ class Flaky:
     def __init__(self, channel: Any, chance: random.Random, lost: float) -> None:
         self._channel, self._chance, self._lost = channel, chance, lost
 
-    async def call(self, method: str, request: Any) -> Any:
+    async def call(self, method: str, request: Any, *, timeout: float = 30.0) -> Any:
         if self._chance.random() < self._lost:
             raise ConnectionLostError("request lost")
-        reply = await self._channel.call(method, request)
+        reply = await self._channel.call(method, request, timeout=timeout)
         if self._chance.random() < self._lost:
             raise ConnectionLostError("reply lost")
         return reply

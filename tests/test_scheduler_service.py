@@ -46,7 +46,7 @@ class FakeChannel:
     def __init__(self, servers: FakeServers, address: str) -> None:
         self.servers, self.address = servers, address
 
-    async def call(self, method: str, request: Message) -> Any:
+    async def call(self, method: str, request: Message, *, timeout: float = 30.0) -> Any:
         assert method == "AppliedSpans"
         assert isinstance(request, server_pb2.AppliedSpansRequest)
         self.servers.asked.append((self.address, request))

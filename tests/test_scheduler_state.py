@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -13,19 +14,21 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from paramserver.config import SchedulerConfig
 from paramserver.core.dataset import DatasetSpec, Leased
-from paramserver.core.members import Caller, Role, State
+from paramserver.core.members import Caller, JobState, Role, State
 from paramserver.core.placement import GroupSpec
 from paramserver.core.replicas import Offer
 from paramserver.core.slices import TensorSpec
 from paramserver.errors import ParameterServerError
 from paramserver.scheduler.events import is_event
-from paramserver.scheduler.facts import Loss, Schedule
+from paramserver.scheduler.facts import Loss, Schedule, Source
+from paramserver.scheduler.image import Image
 from paramserver.scheduler.plain import from_text, to_text
 from paramserver.scheduler.state import SchedulerState
 from paramserver.types import ASSIGNMENTS, Adaptive, AllReduce, Span, Sync
 from tests.canonical import canonical, same
 
 CONFIG = SchedulerConfig(workers=2)
+SOURCE = Source("s", "/snapshots", {"m": [("s/ps-0.safetensors", (0,))]})
 GROUP = GroupSpec("m", (TensorSpec("w", (4,), "float32", "add"),), "", (), Sync())
 
 
@@ -54,6 +57,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.losses: list[Loss] = []
         self.sequence = itertools.count()
         self.number = 0
+        self.image: Image | None = None
 
     callers = st.integers(0, 30)
 
@@ -92,9 +96,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         member = done.member
         self.seen.append(Caller(member.name, member.incarnation, self.state.members.job))
 
-    @initialize(work=st.booleans())
-    def begin(self, work: bool) -> None:
-        """Half of the time a job is under way: few sequences come that far."""
+    @initialize(work=st.booleans(), kept=st.booleans())
+    def begin(self, work: bool, kept: bool) -> None:
+        """Half of the time a job is under way: few sequences come that far.
+
+        Half of them can go back to a snapshot.
+        """
         if not work:
             return
         self.register(Role.SERVER, "")
@@ -104,6 +111,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.group(who)
             for name in DATASETS:
                 self.open(who, name)
+        self.stored(0)
+        if kept:
+            self.snapshot(True, 3)
 
     @rule(name=st.sampled_from(["", "", "worker-0", "worker-1"]))
     def come(self, name: str) -> None:
@@ -153,7 +163,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def schedule(self, who: int, epoch: int) -> None:
         if self.seen:
             kept = Schedule(epoch, 1, "{}")
-            self.refusable(lambda: self.state.save_schedule(self.caller(who), kept))
+            self.refusable(lambda: self.state.save_schedule(self.caller(who), kept, None, self.now))
 
     def refusable(self, event: object) -> None:
         before = self.state.members.number
@@ -241,7 +251,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(who=callers, how=st.sampled_from(["finish", "fail", "fatal"]), rare=st.integers(0, 4))
     def leave(self, who: int, how: str, rare: int) -> None:
-        if not self.seen or (how == "fatal" and rare):
+        if not self.seen or (how == "fatal" and (rare or self.image is not None)):
             return
         caller = self.caller(who)
         if how == "finish":
@@ -257,9 +267,73 @@ class SchedulerMachine(RuleBasedStateMachine):
             spans = [Span(h.lease, h.start, h.stop) for _, h in self.held[:3]] if applied else []
             self.state.recover(loss, spans, self.now)
 
+    @rule(who=callers)
+    def store(self, who: int) -> None:
+        if self.seen:
+            self.refusable(lambda: self.state.group_stored(self.caller(who), "m", self.now))
+
+    @rule(kept=st.booleans(), clock=st.integers(0, 9))
+    def snapshot(self, kept: bool, clock: int) -> None:
+        """One is taken, or fails half-way."""
+
+        def event() -> None:
+            self.state.begin_snapshot()
+            self.state.want_schedule(clock)
+            if not kept:
+                self.state.drop_snapshot("s", "disk full", self.now)
+                return
+            spans = [Span(h.lease, h.start, h.stop) for _, h in self.held[:3]]
+            image = self.state.end_snapshot({"m": (clock, clock)}, spans, self.now)
+            self.state.keep_snapshot("s", image.job, "", self.now)
+            self.image = Image.from_json(json.loads(json.dumps(image.to_json())))
+            assert self.image == image
+
+        self.refusable(event)
+
+    @rule()
+    def lose_server(self) -> None:
+        """The job fails, or goes back to a snapshot that was kept."""
+        job, can = self.state.members.job, self.state.members.can_roll_back
+        running = self.state.members.state is JobState.RUNNING
+        holds = self.state.groups.find("m") is not None
+        for member in self.state.members.live(Role.SERVER)[:1]:
+            self.register(Role.SERVER, member.name)
+            if running and holds:
+                assert self.state.wants_snapshot == can
+                assert self.state.members.job == job + can
+                assert (self.state.members.state is JobState.FAILED) == (not can)
+
+    @rule(good=st.booleans())
+    def answer(self, good: bool) -> None:
+        """What the job goes back to was read, or nothing was found."""
+        if not self.state.wants_snapshot or self.image is None:
+            return
+        if not good:
+            self.state.give_up_restore("all are damaged", self.now)
+            assert self.state.members.state is JobState.FAILED
+            return
+        self.state.resume(self.image, SOURCE, [], self.now)
+        assert not self.state.wants_snapshot
+        assert self.state.lineage == self.image.lineage
+
+    @rule(force=st.booleans())
+    def restore(self, force: bool) -> None:
+        def event() -> None:
+            assert self.image is not None
+            self.state.restore(force, self.now)
+            self.state.resume(self.image, SOURCE, ["one was damaged"], self.now)
+            assert not self.state.members.live(Role.WORKER)
+
+        if self.image is not None:
+            self.refusable(event)
+
     @invariant()
     def parts_agree(self) -> None:
         self.state.check_invariants()
+        resumed = self.state.resumed
+        if resumed is not None and self.state.members.state is JobState.RUNNING:
+            assert self.state.groups.get("m").stored
+            assert self.state.restored("m") is not None
         assert self.state.members.number >= self.number
         self.number = self.state.members.number
         self.state.take_wakes()
@@ -278,6 +352,6 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 SchedulerMachine.TestCase.settings = settings(
-    max_examples=30, stateful_step_count=40, deadline=None
+    max_examples=40, stateful_step_count=50, deadline=None
 )
 TestScheduler = SchedulerMachine.TestCase

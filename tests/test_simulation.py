@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.simulation.__main__ import broken, failures
+from tests.simulation.run import broken, failures
 from tests.simulation.world import Bugs, World
 
 

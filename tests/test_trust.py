@@ -38,7 +38,12 @@ from paramserver.types import PROTOCOL_VERSION
 from paramserver.v1 import common_pb2, scheduler_pb2
 from paramserver.wire import options
 from paramserver.wire.client import AsyncGrpcChannel, GrpcChannel
-from paramserver.wire.credentials import Watched, channel_credentials, read_pems
+from paramserver.wire.credentials import (
+    Watched,
+    call_metadata,
+    channel_credentials,
+    read_pems,
+)
 from paramserver.wire.diagnose import explain
 from paramserver.wire.health import is_serving
 from paramserver.wire.methods import SCHEDULER, SCHEDULER_METHODS, SERVER_METHODS, Method
@@ -623,3 +628,11 @@ def test_replicas_do_not_leave_an_encrypted_cluster(trust: Trust, address: str, 
     else:
         with pytest.raises(UnsupportedError, match=r"AllReduce\(\) in a cluster with TLS"):
             check_unencrypted(config)
+
+
+def test_a_server_that_another_hosts_is_reached_by_the_same_rules(guarded: Cluster) -> None:
+    """HOST:PORT/NAME is a server of the process at HOST:PORT."""
+    assert call_metadata(Trust(token=TOKEN), "127.0.0.1:1/ps-1")
+    with pytest.raises(ConfigurationError, match="could be read on the way"):
+        call_metadata(Trust(token=TOKEN), "192.0.2.1:1/ps-1")
+    assert "speaks TLS" in explain(f"{guarded.address}/ps-1", OPEN)

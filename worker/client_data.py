@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from paramserver.errors import ConfigurationError
+from paramserver.v1 import scheduler_pb2
 from paramserver.worker import roster
 from paramserver.worker.data import (
     LeaseBatchSampler,
@@ -167,6 +169,33 @@ class DataMethods:
         self._session.check()
         self._session.refuse_reader("client.epochs")
         return self._schedule.epochs(n, stateful)
+
+    def snapshot(self, name: str = "") -> str:
+        """Saves a consistent snapshot of the whole job; others go on meanwhile.
+
+        It has every step that this worker has taken, and no later one under ``Sync()``.
+
+        Args:
+            name: of the snapshot; empty: the scheduler gives one.
+
+        Returns:
+            Its name, once all of it is safe on the disk.
+
+        Raises:
+            InvalidRequestError: the scheduler keeps no snapshots, or the name is taken.
+            UnsupportedError: a group has its values on the workers (``AllReduce``).
+        """
+        self._session.check()
+        self._session.refuse_reader("client.snapshot")
+        self._session.settle()
+        self._schedule.mark()
+        key = uuid.uuid4().hex
+
+        def request(wait_s: float) -> scheduler_pb2.TakeSnapshotRequest:
+            return scheduler_pb2.TakeSnapshotRequest(name=name, key=key, wait_s=wait_s)
+
+        reply = self._session.poll("TakeSnapshot", request, lambda r: not r.pending, "a snapshot")
+        return str(reply.name)
 
     def log(self, **scalars: float | Tensor) -> None:
         """Scalars for status and the run file; the newest of each go with every heartbeat."""

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from paramserver.errors import ConfigurationError, ConnectionLostError, MismatchError
 from paramserver.v1 import scheduler_pb2
 from paramserver.worker import states
+from paramserver.worker.schedule_history import History, Moment
 from paramserver.worker.session import Session
 
 CAPTURE_S = 1.0
@@ -57,6 +58,10 @@ class Schedule:
         self._captured = 0.0
         self._lock = threading.Lock()
         self._unsent: scheduler_pb2.SaveScheduleRequest | None = None
+        self._history = History()
+        self._chief = False
+        self._wanted: int | None = None
+        session.add_listener(self._hear)
         session.add_chore(self.send)
 
     def epochs(self, n: int, stateful: Sequence[Stateful]) -> Iterator[int]:
@@ -74,43 +79,65 @@ class Schedule:
         finally:
             self._epoch = None
 
+    def mark(self) -> None:
+        """A snapshot is asked for here and now, by the loop itself."""
+        if self._epoch is not None and self._is_chief():
+            with self._lock:
+                self._history.note(self._epoch, self._clock(), self._state())
+
     def asked(self) -> None:
         """A loop asked for its next batch: a good moment to see how schedules stand."""
         now = self._now()
-        if self._epoch is not None and now - self._captured >= CAPTURE_S:
+        if self._epoch is None:
+            return
+        if now - self._captured >= CAPTURE_S:
             self._captured = now
             self._capture(self._epoch)
+        elif self._session.snapshots and self._chief:
+            with self._lock:
+                self._history.note(self._epoch, self._clock(), self._state())
 
     def _save(self, epoch: int) -> None:
         self._session.check()
-        self._epoch = epoch
+        self._epoch = self._session.epoch = epoch
         self._captured = self._now()
         self._capture(epoch)
         self.send()
 
     def _capture(self, epoch: int) -> None:
-        if not self._is_chief():
+        self._chief = self._is_chief()
+        if not self._chief:
             return
-        state = {
+        moment = Moment(epoch, self._clock(), self._state())
+        request = self._request(moment)
+        with self._lock:
+            self._unsent = request
+            if self._session.snapshots:
+                self._history.note(*moment)
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "stateful": [item.state_dict() for item in self._stateful],
             "optimizers": {
                 name: [_options(group) for group in optimizer.param_groups]
                 for name, optimizer in self._optimizers().items()
             },
         }
-        request = scheduler_pb2.SaveScheduleRequest(
+
+    def _request(self, moment: Moment) -> scheduler_pb2.SaveScheduleRequest:
+        return scheduler_pb2.SaveScheduleRequest(
             member=self._session.identity(),
-            epoch=epoch,
-            clock=self._clock(),
-            state=states.dumps(state),
+            epoch=moment.epoch,
+            clock=moment.clock,
+            state=states.dumps(moment.state),
         )
-        with self._lock:
-            self._unsent = request
 
     def send(self) -> None:
-        """Sends the newest state that was not sent; later, if the scheduler is away."""
+        """Sends the newest state that was not sent, and what a snapshot wants; later, if the
+        scheduler is away."""
         with self._lock:
             request, self._unsent = self._unsent, None
+        self._answer()
         if request is None:
             return
         try:
@@ -118,6 +145,21 @@ class Schedule:
         except ConnectionLostError:
             with self._lock:
                 self._unsent = self._unsent or request
+
+    def _hear(self, reply: scheduler_pb2.HeartbeatReply) -> None:
+        self._wanted = reply.schedule_clock if reply.schedule_wanted else None
+
+    def _answer(self) -> None:
+        """How the schedule stood at the clock of a cut, once this worker has passed it."""
+        clock = self._wanted
+        with self._lock:
+            moment = None if clock is None else self._history.at(clock)
+        if moment is None or clock is None:
+            return
+        request = self._request(moment)
+        request.wanted, request.wanted_clock = True, clock
+        self._session.scheduler.call("SaveSchedule", request)
+        self._wanted = None
 
     def _load(self) -> int:
         request = scheduler_pb2.LoadScheduleRequest(member=self._session.identity())

@@ -145,11 +145,12 @@ class LeaseSource:
         """The first data shard of a pass; None if others have done all of its epoch.
 
         A pass after one that was broken off goes on with the rest of the same epoch, if there is
-        any.
+        any. So does the first pass of a loop that goes on behind an epoch that was over.
         """
         begun = self._begun
         shard = self.next_shard(wait=True)
-        return self.next_shard(wait=True) if shard is None and begun else shard
+        behind = self.passes == 1 and self.epoch <= self.session.epoch
+        return self.next_shard(wait=True) if shard is None and (begun or behind) else shard
 
     def draw(self, shard: scheduler_pb2.Shard, *, whole: bool = False) -> Span | None:
         """The next batch of a shard, or all that is left of it; None: nothing is."""

@@ -20,6 +20,7 @@ from paramserver.errors import (
     FencedError,
     JobFailedError,
     ParameterServerError,
+    RolledBackError,
     UsageError,
 )
 from paramserver.types import PROTOCOL_VERSION, StepResult
@@ -51,13 +52,12 @@ class Session:
         scheduler: the channel to the scheduler; it outlasts one that is started again.
         name, rank, incarnation, job: who this is; rank -1 for a reader. workers: expected.
         party, parties, replica: its features, and the replica whose samples it works on.
-        launched: a launcher started this process.
+        launched, snapshots: a launcher started this; snapshots are taken. epoch: of its loop.
+        goes_on: the job began from a snapshot, or is about to.
         identity_file: where the launcher looks for who this is, and then says how it ended.
-        batches: samples handed out, and the pushes they went into.
-        speed: how fast this worker computes.
+        batches, speed: samples handed out, and their pushes; how fast this worker computes.
         substitutes: what acts for this worker while it waits for others.
-        run_file: what is written down of the run.
-        lookahead: the batch that comes next.
+        run_file, lookahead: what is written down of the run; the batch that comes next.
         drain: whether this worker was asked to end.
     """
 
@@ -73,22 +73,20 @@ class Session:
         self.config = config
         self.name = config.name or ""
         self.rank, self.parties = -1, 1
-        self.incarnation = self.job = self.workers = self.party = self.replica = 0
+        self.incarnation = self.job = self.workers = self.party = self.replica = self.epoch = 0
         self.batches = Batches()
         self.drain = Drain()
         self.substitutes = Substitutes()
         self.lookahead = Lookahead()
-        self.launched = launched
+        self.launched, self.snapshots, self.goes_on = launched, False, False
         self.identity_file = identity_file
         self._now = now
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._newest = NewestView(self._fetch_view)
         self._end: ParameterServerError | None = None
-        self._left = False
-        self._away = False
-        self._heartbeat_s = 1.0
-        self._lease_s = 10.0
+        self._left = self._away = False
+        self._heartbeat_s, self._lease_s = 1.0, 10.0
         self._clocks: dict[str, Callable[[], int]] = {}
         self._settles: list[Callable[[], None]] = []
         self._chores: list[Callable[[], None]] = []
@@ -138,6 +136,7 @@ class Session:
         self.incarnation, self.job, self.workers = who.incarnation, who.job, reply.workers
         self.party, self.parties, self.replica = reply.party, max(reply.parties, 1), reply.replica
         self._heartbeat_s, self._lease_s = reply.heartbeat_s, reply.lease_s
+        self.snapshots, self.goes_on = reply.snapshots, reply.goes_on
         self.saw_view(who.view)
         if self.identity_file is not None:
             write_identity(self.identity_file, self)
@@ -371,9 +370,12 @@ class Session:
                 method, request = farewell(self.identity(), failure, fatal=fatal, code=code)
                 self.scheduler.call(method, request, timeout=LEAVE_S)
         except FencedError as error:
+            self._end = error
             logger.warning("left already: %s", error)
         finally:
             self.stop()
+        if failure is None and isinstance(self._end, RolledBackError):
+            raise self._end  # what was finished was undone
 
     @property
     def left(self) -> bool:

@@ -16,6 +16,7 @@ class Starting(Protocol):
     """A session that has registered."""
 
     config: ClientConfig
+    goes_on: bool
     scheduler: PatientChannel
 
     def identity(self) -> common_pb2.Identity: ...
@@ -30,7 +31,8 @@ def await_start(session: Starting, now: Callable[[], float]) -> scheduler_pb2.Vi
         WaitTimeoutError: no role arrived for ``config.timeout`` seconds, and some are missing.
     """
     timeout = session.config.timeout
-    deadline = now() + timeout
+    patience = session.config.wait_timeout if session.goes_on else timeout
+    deadline = now() + patience
     arrivals = -1
     waiting = Waiting("the start of the job", now)
     while True:
@@ -42,10 +44,10 @@ def await_start(session: Starting, now: Callable[[], float]) -> scheduler_pb2.Vi
             view: scheduler_pb2.View = reply.view
             return view
         if arrivals not in (-1, reply.arrivals):
-            deadline = now() + timeout
+            deadline = now() + patience
         elif now() >= deadline:
             raise WaitTimeoutError(
-                f"{reply.pending}: nobody came for {timeout:g} s; start the missing "
+                f"{reply.pending}: nobody came for {patience:g} s; start the missing "
                 "processes, or raise timeout= of paramserver.connect"
             )
         arrivals = reply.arrivals

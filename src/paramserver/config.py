@@ -57,6 +57,39 @@ def check_parties(workers: int, parties: int) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotConfig:
+    """Where snapshots are kept, and when one is taken.
+
+    Attributes:
+        directory: a path, or a URL that fsspec knows; the same for the scheduler and all servers.
+            Empty: no snapshots.
+        every: clocks from one to the next; 0: clocks do not matter.
+        seconds: from one to the next; 0: time does not matter.
+        keep: how many are kept of those that nobody named.
+        resume: name of the one that the first job goes on from, or "latest"; empty: it begins
+            empty.
+    """
+
+    directory: str = ""
+    every: int = 0
+    seconds: float = 0.0
+    keep: int = 3
+    resume: str = ""
+
+    def __post_init__(self) -> None:
+        for name, low in (("every", 0), ("seconds", 0), ("keep", 1)):
+            if not getattr(self, name) >= low:
+                raise ConfigurationError(
+                    f"snapshots: {name}={getattr(self, name)}: must be >= {low}"
+                )
+        if not self.directory and (self.every or self.seconds or self.resume):
+            raise ConfigurationError(
+                "snapshots: no directory is given to write them to or read them from; "
+                "use --snapshot-dir DIR"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
     """What a scheduler is told.
 
@@ -71,6 +104,7 @@ class SchedulerConfig:
         trust: what it proves to others, and demands of them.
         state_dir: folder that outlives this process; a scheduler on it goes on where the one
             before it was. None: a scheduler that ends takes its job with it.
+        snapshots: where, and when.
     """
 
     bind: str = "127.0.0.1:0"
@@ -83,6 +117,7 @@ class SchedulerConfig:
     once: bool = False
     trust: Trust = OPEN
     state_dir: str | None = None
+    snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@
     │   ├── ChecksumError          bytes changed on the way
     │   ├── ClockError             a clock that has passed, or skips one
     │   ├── FencedError            a newer incarnation has this name, or the lease was lost
+    │   │   └── RolledBackError    the job went back to a snapshot; start again to go on from it
     │   ├── MovedError             an old slice map, or the wrong server
     │   ├── LeaseLostError         a data shard that belongs to another worker
     │   ├── PermissionDeniedError  the role that a credential stands for may not do this
@@ -128,6 +129,12 @@ class FencedError(RefusedError):
     """A newer incarnation has this name, or the lease was lost."""
 
     reason = "FENCED"
+
+
+class RolledBackError(FencedError):
+    """The job went back to a snapshot, this process did not; started again, it goes on there."""
+
+    reason = "ROLLED_BACK"
 
 
 class MovedError(RefusedError):

@@ -24,7 +24,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any, TypeVar
 
-from paramserver.errors import JobFailedError, ParameterServerError
+from paramserver.errors import JobFailedError, ParameterServerError, RolledBackError
 from paramserver.trust import Trust, public_environment
 from paramserver.wire.options import MALLOC_ENVIRONMENT
 
@@ -36,8 +36,8 @@ GRACE_S = 5.0
 START_S = 60.0
 REPORT_S = 30.0  # for a scheduler that is being started again
 # What a process raises because another one has failed.
-CONSEQUENCES = ("JobFailedError", "ConnectionLostError", "WaitTimeoutError", "FencedError")
-_CONSEQUENCE = re.compile(rf"^(?:[\w.]+\.)?(?:{'|'.join(CONSEQUENCES)})\b", re.MULTILINE)
+CONSEQUENCES = "JobFailedError|ConnectionLostError|WaitTimeoutError|FencedError|RolledBackError"
+_CONSEQUENCE = re.compile(rf"^(?:[\w.]+\.)?(?:{CONSEQUENCES})\b", re.MULTILINE)
 
 T = TypeVar("T")
 OnLine = Callable[["Child", str, str], None]
@@ -357,16 +357,16 @@ def in_lasting_thread(function: Callable[[], T]) -> T:
     return future.result()
 
 
-def report_exit(scheduler: str, identity: Path, name: str, code: int, trust: Trust) -> None:
+def report_exit(scheduler: str, identity: Path, name: str, code: int, trust: Trust) -> bool:
     """Tells the scheduler how a worker's script ended, by the identity its client left.
 
     0: finished. Killed (130, 137, 138, 143): nothing, its lease lapses or it starts again.
     Any other code: the job fails. A script that never connected has nothing to report, and a
-    scheduler that is gone or knows better is left alone.
+    scheduler that is gone or knows better is left alone. True: the script is to start again.
     """
     who = read_identity(identity)
     if who is None or code == 130 or code in RESTARTABLE:
-        return
+        return False
     from paramserver.v1 import scheduler_pb2  # gRPC only where a worker had connected
     from paramserver.wire.client import scheduler_channel
 
@@ -376,15 +376,16 @@ def report_exit(scheduler: str, identity: Path, name: str, code: int, trust: Tru
             request = scheduler_pb2.FinishRequest(member=who)
             channel.call("Finish", request, timeout=REPORT_S)
         else:
-            reason = f"{who.name or name} exited with code {code}"
-            failed = scheduler_pb2.FailRequest(
-                member=who, reason=reason, fatal=True, exit_code=code
-            )
+            why = f"{who.name or name} exited with code {code}"
+            failed = scheduler_pb2.FailRequest(member=who, reason=why, fatal=True, exit_code=code)
             channel.call("Fail", failed, timeout=5.0)
+    except RolledBackError:
+        return True
     except ParameterServerError:
         pass  # it knows better, or is gone
     finally:
         channel.close()
+    return False
 
 
 def read_identity(path: Path) -> Any:

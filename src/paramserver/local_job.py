@@ -58,7 +58,7 @@ class SpawnedWorker:
         function: Callable[..., Any],
         args: Sequence[Any],
         environment: Mapping[str, str],
-        report: Callable[[int], None] = lambda code: None,
+        report: Callable[[int], object] = lambda code: None,
     ) -> None:
         """Starts it; ``function`` and ``args`` must be picklable, as for torch.multiprocessing.
 

@@ -66,14 +66,23 @@ class Desk:
         async def look() -> Any:
             found: list[Any] = []
             for service in self.cluster.servers:
-                for name, task in sorted(service._groups.items()):
-                    group = await task
+                for group in sorted(service.fetched(), key=lambda group: group.spec.name):
                     ledger = group.ledger.dump()
                     ledger.pop("duplicates")
                     cells = [_plain(cell.bucket.dump()) for cell in group.cells]
                     staged = sorted((w, clock) for w, clock in group.staged)
-                    found.append((name, cells, ledger, staged, group.version, group.frontier.value))
-                found += [lead.clock.dump() for lead in service._leads.values()]
+                    found.append(
+                        (
+                            group.spec.name,
+                            cells,
+                            ledger,
+                            staged,
+                            group.version,
+                            group.frontier.value,
+                        )
+                    )
+                    lead = service.lead_of(group.spec.name)
+                    found.append(lead and lead.clock.dump())
             state = self.cluster.scheduler.state
             found.append(state.members.number)
             found.append(sorted(group.spec.name for group in state.groups))

@@ -86,14 +86,12 @@ def test_row_84_killed_and_started_again(scheduler: tuple[subprocess.Popen[str],
     process, address = scheduler
     process.kill()
     process.wait(20)
-    again = subprocess.Popen(
-        [*COMMAND, "scheduler", "--bind", address], stdout=subprocess.PIPE, text=True
-    )
-    assert again.stdout is not None
-    assert address in again.stdout.readline()
-    again.terminate()
-    assert again.wait(20) == 0
-    again.stdout.close()
+    command = [*COMMAND, "scheduler", "--bind", address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as again:
+        assert again.stdout is not None
+        assert address in again.stdout.readline()
+        again.terminate()
+        assert again.wait(20) in (0, -signal.SIGTERM)
 
 
 def test_row_84_nobody_reads_the_output(scheduler: tuple[subprocess.Popen[str], str]) -> None:

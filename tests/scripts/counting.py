@@ -1,48 +1,37 @@
-"""Counts the samples it trains on, and can be told to die over one of them."""
+"""Adds each sample's number to a sum, in a group without an optimizer; says when it is half-way."""
 
-from __future__ import annotations
-
-import argparse
 import os
-import signal
+import sys
 import threading
-from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import TensorDataset
 
 import paramserver as ps
 
-
-class Indices(Dataset[torch.Tensor]):
-    """Sample i is the number i."""
-
-    def __len__(self) -> int:
-        return 48
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.tensor(index)
-
-
-def main() -> None:
-    """Runs one worker; a line in FILE for each sample that was trained on."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--poison", type=int, default=-1, help="a sample that nobody survives")
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds of a step")
-    options = parser.parse_args()
-    with ps.connect() as client:
-        group = client.register("m", {"w": torch.zeros(1)})
-        loader = client.loader(Indices(), batch_size=4, shuffle=False, shard_size=8)
-        for batch in loader:
-            print(f"rank {client.rank} has {batch.tolist()}", flush=True)
-            if options.poison in batch.tolist():
-                os.kill(os.getpid(), signal.SIGKILL)
-            threading.Event().wait(options.pause)
-            group.push_pull({"w": torch.ones(1)})
-            with options.file.open("a") as file:
-                file.write("".join(f"{i}\n" for i in batch.tolist()))
-
-
-if __name__ == "__main__":
-    main()
+samples, epochs, pause = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+torch.manual_seed(0)
+client = ps.connect()
+loader = client.loader(TensorDataset(torch.arange(samples)), 4, shuffle=True, seed=5)
+group = client.register("sum", {"total": torch.zeros(2, dtype=torch.float64)})
+model = torch.nn.Linear(3, 2)
+optimizer = client.optimizer(model, torch.optim.SGD, lr=0.1, momentum=0.9)
+schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)
+for epoch in client.epochs(epochs, schedule):
+    for (index,) in loader:
+        optimizer.zero_grad()
+        model(index[:, None].float().expand(-1, 3) / samples).square().mean().backward()
+        optimizer.step()
+        total = torch.tensor([float(index.sum()), float(len(index))], dtype=torch.float64)
+        group.push_pull({"total": total})
+        print(f"step {group.clock} of epoch {epoch}", flush=True)
+        if os.environ.get("PARAMSERVER_LAUNCHED"):
+            threading.Event().wait(pause)  # so that something can happen meanwhile
+    schedule.step()
+client.barrier("end")
+if client.is_chief:
+    total = client.state_dict("sum")["total"].tolist()
+    lr = optimizer.param_groups[0]["lr"]
+    weights = [w.hex() for w in model.weight.detach().flatten().tolist()]
+    print(f"total {total[0]:g} of {total[1]:g} samples, lr {lr:.6f}, {weights}", flush=True)
+client.finish()

@@ -16,8 +16,9 @@ import click
 
 from paramserver.cli import options
 from paramserver.cli.output import Output
+from paramserver.cli.plan import Plan
 from paramserver.cli.progress import count
-from paramserver.cli.run import Plan, Supervisor
+from paramserver.cli.run import Supervisor
 from paramserver.launch import Child
 from paramserver.trust import from_environment
 

@@ -16,6 +16,7 @@ KILLED = 137
 RULE = 78
 _FENCED = r"^(?:[\w.]+\.)?FencedError: .*"
 _REPLICA_LOST = re.compile(_FENCED + r"\bparty \d+\b.* was lost\b", re.MULTILINE)
+_ROLLED_BACK = re.compile(r"^(?:[\w.]+\.)?RolledBackError: ", re.MULTILINE)
 _UNHEARD = re.compile(_FENCED + r"\bnot heard\b", re.MULTILINE)
 
 
@@ -73,6 +74,12 @@ def restart_reason(child: Child) -> str:
     if _REPLICA_LOST.search(words):
         return "lost a party of its replica"
     return "was not heard for its lease" if _UNHEARD.search(words) else ""
+
+
+def was_rolled_back(child: Child) -> bool:
+    """Whether a script ended because the job went back to a snapshot: no failure of its own."""
+    said = last_words(list(child.tail)) if child.code == FAILED else ""
+    return _ROLLED_BACK.search(said) is not None
 
 
 def last_words(tail: Sequence[str], limit: int = 20) -> str:

@@ -18,6 +18,7 @@ from paramserver.types import ASSIGNMENTS
 from paramserver.wire import addresses
 
 F = TypeVar("F", bound=Callable[..., Any])
+SNAPSHOT_S = 300.0
 
 # Options after the script are the script's own.
 SCRIPT_SETTINGS = {"allow_interspersed_args": False}
@@ -190,6 +191,89 @@ log_option: Callable[[F], F] = click.option(
     show_default=True,
     help="What the log on standard error says.",
 )
+
+
+def snapshot_options(command: F) -> F:
+    """Where snapshots go, when one is taken, and which one the job goes on from."""
+    for option in reversed(
+        (
+            click.option(
+                "--snapshot-dir",
+                envvar="PARAMSERVER_SNAPSHOT_DIR",
+                show_envvar=True,
+                metavar="DIR",
+                help="Folder or fsspec URL of snapshots, the same for the scheduler and servers.",
+            ),
+            click.option(
+                "--snapshot-every",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="Take one every N clocks.",
+            ),
+            click.option(
+                "--snapshot-seconds",
+                type=click.FloatRange(min=0, min_open=True),
+                metavar="T",
+                help=f"Take one every T seconds; {SNAPSHOT_S:g} where nothing else is said.",
+            ),
+            click.option(
+                "--snapshot-keep",
+                type=click.IntRange(min=1),
+                default=3,
+                show_default=True,
+                metavar="K",
+                help="Keep the newest K; those taken by name stay.",
+            ),
+            click.option(
+                "--resume",
+                metavar="NAME",
+                help="Go on from this snapshot; `latest`: the newest that is whole.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def snapshot_config(
+    snapshot_dir: str | None,
+    snapshot_every: int | None,
+    snapshot_seconds: float | None,
+    snapshot_keep: int,
+    resume: str | None,
+) -> config.SnapshotConfig:
+    """The values of ``snapshot_options``.
+
+    Raises:
+        click.UsageError: snapshots without a place for them.
+    """
+    directory = snapshot_dir or ""
+    if directory and "://" not in directory:
+        directory = str(Path(directory).resolve())
+    default = SNAPSHOT_S if directory and not snapshot_every else 0.0
+    try:
+        return config.SnapshotConfig(
+            directory=directory,
+            every=snapshot_every or 0,
+            seconds=snapshot_seconds or default,
+            keep=snapshot_keep,
+            resume=resume or "",
+        )
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def snapshot_flags(wanted: config.SnapshotConfig) -> dict[str, object]:
+    """Options of the scheduler's command that make it the same."""
+    if not wanted.directory:
+        return {}
+    return {
+        "snapshot_dir": wanted.directory,
+        "snapshot_every": wanted.every or None,
+        "snapshot_seconds": wanted.seconds or None,
+        "snapshot_keep": wanted.keep,
+        "resume": wanted.resume or None,
+    }
 
 
 def heartbeat(lease_s: float) -> float:

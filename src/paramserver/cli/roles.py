@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from paramserver.cli import options
-from paramserver.cli.exits import KILLED, restart_reason
+from paramserver.cli.exits import KILLED, restart_reason, was_rolled_back
 from paramserver.cli.trust import role_trust_options, trust_options
 from paramserver.config import SchedulerConfig, ServerConfig
 from paramserver.launch import (
@@ -68,6 +68,7 @@ PARENT = "PARAMSERVER_PARENT"
     "takes the job up where it was.",
 )
 @options.once_option
+@options.snapshot_options
 @role_trust_options
 @options.log_option
 def scheduler(
@@ -81,6 +82,7 @@ def scheduler(
     once: bool,
     trust: Trust,
     log_level: str,
+    **snapshots: Any,
 ) -> None:
     """The scheduler of a cluster: membership, slice map, data shards, job state.
 
@@ -99,6 +101,7 @@ def scheduler(
         once=once,
         trust=trust,
         state_dir=str(state_dir) if state_dir is not None else None,
+        snapshots=options.snapshot_config(**snapshots),
     )
     from paramserver.scheduler.main import serve
 
@@ -220,8 +223,10 @@ class WorkerLauncher:
             name, code = self._name or "worker", child.code or 0
             why = restart_reason(child)
             if self._asked or not (why and self._rule.restarts(name, KILLED)):
-                report_exit(self._scheduler, self._identity, name, code, self._trust)
-                return code
+                again = report_exit(self._scheduler, self._identity, name, code, self._trust)
+                if self._asked or not (again or was_rolled_back(child)):
+                    return code
+                why = "was sent back to a snapshot"
             click.echo(f"{name} {why}, {describe_exit(code)}; starting it again", err=True)
 
     def _once(self) -> Child:

@@ -9,10 +9,9 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import click
 
@@ -26,9 +25,12 @@ from paramserver.cli.exits import (
     failure_of,
     restart_reason,
     root_cause,
+    was_rolled_back,
 )
 from paramserver.cli.output import Output
+from paramserver.cli.plan import Plan
 from paramserver.cli.progress import Progress
+from paramserver.cli.signals import handled
 from paramserver.cli.state import Source, State
 from paramserver.cli.trust import trust_options
 from paramserver.errors import JobFailedError, ParameterServerError
@@ -44,7 +46,7 @@ from paramserver.launch import (
     stop,
     worker_environment,
 )
-from paramserver.trust import OPEN, Trust
+from paramserver.trust import Trust
 
 POLL_S = 1.0
 ENOUGH_S = 0.1  # between looks at whether a run has had enough
@@ -80,6 +82,7 @@ OBEY_S = 15.0  # for workers to end by themselves once the scheduler says that t
 @options.lease_option
 @options.scheme_option
 @options.run_dir_option
+@options.snapshot_options
 @click.option("-q", "--quiet", is_flag=True, help="Only what the workers say, and failures.")
 @trust_options
 @options.module_option
@@ -88,6 +91,7 @@ OBEY_S = 15.0  # for workers to end by themselves once the scheduler says that t
 @click.pass_context
 def run(
     ctx: click.Context,
+    /,
     servers: int,
     workers: int,
     parties: int,
@@ -101,6 +105,7 @@ def run(
     module: bool,
     script: str,
     args: tuple[str, ...],
+    **snapshots: Any,
 ) -> None:
     """A whole cluster on this machine, and SCRIPT on each of its workers.
 
@@ -118,32 +123,10 @@ def run(
         command=script_command(script, args, module=module),
         environment=options.worker_settings(scheme, run_dir),
         trust=trust,
+        snapshots=options.snapshot_config(**snapshots),
     )
     with tempfile.TemporaryDirectory(prefix="paramserver-") as folder, Output(quiet=quiet) as out:
         ctx.exit(Supervisor(plan, out, Path(folder)).run())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What ``run`` was asked for.
-
-    Attributes:
-        command: the script's.
-        environment: of the workers, besides what they inherit.
-        trust: of every process.
-        enough: looked at again and again; once true, the run ends well whatever the script does.
-    """
-
-    servers: int
-    workers: int
-    parties: int = 1
-    assign: str
-    lease_s: float
-    max_restarts: int
-    command: list[str]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    trust: Trust = OPEN
-    enough: Callable[[], bool] | None = None
 
 
 class Supervisor:
@@ -161,7 +144,7 @@ class Supervisor:
         self._folder = folder
         self._rule = RestartRule(plan.max_restarts)
         self._progress = Progress()
-        self._events: SimpleQueue[Child | State | str | int] = SimpleQueue()
+        self._events: SimpleQueue[Child | State | tuple[str, bool] | int] = SimpleQueue()
         self.children: dict[str, Child] = {}
         self.why = ""
         self._cut = False
@@ -177,7 +160,7 @@ class Supervisor:
     def run(self) -> int:
         """The exit code; no child is left when it returns."""
         began = time.monotonic()
-        with _handled(self._on_signal):
+        with handled(self._on_signal):
             try:
                 self._start()
                 self._watch()
@@ -195,17 +178,10 @@ class Supervisor:
 
     def _start_scheduler(self) -> Child:
         """Again and again, if need be: its state and its address outlast its process."""
-        plan = self._plan
+        flags = self._plan.scheduler_flags()
+        state_dir = self._folder / "scheduler"
         return self._start_role(
-            "scheduler",
-            "scheduler",
-            bind="127.0.0.1:0",
-            workers=plan.workers,
-            servers=plan.servers,
-            parties=plan.parties,
-            assign=plan.assign,
-            lease=plan.lease_s,
-            state_dir=self._folder / "scheduler",
+            "scheduler", "scheduler", bind="127.0.0.1:0", state_dir=state_dir, **flags
         )
 
     def _start(self) -> None:
@@ -219,8 +195,7 @@ class Supervisor:
         """Starts servers until there are so many: ``scale`` may have asked for more."""
         free = (name for i in itertools.count() if (name := f"ps-{i}") not in self.children)
         for _ in range(count - sum(c.role == "ps" for c in self.children.values())):
-            name = next(free)
-            self._start_role(name, "ps", scheduler=self._address, name=name, bind="127.0.0.1:0")
+            self._start_server(next(free))
 
     def _start_role(self, name: str, role: str, /, **flags: object) -> Child:
         child = Child(
@@ -233,6 +208,9 @@ class Supervisor:
         )
         self.children[name] = child
         return child
+
+    def _start_server(self, name: str) -> None:
+        self._start_role(name, "ps", scheduler=self._address, name=name, bind="127.0.0.1:0")
 
     def _identity(self, name: str) -> Path:
         return self._folder / f"{name}.json"
@@ -271,8 +249,8 @@ class Supervisor:
                     self._on_exit(event)
                 elif isinstance(event, dict):
                     self._on_state(event)
-                elif isinstance(event, str):
-                    self._todo.discard(event)
+                elif isinstance(event, tuple):
+                    self._on_report(*event)
             if any(not failure.consequence for failure in self._failures):
                 return
 
@@ -281,7 +259,7 @@ class Supervisor:
         assert code is not None
         if child is not self.children[child.name]:
             return
-        if child.role == "ps" and code == DONE:  # only one that is not needed ends well by itself
+        if child.role == "ps" and code == DONE and self._left_over():
             self._output.say(f"{child.name} has no slices any more and left")
             del self.children[child.name]
         elif child.role == "scheduler" and self._rule.restarts(child.name, code):
@@ -289,9 +267,11 @@ class Supervisor:
             self._output.say(f"the scheduler was killed, {count} {self._rule.limit}")
             self._start_scheduler()
         elif child.role != "worker":
-            self._fail(child)
+            self._on_role_exit(child)
         elif code == DONE:
             threading.Thread(target=self._report, args=(child.name,), daemon=True).start()
+        elif was_rolled_back(child):
+            self._again(child.name)
         elif (why := restart_reason(child)) and self._done():
             self._todo.discard(child.name)
             self._output.say(f"{child.name} {why}; the job is done without it")
@@ -304,8 +284,36 @@ class Supervisor:
 
     def _report(self, name: str) -> None:
         """Tells the scheduler of a worker that is done, however long it takes to come back."""
-        report_exit(self._address, self._identity(name), name, DONE, self._plan.trust)
-        self._events.put(name)
+        identity, trust = self._identity(name), self._plan.trust
+        self._events.put((name, report_exit(self._address, identity, name, DONE, trust)))
+
+    def _on_report(self, name: str, undone: bool) -> None:
+        self._todo.discard(name)
+        if undone:
+            self._again(name)
+
+    def _left_over(self) -> bool:
+        """Whether fewer servers are wanted than there were: ``scale`` has let one go."""
+        self._last_look()
+        state = self._progress.state
+        wanted = self._plan.servers if state is None else state["job"]["expected_servers"]
+        return sum(c.role == "ps" for c in self.children.values()) > int(wanted)
+
+    def _again(self, name: str) -> None:
+        """A worker whose job went back to a snapshot: no failure of its own."""
+        self._output.say(f"{name} was sent back to a snapshot: starting it again")
+        self._start_worker(name)
+
+    def _on_role_exit(self, child: Child) -> None:
+        """A server that was killed starts again where the job can go back to a snapshot."""
+        code = child.code or 0
+        needed = child.role == "ps" and bool(self._plan.snapshots.directory)
+        if needed and self._rule.restarts(child.name, code):
+            count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
+            self._output.say(f"{child.name} was killed, {describe_exit(code)}: {count}")
+            self._start_server(child.name)
+        else:
+            self._fail(child)
 
     def _done(self) -> bool:
         """Whether the others have finished the job: one that came now would begin the next."""
@@ -385,15 +393,3 @@ class Supervisor:
             restarts = sum(self._rule.used.values())
             self._output.say(self._progress.summary(seconds, restarts))
         return DONE
-
-
-@contextlib.contextmanager
-def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Signals that end a command go to ``handler`` while inside."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, handler) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, old in zip(numbers, before, strict=True):
-            signal.signal(number, old)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from paramserver.core.assignment import Assignment
+from paramserver.core.progress import deal_evenly, without
 from paramserver.core.spans import Range
 
 Piece = tuple[int, int, int]  # shard, start, stop
@@ -122,6 +123,32 @@ class Deal:
             load, heir = heapq.heappop(loads)
             hands[heir].pieces.append(piece)
             heapq.heappush(loads, (load + 1, heir))
+
+    def remove(self, done: Sequence[Range]) -> None:
+        """What a snapshot says is done is not free; the rest keeps its order.
+
+        Args:
+            done: sorted and disjoint.
+        """
+        size = self._shard_size
+        self.free = 0
+        for hand in (self._common, *self._hands.values()):
+            left = [part for _, a, b in self._pieces(hand) for part in without((a, b), done)]
+            hand.pieces = deque((start // size, start, stop) for start, stop in left)
+            hand.order, hand.position = (), 0
+            self.free += len(left)
+
+    def deal_again(self, ranks: Sequence[int]) -> None:
+        """All that is free goes to these workers in equal parts, whoever it was dealt to."""
+        if self._shared or not ranks:
+            return
+        pieces = self.pieces()
+        self._common = _Hand()
+        self._hands = {rank: _Hand() for rank in ranks}
+        for piece, rank in zip(
+            pieces, deal_evenly([b - a for _, a, b in pieces], ranks), strict=True
+        ):
+            self._hands[rank].pieces.append(piece)
 
     def _pieces(self, hand: _Hand) -> Iterator[Piece]:
         yield from hand.pieces

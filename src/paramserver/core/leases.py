@@ -10,6 +10,28 @@ from paramserver.core.spans import Range, Ranges
 from paramserver.types import Span, WorkerId
 
 
+class Numbers:
+    """Numbers that are never repeated.
+
+    Attributes:
+        newest: the last one given; 0: none yet.
+    """
+
+    def __init__(self) -> None:
+        self.newest = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        self.newest += 1
+        return self.newest
+
+    def skip_to(self, newest: int) -> None:
+        """Later numbers are larger than this."""
+        self.newest = max(self.newest, newest)
+
+
 @dataclass(slots=True)
 class Lease:
     """Positions [start, stop) of one worker; ``open``: neither done nor given back.

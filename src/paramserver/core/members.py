@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from paramserver.errors import FencedError, InvalidRequestError
 from paramserver.types import WorkerId
 
 
@@ -73,7 +72,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All members at one moment; servers first, then workers by rank, then readers."""
+    """All members at one moment; servers first, then workers by rank, then readers.
+
+    ``origin``: the job that this one goes on with after roll-backs; itself without any.
+    """
 
     number: int
     job: int
@@ -81,6 +83,7 @@ class View:
     message: str
     members: tuple[Member, ...]
     started: bool
+    origin: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,15 @@ def worker_id(member: Member) -> WorkerId:
     return WorkerId(member.rank, member.incarnation)
 
 
+def rolled_back(job: int, now: int) -> str:
+    """What a worker of job ``job`` is told once it has become job ``now``."""
+    return (
+        f"job {job} went back to a snapshot, as job {now}: what this process holds is of steps "
+        "that were undone; start it again (`paramserver worker` and `run` do) and it goes on from "
+        "the snapshot"
+    )
+
+
 def view_order(member: Member) -> tuple[int, int, int, str]:
     """Sorts servers before workers before readers; by length first, so ps-10 is behind ps-9."""
     return _ORDER[member.role], member.rank, len(member.name), member.name
@@ -126,21 +138,3 @@ def free_rank(name: str, prefix: str, taken: Iterable[int], expected: int) -> in
 def few(count: int, of: int, what: str) -> str:
     """``1 of 2 servers``; ``1 server`` where there is but one."""
     return f"{count} of {of} {what}s" if of > 1 else f"1 {what}"
-
-
-def refuse_incarnation(member: Member, caller: Caller) -> None:
-    """Says why another incarnation of a member may not speak for it.
-
-    Raises:
-        FencedError: an older one.
-        InvalidRequestError: one that was never given.
-    """
-    if caller.incarnation > member.incarnation:
-        raise InvalidRequestError(
-            f"incarnation {caller.incarnation} of {member.name} was never given; register first"
-        )
-    raise FencedError(
-        f"incarnation {caller.incarnation} of {member.name} is fenced: "
-        f"incarnation {member.incarnation} has registered (host {member.host or 'unknown'}, "
-        f"pid {member.pid})"
-    )

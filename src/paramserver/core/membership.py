@@ -15,7 +15,6 @@ from dataclasses import replace
 from paramserver.core.members import (
     LIVE,
     MOVES,
-    Caller,
     JobState,
     Member,
     Registered,
@@ -24,10 +23,14 @@ from paramserver.core.members import (
     View,
     few,
     free_rank,
-    refuse_incarnation,
     view_order,
 )
-from paramserver.errors import FencedError, InvalidRequestError, JobFailedError, ResourceError
+from paramserver.core.roster import Roster
+from paramserver.errors import (
+    InvalidRequestError,
+    JobFailedError,
+    ResourceError,
+)
 
 MAX_MEMBERS = 10_000
 DESERTED_LEASES = 3
@@ -35,11 +38,12 @@ DESERTED_S = 30.0
 _PREFIXES = {Role.SERVER: "ps", Role.WORKER: "worker", Role.READER: "reader"}
 
 
-class Membership:
+class Membership(Roster):
     """The members and the state of one job at a time.
 
     Args:
-        workers, servers: how many must register before the job runs.
+        workers, servers: how many must register before the job runs; a job that was rolled back
+            waits for fewer workers if some had finished.
         lease_s: seconds without a word after which a member is lost.
         first_incarnation: incarnations grow from here.
     """
@@ -47,22 +51,20 @@ class Membership:
     def __init__(
         self, workers: int, servers: int, lease_s: float, first_incarnation: int = 1
     ) -> None:
+        super().__init__(first_incarnation)
         self.workers, self.servers, self.lease_s = workers, servers, lease_s
-        self.number = 1
-        self.job = 1
+        self._expected = workers
         self.state = JobState.WAITING
         self.message = ""
         self.started = False
+        self.can_roll_back = False
+        self.waits = ""  # why the job may not start yet, though all are there
         self.arrivals = 0
-        self._members: dict[str, Member] = {}
-        self._heard: dict[str, float] = {}
         self._ranks: dict[str, int] = {}
         self._holders: set[str] = set()  # servers with slices of this job
         self._live_workers = 0
         self._live_servers = 0
         self._unbeen = 0  # live workers that were never active or idle
-        self._first = first_incarnation
-        self._incarnation = first_incarnation - 1
         self._deserted: float | None = None
         self._view: View | None = None
 
@@ -71,34 +73,13 @@ class Membership:
         if self._view is None or self._view.number != self.number:
             members = sorted(self._members.values(), key=view_order)
             self._view = View(
-                self.number, self.job, self.state, self.message, tuple(members), self.started
-            )
+                self.number, self.job, self.state, self.message, tuple(members), self.started,
+                self.origin,
+            )  # fmt: skip
         return self._view
-
-    def find(self, name: str) -> Member | None:
-        return self._members.get(name)
-
-    def live(self, role: Role) -> list[Member]:
-        """Members of a role that have neither finished nor been lost, in the order of a view."""
-        return sorted(
-            (m for m in self._members.values() if m.role is role and m.live), key=view_order
-        )
 
     def ended(self) -> bool:
         return self.state in (JobState.DONE, JobState.FAILED)
-
-    def heard(self, name: str) -> float:
-        """When a member was last heard."""
-        return self._heard[name]
-
-    def chief(self) -> Member | None:
-        """The worker of the lowest rank that is not lost; a finished one stays chief."""
-        workers = (m for m in self._members.values() if m.role is Role.WORKER)
-        return min((m for m in workers if m.state is not State.LOST), key=view_order, default=None)
-
-    def first(self, parties: int = 1, party: int = 0) -> Member | None:
-        """The live worker of the lowest rank in a party: the one that stores first values."""
-        return next((m for m in self.live(Role.WORKER) if m.rank % parties == party), None)
 
     def missing(self) -> str:
         """Whom the start of the job waits for, in words; empty: for nobody."""
@@ -107,46 +88,7 @@ class Membership:
             absent.append(few(self.servers - self._live_servers, self.servers, "server"))
         if self._live_workers < self.workers and self.state is JobState.WAITING:
             absent.append(few(self.workers - self._live_workers, self.workers, "worker"))
-        return f"waiting for {' and '.join(absent)}" if absent else ""
-
-    def renew(self, caller: Caller, now: float) -> Member:
-        """A member was heard: its lease begins anew. Raises as ``check``."""
-        member = self.check(caller, finished=True)
-        self._heard[caller.name] = now
-        return member
-
-    def check(self, caller: Caller, *, finished: bool = False, lost: bool = False) -> Member:
-        """The member that speaks.
-
-        Args:
-            finished, lost: whether a worker that has finished, or was lost, may still say this.
-
-        Raises:
-            FencedError: of an ended job, an older incarnation, or a lost lease.
-            InvalidRequestError: unknown, or finished.
-        """
-        member = self._members.get(caller.name)
-        if caller.job != self.job and (member is None or member.role is not Role.SERVER):
-            raise FencedError(
-                f"{caller.name or 'the caller'} belongs to job {caller.job}; this is job "
-                f"{self.job}; connect again"
-            )
-        if self.has_left(caller):
-            raise FencedError(f"{caller.name!r} has left or was not heard; register again")
-        if member is None:
-            raise InvalidRequestError(f"{caller.name!r} is not registered; register first")
-        if member.incarnation != caller.incarnation:
-            refuse_incarnation(member, caller)
-        if member.state is State.LOST and not lost:
-            raise FencedError(f"{member.name} was lost: {member.reason}; register again")
-        if member.state is State.FINISHED and not finished:
-            raise InvalidRequestError(f"{member.name} has finished; register again to go on")
-        return member
-
-    def has_left(self, caller: Caller) -> bool:
-        """Whether this was a member that nobody needs to know of any more."""
-        given = self._first <= caller.incarnation <= self._incarnation
-        return given and caller.name not in self._members
+        return f"waiting for {' and '.join(absent)}" if absent else self.waits
 
     def require_job(self) -> None:
         """Raises JobFailedError when the job has failed: nobody should go on working."""
@@ -196,7 +138,7 @@ class Membership:
         self._deserted = None if role is Role.WORKER else self._deserted
         self._count(member, +1)
         if replaced and name in self._holders:
-            self._fail(f"server {name} restarted; the slices it held are gone")
+            self._server_gone(f"server {name} restarted")
         self.changed()
         return Registered(member, replaced, new_job)
 
@@ -208,9 +150,28 @@ class Membership:
         if old is None and len(self._members) >= MAX_MEMBERS and not new_job:
             raise ResourceError(f"the job has {len(self._members)} members: no more are admitted")
 
-    def _begin_job(self) -> None:
+    def resume(self, job: int, incarnation: int) -> None:
+        """Nothing of this job has the number or an incarnation of one that went before.
+
+        Args:
+            job, incarnation: the newest ones of a snapshot.
+        """
+        if self.job <= job:
+            self.job = self.origin = job + 1
+        self._incarnation = max(self._incarnation, incarnation)
+        self.waits = ""
+        self.changed()
+
+    def begin_job(self) -> None:
+        """The next job begins, without a worker."""
+        self._begin_job()
+        self.changed()
+
+    def _begin_job(self, origin: int | None = None) -> None:
         self.job += 1
+        self.origin = self.job if origin is None else origin
         self.state, self.message, self.started = JobState.WAITING, "", False
+        self.can_roll_back, self.waits, self.workers = False, "", self._expected
         self._deserted = None
         self._ranks.clear()
         self._holders.clear()
@@ -281,7 +242,7 @@ class Membership:
         if not self._leave(member, State.FINISHED, ""):  # lost: its last word came late
             self._members[name] = replace(member, state=State.FINISHED, reason="")
         if member.role is Role.SERVER and self._needs(name):
-            self._fail(f"server {name} was stopped while the job ran")
+            self._server_gone(f"server {name} was stopped while the job ran")
         elif member.role is Role.WORKER and not self._live_workers:
             self._end()
         self.changed()
@@ -305,7 +266,7 @@ class Membership:
             return None
         self._leave(member, State.LOST, reason)
         if member.role is Role.SERVER and self._needs(name):
-            self._fail(f"server {name} was lost: {reason}; the slices it held are gone")
+            self._server_gone(f"server {name} was lost: {reason}")
         elif member.role is Role.WORKER and not self._live_workers:
             self._deserted = now
         self.changed()
@@ -338,22 +299,6 @@ class Membership:
         self._deserted = None
         self.fail(f"no worker is left, and none came back within {self._grace_s:.0f} s")
 
-    def forgive(self, seconds: float) -> None:
-        """Leases stood still for so long: this process itself had stopped."""
-        for name in self._heard:
-            self._heard[name] += seconds
-
-    def renew_all(self, now: float) -> None:
-        """Every lease begins anew: nobody could be heard."""
-        self._heard = dict.fromkeys(self._heard, now)
-
-    def _worker(self, name: str) -> Member:
-        member = self._members.get(name)
-        if member is None or member.role is not Role.WORKER or not member.live:
-            state = "unknown" if member is None else f"a {member.state.value} {member.role.value}"
-            raise InvalidRequestError(f"{name!r} is {state}: only a live worker can do this")
-        return member
-
     def _leave(self, member: Member, state: State, reason: str) -> Member | None:
         if not member.live:
             return None
@@ -371,6 +316,25 @@ class Membership:
             self._live_workers += change
             self._unbeen += change if not member.been else 0
 
+    def _server_gone(self, text: str) -> None:
+        """The slices of a server are gone."""
+        if self.can_roll_back and self.state is JobState.RUNNING:
+            self.roll_back(text)
+        else:
+            self._fail(f"{text}; the slices it held are gone, and there is no snapshot")
+
+    def roll_back(self, why: str) -> None:
+        """The job begins anew, with the state of a snapshot: what was there is fenced.
+
+        It waits until ``waits`` is empty, and for as many workers as had not finished.
+        """
+        workers = [m for m in self._members.values() if m.role is Role.WORKER]
+        left = sum(member.state is not State.FINISHED for member in workers)
+        self._begin_job(self.origin)
+        self.workers = min(self.workers, max(1, left))
+        self.waits = f"{why}: rolling back to the newest snapshot"
+        self.changed()
+
     def _fail(self, message: str) -> None:
         if not self.ended():
             self.state, self.message = JobState.FAILED, message
@@ -378,6 +342,7 @@ class Membership:
     def changed(self) -> None:
         """A new view: something that members see is different."""
         full = self._live_workers >= self.workers and self._live_servers >= self.servers
+        full = full and not self.waits
         if self.state is JobState.WAITING and full:
             self.state = JobState.RUNNING
         if self.state is JobState.RUNNING and not self._unbeen and self._live_workers:

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from paramserver.core.dataset import Counts, DatasetSpec, Drained, Empty, Leased, Reported
+from paramserver.core.progress import Progress
 from paramserver.core.quarantine import Quarantine
-from paramserver.core.shards import ShardQueue
+from paramserver.core.resume import ResumableQueue
 from paramserver.core.spans import Ranges
 from paramserver.errors import InvalidRequestError
 from paramserver.types import Span, WorkerId
@@ -56,7 +57,7 @@ class _Replica:
 class ReplicaQueue:
     """A shard queue between replicas of several parties; the interface of ``ShardQueue``."""
 
-    def __init__(self, queue: ShardQueue, parties: int) -> None:
+    def __init__(self, queue: ResumableQueue, parties: int) -> None:
         self._queue = queue
         self.parties = parties
         self._members: dict[int, WorkerId] = {}  # by rank
@@ -323,6 +324,20 @@ class ReplicaQueue:
         made = self._left.pop(who)
         said = [span for shared in made.leases.values() for span in shared.done]
         return self._queue.recover(made.number, [*applied, *said], failed)
+
+    # -- snapshots
+
+    def begin_snapshot(self) -> Progress:
+        """As ``ResumableQueue.begin_snapshot``; ranks are replicas."""
+        return self._queue.begin_snapshot()
+
+    def end_snapshot(self, before: Progress, applied: Iterable[Span]) -> Progress:
+        """As ``ResumableQueue.end_snapshot``; all parties of a replica are cut at one clock."""
+        return self._queue.end_snapshot(before, applied)
+
+    def resume(self, progress: Progress) -> None:
+        """As ``ResumableQueue.resume``."""
+        self._queue.resume(progress)
 
     def check_invariants(self) -> None:
         """Raises AssertionError when the parts disagree."""

@@ -266,15 +266,20 @@ def _options_difference(
     return None
 
 
-def place(spec: GroupSpec, servers: Sequence[tuple[str, str]], version: int) -> Group:
+def place(
+    spec: GroupSpec, servers: Sequence[tuple[str, str]], version: int, elements: int = 0
+) -> Group:
     """Cuts a group and deals its slices over servers, given as (name, address).
+
+    Args:
+        elements: of a slice, where the group was cut before; 0: not yet.
 
     Raises:
         ResourceError: more slices than a map may have.
     """
     if spec.table is not None:
         return _place_table(spec, servers, version)
-    elements = slice_elements(spec.tensors, len(servers))
+    elements = elements or slice_elements(spec.tensors, len(servers))
     count = sum(-(-max(t.elements, 1) // elements) for t in spec.tensors)
     if count > MAX_SLICES:
         raise ResourceError(
@@ -349,3 +354,11 @@ class Groups:
         group = place(spec, servers, version)
         self._groups[spec.name] = group
         return group, True
+
+    def restore(
+        self, spec: GroupSpec, servers: Sequence[tuple[str, str]], version: int, elements: int
+    ) -> Group:
+        """A group of a snapshot, whose values are stored; arguments as for ``place``."""
+        group = self._groups[spec.name] = place(spec, servers, version, elements)
+        group.stored = True
+        return group

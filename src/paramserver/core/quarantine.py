@@ -15,11 +15,13 @@ class Quarantine:
     Attributes:
         samples: of the open epoch.
         total: of all epochs.
+        parts: positions of the open epoch.
         newest: positions that were set aside last.
     """
 
     def __init__(self) -> None:
         self.samples = self.total = 0
+        self.parts: list[Range] = []
         self.newest: Sequence[Range] = ()
         self._lost: dict[int, int] = {}  # first position that a lost holder had not done: how often
 
@@ -34,6 +36,7 @@ class Quarantine:
         if self._lost[start] < HOLDERS:
             return False
         self.newest = tuple(parts)
+        self.parts += parts
         count = sum(b - a for a, b in parts)
         self.samples += count
         self.total += count
@@ -42,4 +45,16 @@ class Quarantine:
     def open_epoch(self) -> None:
         """All samples are given out again: positions mean others now."""
         self.samples = 0
+        self.parts = []
         self._lost.clear()
+
+    @property
+    def before(self) -> int:
+        """Samples of the epochs before the open one."""
+        return self.total - self.samples
+
+    @property
+    def words(self) -> str:
+        """What was set aside last."""
+        where = " and ".join(f"[{start}, {stop})" for start, stop in self.newest)
+        return f"positions {where} set aside: {HOLDERS} workers were lost over them; INCOMPLETE"

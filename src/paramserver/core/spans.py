@@ -51,12 +51,13 @@ class Ranges:
 
 def common(one: Iterable[Span], other: Iterable[Span]) -> frozenset[Span]:
     """Positions that are in both, however each has cut them."""
-    others = list(other)
+    others: dict[int, list[Span]] = {}
+    for span in other:
+        others.setdefault(span.lease, []).append(span)
     found = (
         Span(a.lease, max(a.start, b.start), min(a.stop, b.stop))
         for a in one
-        for b in others
-        if a.lease == b.lease
+        for b in others.get(a.lease, ())
     )
     return frozenset(span for span in found if span.start < span.stop)
 

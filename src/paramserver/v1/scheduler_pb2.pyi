@@ -76,7 +76,7 @@ class Member(_message.Message):
     def __init__(self, name: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., rank: _Optional[int] = ..., incarnation: _Optional[int] = ..., state: _Optional[_Union[MemberState, str]] = ..., address: _Optional[str] = ..., groups: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., heard_s: _Optional[float] = ..., reason: _Optional[str] = ..., preparing: bool = ...) -> None: ...
 
 class View(_message.Message):
-    __slots__ = ("number", "job", "state", "message", "members", "started", "reducers", "bounds")
+    __slots__ = ("number", "job", "state", "message", "members", "started", "reducers", "bounds", "origin")
     class BoundsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,7 @@ class View(_message.Message):
     STARTED_FIELD_NUMBER: _ClassVar[int]
     REDUCERS_FIELD_NUMBER: _ClassVar[int]
     BOUNDS_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
     number: int
     job: int
     state: JobState
@@ -100,7 +101,8 @@ class View(_message.Message):
     started: bool
     reducers: _containers.RepeatedScalarFieldContainer[str]
     bounds: _containers.ScalarMap[str, int]
-    def __init__(self, number: _Optional[int] = ..., job: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., started: bool = ..., reducers: _Optional[_Iterable[str]] = ..., bounds: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    origin: int
+    def __init__(self, number: _Optional[int] = ..., job: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., started: bool = ..., reducers: _Optional[_Iterable[str]] = ..., bounds: _Optional[_Mapping[str, int]] = ..., origin: _Optional[int] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("protocol", "role", "name", "address", "host", "pid", "attempt")
@@ -121,7 +123,7 @@ class RegisterRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., attempt: _Optional[str] = ...) -> None: ...
 
 class RegisterReply(_message.Message):
-    __slots__ = ("identity", "lease_s", "heartbeat_s", "protocol", "workers", "servers", "party", "parties", "replica")
+    __slots__ = ("identity", "lease_s", "heartbeat_s", "protocol", "workers", "servers", "party", "parties", "replica", "snapshots", "goes_on")
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +133,8 @@ class RegisterReply(_message.Message):
     PARTY_FIELD_NUMBER: _ClassVar[int]
     PARTIES_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    GOES_ON_FIELD_NUMBER: _ClassVar[int]
     identity: _common_pb2.Identity
     lease_s: float
     heartbeat_s: float
@@ -140,7 +144,9 @@ class RegisterReply(_message.Message):
     party: int
     parties: int
     replica: int
-    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., lease_s: _Optional[float] = ..., heartbeat_s: _Optional[float] = ..., protocol: _Optional[int] = ..., workers: _Optional[int] = ..., servers: _Optional[int] = ..., party: _Optional[int] = ..., parties: _Optional[int] = ..., replica: _Optional[int] = ...) -> None: ...
+    snapshots: bool
+    goes_on: bool
+    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., lease_s: _Optional[float] = ..., heartbeat_s: _Optional[float] = ..., protocol: _Optional[int] = ..., workers: _Optional[int] = ..., servers: _Optional[int] = ..., party: _Optional[int] = ..., parties: _Optional[int] = ..., replica: _Optional[int] = ..., snapshots: bool = ..., goes_on: bool = ...) -> None: ...
 
 class AwaitStartRequest(_message.Message):
     __slots__ = ("member", "wait_s")
@@ -186,20 +192,24 @@ class GroupClock(_message.Message):
     def __init__(self, group: _Optional[str] = ..., clock: _Optional[int] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
-    __slots__ = ("view", "state", "message", "fastest", "recalls", "leave")
+    __slots__ = ("view", "state", "message", "fastest", "recalls", "schedule_wanted", "schedule_clock", "leave")
     VIEW_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     FASTEST_FIELD_NUMBER: _ClassVar[int]
     RECALLS_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_WANTED_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_CLOCK_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
     view: int
     state: JobState
     message: str
     fastest: float
     recalls: _containers.RepeatedCompositeFieldContainer[Recall]
+    schedule_wanted: bool
+    schedule_clock: int
     leave: bool
-    def __init__(self, view: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., fastest: _Optional[float] = ..., recalls: _Optional[_Iterable[_Union[Recall, _Mapping]]] = ..., leave: bool = ...) -> None: ...
+    def __init__(self, view: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ..., fastest: _Optional[float] = ..., recalls: _Optional[_Iterable[_Union[Recall, _Mapping]]] = ..., schedule_wanted: bool = ..., schedule_clock: _Optional[int] = ..., leave: bool = ...) -> None: ...
 
 class Recall(_message.Message):
     __slots__ = ("dataset", "span")
@@ -655,16 +665,20 @@ class LogReply(_message.Message):
     def __init__(self) -> None: ...
 
 class SaveScheduleRequest(_message.Message):
-    __slots__ = ("member", "epoch", "clock", "state")
+    __slots__ = ("member", "epoch", "clock", "state", "wanted", "wanted_clock")
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CLOCK_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    WANTED_CLOCK_FIELD_NUMBER: _ClassVar[int]
     member: _common_pb2.Identity
     epoch: int
     clock: int
     state: str
-    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., epoch: _Optional[int] = ..., clock: _Optional[int] = ..., state: _Optional[str] = ...) -> None: ...
+    wanted: bool
+    wanted_clock: int
+    def __init__(self, member: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., epoch: _Optional[int] = ..., clock: _Optional[int] = ..., state: _Optional[str] = ..., wanted: bool = ..., wanted_clock: _Optional[int] = ...) -> None: ...
 
 class SaveScheduleReply(_message.Message):
     __slots__ = ()
@@ -791,6 +805,48 @@ class GroupPlacement(_message.Message):
     stored: bool
     scheme: str
     def __init__(self, group: _Optional[str] = ..., optimizer: _Optional[str] = ..., consistency: _Optional[_Union[_common_pb2.Consistency, _Mapping]] = ..., parameters: _Optional[int] = ..., bytes: _Optional[int] = ..., slices: _Optional[int] = ..., server_bytes: _Optional[_Iterable[int]] = ..., servers: _Optional[_Iterable[str]] = ..., lead: _Optional[str] = ..., stored: bool = ..., scheme: _Optional[str] = ...) -> None: ...
+
+class TakeSnapshotRequest(_message.Message):
+    __slots__ = ("name", "key", "wait_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    key: str
+    wait_s: float
+    def __init__(self, name: _Optional[str] = ..., key: _Optional[str] = ..., wait_s: _Optional[float] = ...) -> None: ...
+
+class TakeSnapshotReply(_message.Message):
+    __slots__ = ("pending", "name", "bytes", "held_s", "took_s")
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    HELD_S_FIELD_NUMBER: _ClassVar[int]
+    TOOK_S_FIELD_NUMBER: _ClassVar[int]
+    pending: str
+    name: str
+    bytes: int
+    held_s: float
+    took_s: float
+    def __init__(self, pending: _Optional[str] = ..., name: _Optional[str] = ..., bytes: _Optional[int] = ..., held_s: _Optional[float] = ..., took_s: _Optional[float] = ...) -> None: ...
+
+class RestoreSnapshotRequest(_message.Message):
+    __slots__ = ("name", "force")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    force: bool
+    def __init__(self, name: _Optional[str] = ..., force: bool = ...) -> None: ...
+
+class RestoreSnapshotReply(_message.Message):
+    __slots__ = ("name", "job", "problems")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    job: int
+    problems: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., job: _Optional[int] = ..., problems: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ScaleRequest(_message.Message):
     __slots__ = ("servers",)

@@ -167,6 +167,16 @@ class SchedulerStub(object):
                 request_serializer=paramserver_dot_v1_dot_scheduler__pb2.ScaleRequest.SerializeToString,
                 response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.ScaleReply.FromString,
                 _registered_method=True)
+        self.TakeSnapshot = channel.unary_unary(
+                '/paramserver.v1.Scheduler/TakeSnapshot',
+                request_serializer=paramserver_dot_v1_dot_scheduler__pb2.TakeSnapshotRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.TakeSnapshotReply.FromString,
+                _registered_method=True)
+        self.RestoreSnapshot = channel.unary_unary(
+                '/paramserver.v1.Scheduler/RestoreSnapshot',
+                request_serializer=paramserver_dot_v1_dot_scheduler__pb2.RestoreSnapshotRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_scheduler__pb2.RestoreSnapshotReply.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/paramserver.v1.Scheduler/Status',
                 request_serializer=paramserver_dot_v1_dot_scheduler__pb2.StatusRequest.SerializeToString,
@@ -387,6 +397,24 @@ class SchedulerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TakeSnapshot(self, request, context):
+        """Takes a snapshot: a cut of all groups while training goes on, written to the directory of
+        snapshots. Waits until it is complete. Idempotent by key: a second call joins the first, and
+        learns how it ended. Partial failure: what was not completed does not exist.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreSnapshot(self, request, context):
+        """Begins a new job that goes on from a snapshot, once its files were checked; with force, workers
+        that are there are sent back (ROLLED_BACK). INVALID_REQUEST while workers are there without it.
+        Not idempotent: each call begins another job.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Status(self, request, context):
         """All that status and top show. Reads only.
         """
@@ -526,6 +554,16 @@ def add_SchedulerServicer_to_server(servicer, server):
                     servicer.Scale,
                     request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.ScaleRequest.FromString,
                     response_serializer=paramserver_dot_v1_dot_scheduler__pb2.ScaleReply.SerializeToString,
+            ),
+            'TakeSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeSnapshot,
+                    request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.TakeSnapshotRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_scheduler__pb2.TakeSnapshotReply.SerializeToString,
+            ),
+            'RestoreSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreSnapshot,
+                    request_deserializer=paramserver_dot_v1_dot_scheduler__pb2.RestoreSnapshotRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_scheduler__pb2.RestoreSnapshotReply.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -1238,6 +1276,60 @@ class Scheduler(object):
             '/paramserver.v1.Scheduler/Scale',
             paramserver_dot_v1_dot_scheduler__pb2.ScaleRequest.SerializeToString,
             paramserver_dot_v1_dot_scheduler__pb2.ScaleReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Scheduler/TakeSnapshot',
+            paramserver_dot_v1_dot_scheduler__pb2.TakeSnapshotRequest.SerializeToString,
+            paramserver_dot_v1_dot_scheduler__pb2.TakeSnapshotReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.v1.Scheduler/RestoreSnapshot',
+            paramserver_dot_v1_dot_scheduler__pb2.RestoreSnapshotRequest.SerializeToString,
+            paramserver_dot_v1_dot_scheduler__pb2.RestoreSnapshotReply.FromString,
             options,
             channel_credentials,
             insecure,

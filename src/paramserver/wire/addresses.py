@@ -22,8 +22,8 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def split_host(address: str) -> str:
-    """The host of HOST:PORT, without brackets."""
-    return address.rpartition(":")[0].strip("[]")
+    """The host of HOST:PORT or HOST:PORT/NAME, without brackets."""
+    return address.partition("/")[0].rpartition(":")[0].strip("[]")
 
 
 def reaches_only_here(address: str) -> bool:

@@ -30,7 +30,7 @@ def check_reachable(address: str, trust: Trust, peer: str) -> None:
 
 def explain(address: str, trust: Trust, timeout: float = WAIT_S) -> str:
     """Why TLS with HOST:PORT cannot work, and the cure; empty where that is not the trouble."""
-    host, port = split_address(address)
+    host, port = split_address(address.partition("/")[0])
     host = host.strip("[]")
     try:
         with socket.create_connection((host, port), timeout) as connection:

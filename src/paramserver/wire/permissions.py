@@ -48,7 +48,7 @@ PERMISSIONS: Mapping[str, frozenset[str]] = {
     "Scheduler/LoadSchedule": _WORKER,
     "Scheduler/Status": _ALL,
     "Scheduler/BackupReady": _SERVER,
-    "Scheduler/TakeSnapshot": _ADMIN,
+    "Scheduler/TakeSnapshot": _WORKER,
     "Scheduler/RestoreSnapshot": _ADMIN,
     "Scheduler/Scale": _ADMIN,
     "Server/Exchange": _WORKER,

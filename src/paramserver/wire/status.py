@@ -25,6 +25,7 @@ CODES: dict[type[errors.ParameterServerError], grpc.StatusCode] = {
     errors.ChecksumError: grpc.StatusCode.DATA_LOSS,
     errors.ClockError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.FencedError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.RolledBackError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.MovedError: grpc.StatusCode.ABORTED,
     errors.LeaseLostError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
