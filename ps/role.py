@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import uuid
 from collections.abc import Callable
 
 from paramserver.config import ServerConfig
@@ -86,6 +87,7 @@ class ServerRole:
             host=socket.gethostname(),
             pid=os.getpid(),
             resumes=self._lasting.resumes,
+            attempt=uuid.uuid4().hex,
         )
         reply = await self._until_there("Register", request)
         self._identity = reply.identity
@@ -135,11 +137,13 @@ class ServerRole:
         request = scheduler_pb2.HeartbeatRequest(member=self._identity)
         try:
             reply = await self._scheduler.call("Heartbeat", request, timeout=self._heartbeat_s * 2)
+            self.service.views.away = False
             if reply.leave:
                 log.info("%s holds no slices any more and may leave", self._identity.name)
                 self._leaves = True
                 self.ended.set()
         except ConnectionLostError as error:
+            self.service.views.away = True
             log.debug("the scheduler is away: %s", error)
         except AuthenticationError as error:
             log.error("the scheduler does not know this server any more: %s", error)

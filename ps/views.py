@@ -14,13 +14,18 @@ _GONE = frozenset({scheduler_pb2.MEMBER_LOST, scheduler_pb2.MEMBER_STATE_UNSPECI
 
 
 class Views:
-    """What this server knows of the membership; grows by ``update`` only."""
+    """What this server knows of the membership; grows by ``update`` only.
+
+    Attributes:
+        away: no scheduler answers: views come once it is back.
+    """
 
     def __init__(self) -> None:
         self.current = scheduler_pb2.View()
         self.names: dict[WorkerId, str] = {}
         self._states: dict[WorkerId, int] = {}
         self._gate = Gate()
+        self.away = False
 
     def forget(self) -> None:
         """The scheduler may be another one, which counts its views from the start."""
@@ -40,12 +45,14 @@ class Views:
         return True
 
     async def reach(self, number: int) -> None:
-        """Parks until view ``number`` is here.
+        """Parks until view ``number`` is here; for as long as the scheduler is away.
 
         Raises:
             WaitTimeoutError: it did not come; the scheduler may be out of reach.
         """
-        if not await self._gate.reach(number, VIEW_PATIENCE):
+        while not await self._gate.reach(number, VIEW_PATIENCE):
+            if self.away:
+                continue
             raise WaitTimeoutError(
                 f"view {number} has not reached this server (it has {self.current.number}); "
                 "is the scheduler reachable from it?"

@@ -66,12 +66,19 @@ class Absences:
             )
         for name in [n for n in self._away if n in live]:
             del self._away[name]
-        late = [n for n, since in self._away.items() if now - since > self._timeout_s]
+        late = self._late(now)
         if late:
             self._members.fail(
                 f"server {late[0]} was lost and did not come back within {self._timeout_s:g} s; "
                 "start it with the --state-dir that it had, or restore a snapshot"
             )
+
+    def _late(self, now: float) -> list[str]:
+        return [n for n, since in self._away.items() if now - since > self._timeout_s]
+
+    def due(self, now: float) -> bool:
+        """Whether it is time to ``look``."""
+        return self._members.state is JobState.RUNNING and bool(self._late(now))
 
     def servers(self) -> list[tuple[str, str]]:
         """Names and addresses of the servers that are here or waited for."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from paramserver.core.adaptive import Controller, Window
+from paramserver.core.adaptive import Change, Controller, Window
 from paramserver.scheduler.journal import Journal
 
 WINDOW_HEARTBEATS = 5
@@ -70,25 +70,23 @@ class Adaptation:
         if self._controllers and "loss" in scalars and len(self._measured.losses) < KEPT:
             self._measured.losses.append(scalars["loss"])
 
-    def tick(self, now: float) -> bool:
-        """At the end of a window: whether a bound has changed."""
+    def tick(self, now: float) -> dict[str, Change]:
+        """At the end of a window: the bounds that are to change, by group; for ``adopt``."""
         measured = self._measured
         if now < self._ends or not measured.worked > 0:
-            return False
+            return {}
         self._measured = _Measured()
         self._ends = now + self._window_s
         waited = measured.waited / measured.worked
         window = Window(waited, measured.losses, measured.staleness)
-        changed = False
-        for group, controller in self._controllers.items():
-            before = controller.bound
-            change = controller.observe(window, len(measured.workers))
-            if change is not None:
-                changed = True
-                self.bounds[group] = change.bound
-                self._journal.say(
-                    f"staleness bound of group {group}: {before} -> {change.bound}: "
-                    f"{change.reason}",
-                    now,
-                )
-        return changed
+        workers = len(measured.workers)
+        found = {g: c.observe(window, workers) for g, c in self._controllers.items()}
+        return {group: change for group, change in found.items() if change is not None}
+
+    def adopt(self, group: str, change: Change, now: float) -> None:
+        """A bound changes."""
+        before, self.bounds[group] = self.bounds[group], change.bound
+        self._controllers[group].bound = change.bound
+        self._journal.say(
+            f"staleness bound of group {group}: {before} -> {change.bound}: {change.reason}", now
+        )

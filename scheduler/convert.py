@@ -162,6 +162,7 @@ def dataset_status(queue: ShardQueue | ReplicaQueue) -> scheduler_pb2.DatasetSta
         requeued=counts.requeued,
         samples_done=counts.samples_done,
         unpushed=counts.unpushed,
+        quarantined=counts.quarantined,
     )
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from paramserver.core.dataset import DatasetSpec, Drained, Empty, Leased
 from paramserver.core.members import Caller, Member
 from paramserver.scheduler.datasets import Datasets, Queue
+from paramserver.scheduler.events import Recorded, event, event_unless
 from paramserver.scheduler.figures import Figures
-from paramserver.types import Span
+from paramserver.types import Span, WorkerId
 
 
-class DataEvents:
+class DataEvents(Recorded):
     """Methods of ``SchedulerState``."""
 
     data: Datasets
@@ -23,6 +24,10 @@ class DataEvents:
     def _after(self, now: float, *topics: str) -> None:
         raise NotImplementedError
 
+    def speeds(self) -> dict[int, float]:
+        raise NotImplementedError
+
+    @event
     def open_dataset(self, caller: Caller, spec: DatasetSpec, now: float) -> Queue:
         """As ``Datasets.open``."""
         return self.data.open(self.worker(caller), spec, now)
@@ -39,13 +44,38 @@ class DataEvents:
         speed: float = 0.0,
     ) -> Leased | Drained | Empty:
         """As ``Datasets.next``; ``speed``: of the caller."""
-        member = self.worker(caller)
         if speed:
-            self.figures.set_speed(member.name, speed)
-        found = self.data.next(member, name, epoch, sequence, waits, now, clock)
+            self.figures.set_speed(self.worker(caller).name, speed)
+        speeds = self.speeds() if self.data.balanced(name) else {}
+        return self.lease(caller, name, epoch, sequence, waits, now, clock, speeds)
+
+    @event
+    def lease(
+        self,
+        caller: Caller,
+        name: str,
+        epoch: int,
+        sequence: int,
+        waits: bool,
+        now: float,
+        clock: int,
+        speeds: Mapping[int, float],
+    ) -> Leased | Drained | Empty:
+        """As ``Datasets.next``."""
+        found = self.data.next(
+            self.worker(caller), name, epoch, sequence, waits, now, clock, speeds
+        )
         self._after(now)
         return found
 
+    @event_unless(lambda asked: asked is None)
+    def recall(
+        self, name: str, speeds: Mapping[int, float], patience: float, now: float
+    ) -> tuple[WorkerId, int] | None:
+        """As ``Datasets.steal``."""
+        return self.data.steal(name, speeds, patience, now)
+
+    @event
     def report(
         self,
         caller: Caller,

@@ -34,7 +34,6 @@ Resumable = (ResumableQueue, ReplicaQueue)
 
 _log = logging.getLogger(__name__)
 SHOWN = 16  # batch sizes in one event
-PATIENCE_HEARTBEATS = 2  # what ends sooner would be done before a recall comes back
 
 
 class Datasets:
@@ -44,7 +43,6 @@ class Datasets:
         members: whose workers become active with a shard, and idle without.
         leases: numbers for leases; never repeated.
         wake: told the topic whose parked callers may be answered.
-        speed: samples per second of a member by name; 0.0 while it is not known.
     """
 
     def __init__(
@@ -54,10 +52,9 @@ class Datasets:
         journal: Journal,
         leases: Iterator[int],
         wake: Callable[[str], None],
-        speed: Callable[[str], float],
     ) -> None:
         self._config, self._members, self._journal = config, members, journal
-        self._leases, self._wake, self._speed = leases, wake, speed
+        self._leases, self._wake = leases, wake
         self._queues: dict[str, Queue] = {}
         self._waiting: dict[str, set[str]] = {}  # data set: names of idle workers
         self._joining: dict[str, dict[int, bool]] = {}  # data set: leases of the open epoch
@@ -177,12 +174,14 @@ class Datasets:
         sequence: int,
         waits: bool,
         now: float,
-        clock: int = 0,
+        clock: int,
+        speeds: Mapping[int, float],
     ) -> Leased | Drained | Empty:
         """Leases the next shard; with ``waits``, a worker that gets none is idle until it does.
 
         Args:
             clock: of the step that a balanced batch is for.
+            speeds: for a balanced batch: samples per second by rank, 0.0 where it is not known.
 
         Raises:
             InvalidRequestError: as ``ShardQueue.next``.
@@ -190,14 +189,14 @@ class Datasets:
         """
         queue = self.get(name)
         try:
-            want = self._want(member, queue, clock, now)
+            want = self._want(member, queue, clock, speeds, now)
             found = queue.next(worker_id(member), epoch, sequence, want)
         except InvalidRequestError:
             self._end_wait(member, name)
             raise
         if isinstance(found, Leased):
             self._note_joining(member, name, found)
-            self._waiting[name].discard(member.name)
+            self.withdraw(member.name)  # for whichever data set it waited
             if member.state is not State.ACTIVE:
                 self._members.move([member.name], State.ACTIVE)
             if self._config.parties > 1:  # the other parties of its replica get the same shard
@@ -241,12 +240,18 @@ class Datasets:
         """Whether a replica was leased a shard while one of its parties was not active."""
         return self._joining[name].get(lease, False)
 
-    def _want(self, member: Member, queue: Queue, clock: int, now: float) -> int:
+    def balanced(self, name: str) -> bool:
+        """Whether batch sizes of a data set follow measured speed."""
+        return name in self._balances
+
+    def _want(
+        self, member: Member, queue: Queue, clock: int, speeds: Mapping[int, float], now: float
+    ) -> int:
         """Samples of a balanced batch; 0: the data set is not balanced."""
         balance = self._balances.get(queue.spec.name)
         if balance is None or isinstance(queue, ReplicaQueue):
             return 0
-        changed = balance.observe({w.rank: self._speed(self._names[w]) for w in queue.users()})
+        changed = balance.observe({w.rank: speeds.get(w.rank, 0.0) for w in queue.users()})
         if changed is not None:
             sizes = ", ".join(f"rank {r} {n}" for r, n in sorted(changed.of.items())[:SHOWN])
             more = ", ..." if len(changed.of) > SHOWN else ""
@@ -255,23 +260,32 @@ class Datasets:
             )
         return balance.size(member.rank, clock)
 
-    def recalls(self, member: Member, now: float) -> list[tuple[str, Span]]:
+    def recalls(self, member: Member) -> list[tuple[str, Span]]:
         """What a worker is to give back, by data set: others are idle and would be done sooner."""
-        found = []
-        for name, queue in self._queues.items():
-            if isinstance(queue, ReplicaQueue):  # parties draw the same shards, each to its end
-                continue
-            self._steal(name, queue, now)
-            found += [(name, span) for span in queue.recalled(worker_id(member))]
-        return found
+        plain = [(n, q) for n, q in self._queues.items() if isinstance(q, ShardQueue)]
+        return [(name, span) for name, q in plain for span in q.recalled(worker_id(member))]
 
-    def _steal(self, name: str, queue: ShardQueue, now: float) -> None:
+    def wanting(self) -> list[str]:
+        """Data sets of which idle workers may take a part that others hold."""
+        return [
+            name
+            for name, queue in self._queues.items()
+            # Parties draw the same shards, each to its end.
+            if isinstance(queue, ShardQueue)
+            and self._waiting[name]
+            and name not in self._balances
+            and not queue.spec.backups
+        ]
+
+    def steal(
+        self, name: str, speeds: Mapping[int, float], patience: float, now: float
+    ) -> tuple[WorkerId, int] | None:
+        """As ``ShardQueue.recall``, for those that wait for the data set; speeds by rank."""
+        queue = self._queues[name]
+        assert isinstance(queue, ShardQueue)
         waiting = [m for n in self._waiting[name] if (m := self._members.find(n)) is not None]
-        if not waiting or name in self._balances or queue.spec.backups:
-            return
         thieves = sorted(worker_id(m) for m in waiting)
-        patience = PATIENCE_HEARTBEATS * self._config.heartbeat_s
-        asked = queue.recall(thieves, lambda w: self._speed(self._names.get(w, "")), patience)
+        asked = queue.recall(thieves, lambda w: speeds.get(w.rank, 0.0), patience)
         if asked is not None:
             holder, samples = asked
             self._journal.say(
@@ -279,8 +293,10 @@ class Datasets:
                 f"{len(waiting)} idle",
                 now,
             )
+        return asked
 
     def _begin_wait(self, member: Member, name: str, epoch: int) -> None:
+        self.withdraw(member.name)
         self._waiting[name].add(member.name)
         reason = f"waits for epoch {epoch} of data set {name!r}"
         self._members.move([member.name], State.IDLE, reason)
@@ -316,14 +332,17 @@ class Datasets:
         self._progress(name, said.drained, said.returned, now)
         return said.lost
 
-    def recover(self, member: Member, applied: Iterable[Span], now: float) -> None:
-        """The leases of a worker that left: what was applied is done, the rest is free again."""
+    def recover(self, member: Member, applied: Iterable[Span], failed: bool, now: float) -> None:
+        """As ``ShardQueue.recover``, for all data sets."""
         spans = list(applied)
         who = worker_id(member)
         for name, queue in self._queues.items():
             if queue.outstanding(who):
-                back = queue.recover(who, spans)
+                before = queue.aside.total
+                back = queue.recover(who, spans, failed)
                 self._journal.say(f"{back} samples of {member.name} returned to {name}", now)
+                if queue.aside.total > before:
+                    self._journal.say(f"epoch {queue.epoch} of {name}: {queue.aside.words}", now)
                 self._progress(name, queue.drained, back > 0, now)
 
     def _progress(self, name: str, drained: bool, returned: bool, now: float) -> None:
@@ -334,6 +353,12 @@ class Datasets:
             self._members.move(names, State.ACTIVE)
         if drained or returned:
             self._wake(data_topic(name))
+
+    def incomplete(self) -> str:
+        """What was set aside, in words; empty: nothing."""
+        what = "were set aside, as workers were lost over them"
+        short = [(q.aside.total, q.spec.name) for q in self if q.aside.total]
+        return ", ".join(f"{count} samples of data set {name!r} {what}" for count, name in short)
 
     # -- members
 

@@ -10,11 +10,15 @@ from paramserver.core.members import Member
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A worker that left with leases: servers know what was applied. It is gone in ``view``."""
+    """A worker that left with leases: servers know what was applied. It is gone in ``view``.
+
+    ``failed``: it was lost, or came again; it did not finish.
+    """
 
     member: Member
     view: int
     job: int
+    failed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,13 @@ from paramserver.config import SchedulerConfig
 from paramserver.core.members import Caller
 from paramserver.core.membership import Membership
 from paramserver.scheduler.absences import Absences
+from paramserver.scheduler.events import Recorded, event
 from paramserver.scheduler.places import Places
 from paramserver.scheduler.shape import Shape
 from paramserver.scheduler.topics import EVERYTHING
 
 
-class Keeping:
+class Keeping(Recorded):
     """Methods of ``SchedulerState``."""
 
     config: SchedulerConfig
@@ -45,6 +46,7 @@ class Keeping:
         self.members.hold(servers)
         self.absences.hold(servers)
 
+    @event
     def backup_ready(self, caller: Caller, server: str, epoch: int, now: float) -> None:
         """As ``Places.filled``."""
         self.members.check(caller)

@@ -62,7 +62,7 @@ class Reshaping:
         pause = FIRST_PAUSE_S
         while not self._shape.finished:
             saving = self._state.draft is not None  # a snapshot wants every slice in its place
-            moving = None if saving else self._shape.begin()
+            moving = None if saving else self._state.begin_move()
             if moving is not None and await self._move(moving):
                 pause = FIRST_PAUSE_S
             else:
@@ -70,16 +70,15 @@ class Reshaping:
                 pause = min(2 * pause, LAST_PAUSE_S)
 
     async def _move(self, moving: Moving) -> bool:
-        shape = self._shape
         try:
             await self._prepare(moving)
         except (ParameterServerError, asyncio.CancelledError) as error:
-            shape.abort(moving, str(error), self._now())
+            self._state.abort_move(moving, str(error), self._now())
             await self._tell(moving, moving.addresses, pb.MOVE_RELEASE)
             if isinstance(error, asyncio.CancelledError):
                 raise
             return False
-        shape.commit(moving, self._now())
+        self._state.commit_move(moving, self._now())
         self._changed()
         move = moving.move
         await self._insist(moving, move.destination)

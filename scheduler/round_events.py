@@ -8,13 +8,14 @@ from paramserver.core.membership import Membership
 from paramserver.core.rounds import Released, Rounds, Waiting
 from paramserver.errors import InvalidRequestError
 from paramserver.scheduler.datasets import Datasets
+from paramserver.scheduler.events import Recorded, event
 from paramserver.scheduler.shape import Shape
 from paramserver.scheduler.topics import round_topic
 from paramserver.scheduler.words import words
 from paramserver.types import WorkerId
 
 
-class RoundEvents:
+class RoundEvents(Recorded):
     """Methods of ``SchedulerState``."""
 
     config: SchedulerConfig
@@ -27,12 +28,13 @@ class RoundEvents:
     def worker(self, caller: Caller) -> Member:
         raise NotImplementedError
 
-    def _wake(self, topic: str) -> None:
+    def wake(self, topic: str) -> None:
         raise NotImplementedError
 
     def _after(self, now: float, *topics: str) -> None:
         raise NotImplementedError
 
+    @event
     def join_round(
         self, caller: Caller, name: str, sequence: int, now: float
     ) -> Released | Waiting:
@@ -61,7 +63,7 @@ class RoundEvents:
     def _release(self, released: Released) -> None:
         names = [self._names[a.worker] for a in released.arrivals]
         self.members.move(names, State.ACTIVE)
-        self._wake(round_topic(released.name))
+        self.wake(round_topic(released.name))
 
     def round_reason(self, waiting: Waiting, now: float) -> str:
         """Whom an open round waits for, in words."""

@@ -27,8 +27,10 @@ from paramserver.scheduler.convert import (
     role_from_proto,
     view_to_proto,
 )
-from paramserver.scheduler.coordination import CoordinationMethods, Offices
+from paramserver.scheduler.coordination import CoordinationMethods
 from paramserver.scheduler.data_methods import DataMethods
+from paramserver.scheduler.durable import remembered
+from paramserver.scheduler.event_log import EventLog
 from paramserver.scheduler.facts import Storing
 from paramserver.scheduler.parking import Parking
 from paramserver.scheduler.recovery import AsyncServerChannel, Recovery
@@ -64,6 +66,7 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
         connect: a channel to the server at an address.
         first_incarnation: incarnations grow from here; by default the seconds since 1970, so
             that no process of an earlier scheduler is taken for one of this.
+        log: what an earlier scheduler left, and where this one writes down what happens.
 
     Attributes:
         ended: set while the job is done or has failed.
@@ -76,16 +79,20 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
         now: Callable[[], float] = time.monotonic,
         connect: Callable[[str], AsyncServerChannel],
         first_incarnation: int | None = None,
+        log: EventLog | None = None,
     ) -> None:
         first = int(time.time()) if first_incarnation is None else first_incarnation
         self._config = config
         self._now = now
-        self.state = SchedulerState(config, now(), first)
+        if log is None:
+            self.state = SchedulerState(config, now(), first)
+        else:
+            self.state, self._now = remembered(log, config, now, first)
         self.parking = Parking(config.limits.parked_calls)
-        self.recovery = Recovery(self.state, now, connect, self._after)
-        self.reshaping = Reshaping(self.state, now, connect, self._after)
-        self.offices = Offices(self.state.members, config.limits)
-        self.snapshots = Snapshots(self.state, now, connect, self.parking.wait, self._after)
+        now, state = self._now, self.state
+        self.recovery = Recovery(state, now, connect, self._after)
+        self.reshaping = Reshaping(state, now, connect, self._after)
+        self.snapshots = Snapshots(state, now, connect, self.parking.wait, self._after)
         self.ended = asyncio.Event()
         self._view: pb.View | None = None
         self._job = self.state.members.job
@@ -146,6 +153,7 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
         """Lets leases lapse, until cancelled."""
         loop = asyncio.get_running_loop()
         interval = self._config.heartbeat_s / 2
+        self._after()  # what an earlier scheduler did not come to
         try:
             while True:
                 begun = loop.time()
@@ -185,6 +193,7 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
             host=request.host,
             pid=request.pid,
             resumes=request.resumes,
+            attempt=request.attempt[: self._config.limits.name_length],
         )
         self._after()
         members = self.state.members
@@ -225,8 +234,7 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
         members, wanted = self.state.members, self.state.wanted_schedule
         leave = self.state.shape.may_leave(caller.name)
         if leave:
-            self.state.shape.left(caller.name)
-            members.finish(caller.name)
+            self.state.dismiss(caller.name)
             self._after()
         return pb.HeartbeatReply(
             leave=leave,
@@ -308,8 +316,7 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
         caller = self._enter(request.member)
 
         def attempt() -> Warmth:
-            member = self.state.worker(caller)
-            return self.state.warm.ask(member, request.group, request.over, self._now())
+            return self.state.warm_start(caller, request.group, request.over, self._now())
 
         found = await self._poll(
             warm_start_topic(request.group), request.wait_s, attempt, lambda w: bool(w.pending)
@@ -367,7 +374,7 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
                     f"scale: not with --durability {self._config.durability}, whose journals do "
                     "not follow slices that move; take a snapshot, and restore it on other servers"
                 )
-            shape.scale(request.servers, self._now())
+            self.state.scale(request.servers, self._now())
             self._after()
         return pb.ScaleReply(
             pending=shape.pending(),

@@ -130,7 +130,7 @@ class Shape:
 
     def commit(self, moving: Moving, now: float) -> None:
         """The slices have moved: the new map is the group's. Idempotent."""
-        if self._moving is not moving:
+        if self._moving != moving:
             return
         group = self._groups.get(moving.group)
         sizes = _sizes(group)
@@ -151,7 +151,7 @@ class Shape:
 
     def abort(self, moving: Moving, reason: str, now: float) -> None:
         """Nothing has moved. Idempotent."""
-        if self._moving is moving:
+        if self._moving == moving:
             self._journal.say(f"move of group {moving.group} was given up: {reason}", now)
             self._over(self._groups.get(moving.group))
 

@@ -15,6 +15,7 @@ from paramserver.core.rounds import Rounds
 from paramserver.errors import InvalidRequestError, ResourceError, UnsupportedError
 from paramserver.scheduler.adaptation import Adaptation
 from paramserver.scheduler.datasets import Datasets
+from paramserver.scheduler.events import Recorded, event
 from paramserver.scheduler.facts import Schedule, Source
 from paramserver.scheduler.image import GroupImage, Image
 from paramserver.scheduler.journal import Journal
@@ -53,7 +54,7 @@ class Resumed:
     placed: bool = False
 
 
-class SnapshotEvents:
+class SnapshotEvents(Recorded):
     """Methods of ``SchedulerState``."""
 
     config: SchedulerConfig
@@ -68,11 +69,11 @@ class SnapshotEvents:
     draft: Draft | None
     resumed: Resumed | None
     numbers: Numbers
+    holds: Numbers
     map_version: int
     lineage: str
     shape: Shape
     _job: int
-    _wakes: set[str]
 
     def worker(self, caller: Caller) -> Member:
         raise NotImplementedError
@@ -93,12 +94,14 @@ class SnapshotEvents:
         self.map_version += 1
         return self.map_version
 
-    def wake(self, topic: str) -> None:
-        """Callers parked on a topic look again."""
-        self._wakes.add(topic)
-
     # -- taking one
 
+    @event
+    def next_hold(self) -> int:
+        """The number of a cut, or of another time when pushes wait."""
+        return next(self.holds)
+
+    @event
     def begin_snapshot(self) -> Draft:
         """What is known just before a cut.
 
@@ -126,6 +129,7 @@ class SnapshotEvents:
         self.draft = Draft(self.members.job, self.data.begin_snapshot(), self.schedule)
         return self.draft
 
+    @event
     def want_schedule(self, clock: int) -> None:
         """Asks the chief for its schedule at the clock of the cut, if it has ever told one."""
         draft = self.draft
@@ -137,6 +141,7 @@ class SnapshotEvents:
         """The clock of which the chief is to tell its schedule; None: of none."""
         return self.draft.wanted if self.draft is not None and not self.draft.caught else None
 
+    @event
     def save_schedule(
         self, caller: Caller, schedule: Schedule, wanted: int | None, now: float
     ) -> None:
@@ -165,6 +170,7 @@ class SnapshotEvents:
         """The epoch a joiner starts in: that of the first data set, or of the newest schedule."""
         return max(self.data.epoch(), self.schedule.epoch if self.schedule else 0)
 
+    @event
     def end_snapshot(
         self, clocks: Mapping[str, tuple[int, int]], applied: Iterable[Span], now: float
     ) -> Image:
@@ -198,6 +204,7 @@ class SnapshotEvents:
             datasets=tuple(self.data.end_snapshot(draft.progress, applied)),
         )
 
+    @event
     def drop_snapshot(self, name: str, why: str, now: float) -> None:
         """A snapshot could not be taken; the job goes on."""
         if self.draft is not None and self.draft.job == self.members.job:
@@ -206,6 +213,7 @@ class SnapshotEvents:
         self.journal.say(f"snapshot {name} failed: {why}", now)
         self._after(now)
 
+    @event
     def keep_snapshot(self, name: str, job: int, text: str, now: float) -> None:
         """A snapshot is complete: from now on the job can go back to it."""
         self.journal.say(f"snapshot {name}: {text}", now)
@@ -214,6 +222,11 @@ class SnapshotEvents:
         self._after(now)
 
     # -- going on from one
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nobody has come yet, and nothing goes on from a snapshot."""
+        return not self.members.arrivals and self.resumed is None
 
     @property
     def wants_snapshot(self) -> bool:
@@ -229,6 +242,7 @@ class SnapshotEvents:
                 "it first, or add --force, which undoes what it did and starts its scripts again"
             )
 
+    @event
     def restore(self, force: bool, now: float) -> None:
         """The job begins anew and waits for ``resume``; raises as ``check_restore``."""
         self.check_restore(force)
@@ -239,6 +253,7 @@ class SnapshotEvents:
         self._begin_anew()
         self._after(now, EVERYTHING)
 
+    @event
     def resume(self, image: Image, source: Source, problems: Iterable[str], now: float) -> None:
         """The job that is about to begin goes on from a snapshot.
 
@@ -262,6 +277,7 @@ class SnapshotEvents:
         self.journal.say(f"job {self.members.job} goes on from snapshot {source.name}", now)
         self._after(now, EVERYTHING)
 
+    @event
     def give_up_restore(self, why: str, now: float) -> None:
         """There is nothing to go back to: the job fails."""
         self.members.fail(f"{self.members.waits}: {why}")

@@ -88,6 +88,8 @@ class Snapshots:
     async def begin(self) -> None:
         """Reads what is there, and has the first job go on from a snapshot if it is to.
 
+        A job that another scheduler before this one began goes on as it is.
+
         Raises:
             ParameterServerError: no such snapshot, or none that is whole.
         """
@@ -95,7 +97,10 @@ class Snapshots:
             return
         self._store = await asyncio.to_thread(open_store, self._config.directory)
         self._number = await asyncio.to_thread(_newest_number, self._store)
-        if self._config.resume:
+        state = self._state
+        if state.draft is not None:
+            state.drop_snapshot("under way", "the scheduler was started again", self._now())
+        if self._config.resume and state.untouched:
             await self._resume(self._config.resume)
 
     async def close(self) -> None:
@@ -200,7 +205,7 @@ class Snapshots:
         state = self._state
         groups = [group for group in state.groups if group.stored]
         cutter = Cutter(
-            state.members.job, groups, self._channel, next(state.holds), state.want_schedule
+            state.members.job, groups, self._channel, state.next_hold(), state.want_schedule
         )
         return await cutter.take(self._config.directory, name)
 

@@ -1,6 +1,8 @@
 """All that the scheduler decides, as one state machine: events in, answers and wakes out.
 
-No I/O: the service asks, answers, and does what ``take_wakes`` and ``take_losses`` say.
+No I/O: the service asks, answers, and does what ``take_wakes`` and ``take_losses`` say. Whatever
+changes more than figures and leases' times is an ``event``: told again in the same order, events
+lead to the same state.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from paramserver.config import SchedulerConfig
+from paramserver.core.adaptive import Change
 from paramserver.core.leases import Numbers
 from paramserver.core.members import (
     Caller,
@@ -20,30 +23,43 @@ from paramserver.core.members import (
     worker_id,
 )
 from paramserver.core.membership import Membership
-from paramserver.core.placement import Group, Groups, GroupSpec, check_name
-from paramserver.core.replicas import Formed, Offer
+from paramserver.core.placement import Groups, check_name
 from paramserver.core.rounds import Rounds
-from paramserver.errors import InvalidRequestError, ResourceError
+from paramserver.errors import InvalidRequestError
 from paramserver.scheduler.absences import Absences
 from paramserver.scheduler.adaptation import Adaptation
 from paramserver.scheduler.data_events import DataEvents
 from paramserver.scheduler.datasets import Datasets
-from paramserver.scheduler.facts import Loss, Schedule, Storing
+from paramserver.scheduler.events import event
+from paramserver.scheduler.facts import Loss, Schedule
 from paramserver.scheduler.figures import Figures
+from paramserver.scheduler.group_events import GroupEvents
 from paramserver.scheduler.journal import Journal
 from paramserver.scheduler.keeping import Keeping
+from paramserver.scheduler.measuring import Measuring
+from paramserver.scheduler.offices import OfficeEvents, Offices
 from paramserver.scheduler.places import Places
-from paramserver.scheduler.replicas import ReplicaGroups, replicated
+from paramserver.scheduler.replicas import ReplicaGroups
 from paramserver.scheduler.round_events import RoundEvents
 from paramserver.scheduler.shape import Shape
+from paramserver.scheduler.shape_events import ShapeEvents
 from paramserver.scheduler.snapshot_events import Draft, Resumed, SnapshotEvents
-from paramserver.scheduler.topics import EVERYTHING, group_topic
+from paramserver.scheduler.topics import EVERYTHING
 from paramserver.scheduler.warm_start import WarmStarts
-from paramserver.scheduler.words import failed, where, words
-from paramserver.types import Adaptive, Span, WorkerId
+from paramserver.scheduler.words import failed, where
+from paramserver.types import Span, WorkerId
 
 
-class SchedulerState(Keeping, DataEvents, RoundEvents, SnapshotEvents):
+class SchedulerState(
+    Keeping,
+    Measuring,
+    DataEvents,
+    GroupEvents,
+    OfficeEvents,
+    RoundEvents,
+    ShapeEvents,
+    SnapshotEvents,
+):
     """Membership, groups, data sets, rounds and schedules of one job at a time.
 
     Args:
@@ -64,7 +80,8 @@ class SchedulerState(Keeping, DataEvents, RoundEvents, SnapshotEvents):
         self._job = self.members.job
         self._state = self.members.state
         self._wakes: set[str] = set()
-        self._losses: list[Loss] = []
+        self._losses: list[Loss] = []  # workers that left with leases which wait for ``recover``
+        self._taken = 0  # how many of them the shell knows of
         self._reset()
 
     def _reset(self) -> None:
@@ -79,18 +96,35 @@ class SchedulerState(Keeping, DataEvents, RoundEvents, SnapshotEvents):
             self.members,
             self.journal,
             self.numbers,
-            self._wakes.add,
-            self.figures.speed,
+            self.wake,
         )
         self.rounds = Rounds(self._rounds_begun)
         self.adaptation = Adaptation(self.journal, self.config.heartbeat_s)
         self.schedule: Schedule | None = None
-        self.warm = WarmStarts(self.members, self.data, self.journal, self._wakes.add)
+        self.warm = WarmStarts(self.members, self.data, self.journal, self.wake)
+        self.offices = Offices(self.members, self.config.limits)
         self.draft: Draft | None = None
         self.resumed: Resumed | None = None
         self.lineage = f"{self._first}-{self.members.job}"
         self._names: dict[WorkerId, str] = {}
         self._losses.clear()
+        self._taken = 0
+
+    def wake(self, topic: str) -> None:
+        """Callers parked on a topic look again."""
+        self._wakes.add(topic)
+
+    def come_back(self, config: SchedulerConfig, now: float) -> None:
+        """This state was told from its events: its members could not be heard meanwhile."""
+        self.config, self.members.lease_s = config, config.lease_s
+        self.members.renew_all(now)
+        self._taken = 0
+        self._wakes.clear()
+
+    def stamp(self) -> str:
+        """Short, and different for almost any two states that should be the same."""
+        members = self.members
+        return f"{members.job}/{members.number}/{self.numbers.newest}/{self.map_version}"
 
     def _begin_anew(self) -> None:
         """What belongs to another job is void."""
@@ -111,12 +145,16 @@ class SchedulerState(Keeping, DataEvents, RoundEvents, SnapshotEvents):
 
     def take_losses(self) -> list[Loss]:
         """Workers whose leases wait for ``recover``, once other replicas have told of them."""
-        held = [x for x in self._losses if self.replicas.untold(worker_id(x.member))]
-        losses, self._losses = [x for x in self._losses if x not in held], held
-        return losses
+        new = self._losses[self._taken :]
+        held = [x for x in new if self.replicas.untold(worker_id(x.member))]
+        ready = [x for x in new if x not in held]
+        self._losses[self._taken :] = [*ready, *held]
+        self._taken += len(ready)
+        return ready
 
     # -- coming and going
 
+    @event
     def register(
         self,
         role: Role,
@@ -127,6 +165,7 @@ class SchedulerState(Keeping, DataEvents, RoundEvents, SnapshotEvents):
         host: str,
         pid: int,
         resumes: int = 0,
+        attempt: str = "",
     ) -> Registered:
         """A process joins.
 
@@ -142,7 +181,9 @@ class SchedulerState(Keeping, DataEvents, RoundEvents, SnapshotEvents):
         if self.config.once and self.members.ended() and role is Role.WORKER:
             raise InvalidRequestError("the job has ended; this scheduler serves one job (once)")
         job = self.members.job
-        done = self.members.register(role, name, now, address=address, host=host, pid=pid)
+        done = self.members.register(
+            role, name, now, address=address, host=host, pid=pid, attempt=attempt
+        )
         if self.members.job != self._job:
             self._begin_anew()
         member = done.member
@@ -163,6 +204,7 @@ class SchedulerState(Keeping, DataEvents, RoundEvents, SnapshotEvents):
         self._after(now, EVERYTHING)
         return done
 
+    @event
     def finish(self, caller: Caller, now: float) -> None:
         """A member leaves of its own will. Idempotent."""
         if self.members.has_left(caller):
@@ -174,6 +216,7 @@ class SchedulerState(Keeping, DataEvents, RoundEvents, SnapshotEvents):
             self._gone(left)
             self._after(now, EVERYTHING)
 
+    @event
     def fail(self, caller: Caller, reason: str, fatal: bool, exit_code: int, now: float) -> None:
         """A worker failed; fatal: so does the job, with this cause. Idempotent.
 
@@ -192,19 +235,34 @@ class SchedulerState(Keeping, DataEvents, RoundEvents, SnapshotEvents):
         self._after(now, EVERYTHING)
 
     def tick(self, now: float) -> None:
-        """Loses members whose lease has lapsed."""
-        lost = self.members.expire(now)
+        """Looks at the time: leases lapse, bounds follow what was measured."""
+        silent, bounds = self.members.silent(now), self.adaptation.tick(now)
+        if silent or bounds or self.members.deserted(now) or self.absences.due(now):
+            self.lapse(silent, self.members.deserted(now), bounds, now)
+
+    @event
+    def lapse(
+        self, silent: Mapping[str, str], deserted: bool, bounds: Mapping[str, Change], now: float
+    ) -> None:
+        """Time has passed.
+
+        Args:
+            silent: members to be lost, and why.
+            deserted: nobody came back to the job.
+            bounds: of adaptive groups.
+        """
+        lost = [m for name in silent if (m := self.members.lose(name, silent[name], now))]
         for member in lost:
-            gone = self.members.find(member.name)
-            self.journal.say(f"{member.name} lost: {gone.reason if gone else 'silent'}", now)
+            self.journal.say(f"{member.name} lost: {silent[member.name]}", now)
         self._gone(*lost)
         for member in lost:
             self._lose_mates(member, now)
-        if self.adaptation.tick(now):
+        if deserted:
+            self.members.give_up()
+        for group, change in bounds.items():
+            self.adaptation.adopt(group, change, now)
             self.members.changed()
-        self._look(now)
-        if lost or self.members.state is not self._state:
-            self._after(now, EVERYTHING)
+        self._after(now, *([EVERYTHING] if lost or deserted else []))
 
     def _lose(self, name: str, reason: str, now: float) -> None:
         left = self.members.lose(name, reason, now)
@@ -241,13 +299,14 @@ class SchedulerState(Keeping, DataEvents, RoundEvents, SnapshotEvents):
         for released in self.rounds.leave([worker_id(m) for m in workers]):
             self._release(released)
         self._losses += [
-            Loss(m, self.members.number, self.members.job)
+            Loss(m, self.members.number, self.members.job, self._was_lost(m, heir))
             for m in workers
             if self.data.outstanding(m)
         ]
 
-    def _wake(self, topic: str) -> None:
-        self._wakes.add(topic)
+    def _was_lost(self, member: Member, heir: Member | None) -> bool:
+        now = self.members.find(member.name)
+        return heir is not None or (now is not None and now.state is State.LOST)
 
     def _after(self, now: float, *topics: str) -> None:
         self._wakes.update(topics)
@@ -257,6 +316,8 @@ class SchedulerState(Keeping, DataEvents, RoundEvents, SnapshotEvents):
             self._state = self.members.state
             if self._state is JobState.RUNNING:
                 self.shape.started(reduces=self.config.parties > 1)
+            if self._state is JobState.DONE and (short := self.data.incomplete()):
+                self.members.message = f"INCOMPLETE: {short}"
             cause = f": {self.members.message}" if self.members.message else ""
             self.journal.say(f"job {self.members.job} is {self._state.value}{cause}", now)
             self._wakes.add(EVERYTHING)
@@ -274,19 +335,7 @@ class SchedulerState(Keeping, DataEvents, RoundEvents, SnapshotEvents):
             raise InvalidRequestError(f"{member.name} is a {member.role.value}: only workers may")
         return member
 
-    def heartbeat(
-        self, caller: Caller, clocks: Mapping[str, int], stats: Mapping[str, float], now: float
-    ) -> list[tuple[str, Span]]:
-        """Renews the lease and keeps what the member says of itself; what it is to give back."""
-        member = self.members.renew(caller, now)
-        self.figures.heartbeat(member.name, clocks, stats, self.config.limits.groups)
-        self.adaptation.heartbeat(member.name, stats, now)
-        return self.data.recalls(member, now)
-
-    def fastest(self) -> float:
-        """Samples per second of the fastest live workers; 0.0 while none has told."""
-        return self.figures.fastest(self._names.values())
-
+    @event
     def set_active(self, caller: Caller, active: bool, now: float) -> int:
         """Makes a worker active, or not; it leaves any wait. Returns the view number."""
         member = self.worker(caller)
@@ -297,81 +346,16 @@ class SchedulerState(Keeping, DataEvents, RoundEvents, SnapshotEvents):
         self._after(now)
         return self.members.number
 
-    # -- groups
-
-    def register_group(self, caller: Caller, spec: GroupSpec, now: float) -> Group:
-        """Makes a group known, or joins it.
-
-        Raises:
-            InvalidRequestError, MismatchError: as ``Groups.register``.
-            ResourceError: servers are missing, or too many groups.
-        """
-        member = self.worker(caller)
-        servers = self._servers()
-        if len(servers) < min(self.config.servers, self.members.servers):
-            raise ResourceError(self.members.missing())
-        group, new = self.groups.register(spec, servers, self.map_version + 1)
-        if new:
-            self._next_map_version()
-            if not replicated(spec):
-                self.hold([name for name, _ in servers])
-            if isinstance(spec.consistency, Adaptive):
-                self.adaptation.open(spec.name, spec.consistency.max_bound, now)
-            self.journal.say(
-                f"{member.name} registered group {spec.name}: {spec.elements} parameters, "
-                f"{len(group.map.owners)} slices on {len(servers)} servers",
-                now,
-            )
-        self.members.join_group(member.name, spec.name)
-        self._after(now, group_topic(spec.name))
-        return group
-
-    def await_group(self, caller: Caller, name: str, now: float) -> Storing:
-        """Whether first values are stored; the live worker of the lowest rank stores them."""
-        member = self.members.check(caller, finished=True)
-        self.members.require_job()
-        group = self.groups.find(name)
-        if group is None and member.role is not Role.WORKER:
-            return Storing(pending=f"group {name!r} is not registered yet")
-        if self.groups.get(name).stored:
-            return Storing(stored=True)
-        parties = self.config.parties
-        first = self.members.first(parties, max(member.rank, 0) % parties)
-        if first is not None and first.name == member.name and name in first.groups:
-            return Storing(initialize=True)
-        whom = words(self.members, [first] if first else [], now)
-        return Storing(pending=f"group {name!r} waits for first values of {whom}")
-
-    def group_stored(self, caller: Caller, name: str, now: float) -> None:
-        """First values are on all servers. Idempotent."""
-        member = self.worker(caller)
-        group = self.groups.get(name)
-        if name not in member.groups:
-            raise InvalidRequestError(f"{member.name} has not registered group {name!r}")
-        if not group.stored:
-            group.stored = True
-            self.journal.say(f"{member.name} stored first values of group {name}", now)
-        self._after(now, group_topic(name))
-
-    def form_replicas(self, caller: Caller, name: str, offer: Offer, now: float) -> Formed | str:
-        """As ``ReplicaGroups.form``."""
-        found = self.replicas.form(self.worker(caller), name, offer, now)
-        self._after(now, *([] if isinstance(found, str) else [group_topic(name)]))
-        return found
-
     # -- data
 
+    @event
     def recover(self, loss: Loss, applied: Iterable[Span], now: float) -> None:
         """The leases of a worker that left: what was applied is done, the rest is free again."""
-        if loss.job == self.members.job:
+        if loss in self._losses:
+            self._taken -= self._losses.index(loss) < self._taken
+            self._losses.remove(loss)
             self.replicas.forget(worker_id(loss.member))
-            self.data.recover(loss.member, applied, now)
-
-    def log(self, caller: Caller, scalars: Mapping[str, float]) -> None:
-        """Keeps the newest value of each scalar."""
-        self.worker(caller)
-        self.figures.log(scalars)
-        self.adaptation.log(scalars)
+            self.data.recover(loss.member, applied, loss.failed, now)
 
     def start_reason(self) -> str:
         """Whom the start waits for, in words; empty: the job has started."""

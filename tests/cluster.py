@@ -23,6 +23,7 @@ from paramserver.v1 import scheduler_pb2
 from paramserver.wire.client import AsyncGrpcChannel
 from paramserver.wire.methods import SCHEDULER, SCHEDULER_METHODS, SERVER, SERVER_METHODS
 from paramserver.wire.serve import RoleServer
+from tests.canonical import Witness
 from tests.proxy import Proxy
 
 T = TypeVar("T")
@@ -127,6 +128,7 @@ class Cluster:
         self.scheduler = SchedulerService(
             self.config, connect=lambda address: AsyncGrpcChannel(address, "server", trust)
         )
+        self.witness = Witness(self.scheduler.state)
         await self.scheduler.snapshots.begin()
         shell = RoleServer(SCHEDULER.full_name, SCHEDULER_METHODS, self.scheduler, trust)
         self.shells.append(shell)
@@ -198,6 +200,7 @@ class Cluster:
         """The invariants of every group of every server."""
 
         async def check() -> None:
+            self.witness.check()
             running = [r.role.host for r in self._roles if not r.over]
             for service in [service for host in running for service in host.services]:
                 for task in service._groups.values():

@@ -183,7 +183,8 @@ class BackupMachine(RuleBasedStateMachine):
             self.held[found.lease] = (who, found)
         else:  # all that is left is with this worker, or with two others
             mine = {x.shard for w, x in self.held.values() if w == who}
-            others = [x.shard for w, x in self.held.values() if w != who]
+            out = [(w, x) for w, x in self.held.values() if x.start not in self.done]
+            others = [x.shard for w, x in out if w != who]
             assert all(shard in mine or others.count(shard) == 2 for shard in others)
 
     @rule(data=st.data(), done=st.booleans())

@@ -9,7 +9,7 @@ import pytest
 
 import paramserver as ps
 from paramserver.errors import InvalidRequestError, ResourceError, WaitTimeoutError
-from paramserver.scheduler.coordination import TEXT_BYTES
+from paramserver.scheduler.offices import TEXT_BYTES
 from paramserver.worker.coordination import Coordination
 from tests.cluster import cluster, in_threads
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from paramserver.cli import run as run_module
+from paramserver.cli import supervisor as run_module
 from paramserver.cli.output import Output
 from paramserver.cli.plan import Plan
-from paramserver.cli.run import Supervisor
 from paramserver.cli.state import State, from_status
+from paramserver.cli.supervisor import Supervisor
 from paramserver.errors import ConnectionLostError
 from paramserver.trust import OPEN, Trust
 from paramserver.v1 import scheduler_pb2

@@ -22,6 +22,7 @@ from paramserver.launch import cores
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SCRIPT = str(Path(__file__).parent / "scripts" / "linear.py")
+MARKING = str(Path(__file__).parent / "scripts" / "marking.py")
 PARTIES = str(Path(__file__).parent / "scripts" / "parties.py")
 COMMAND = [sys.executable, "-m", "paramserver"]
 WAIT_S = 240.0  # everything waits on a condition; this is for a machine that is busy
@@ -190,6 +191,49 @@ def test_a_worker_that_stood_still_fails_nothing(
     worker.resume()
     assert run.wait() == 0, run.said()
     assert said in "".join(run.err)
+
+
+def test_a_killed_scheduler_comes_back(start: Start, tmp_path: Path) -> None:
+    run = start("run", "-s", "2", "-w", "2", MARKING, str(tmp_path / "samples"), "--pause", "0.2")
+    until(lambda: "rank 0 has" in run.said() and "rank 1 has" in run.said(), "batches", run)
+    [scheduler] = [p for p in run.tree() if "scheduler" in p.cmdline()]
+    scheduler.kill()
+    assert run.wait() == 0, run.said()
+    assert "the scheduler was killed, exit code 137 (SIGKILL): restart 1 of 3" in run.said()
+    samples = [int(line) for line in (tmp_path / "samples").read_text().split()]
+    assert sorted(samples) == list(range(48))
+
+
+def test_what_every_worker_dies_over_is_set_aside_and_the_job_is_not_complete(
+    start: Start, tmp_path: Path
+) -> None:
+    run = start("run", "-w", "2", MARKING, str(tmp_path / "samples"), "--poison", "13")
+    assert run.wait() == 1, run.said()
+    said = "".join(run.err)
+    assert "INCOMPLETE: 4 samples of data set 'train' were set aside" in said
+    samples = {int(line) for line in (tmp_path / "samples").read_text().split()}
+    assert samples == set(range(48)) - {12, 13, 14, 15}
+
+
+def test_a_worker_that_is_asked_to_end_ends_after_its_step(start: Start, tmp_path: Path) -> None:
+    """And its samples go to the others at once, not after its lease."""
+    began = time.monotonic()
+    file = str(tmp_path / "samples")
+    scheduler = start("scheduler", "--workers", "2", "--lease", "600", "--once")
+    until(lambda: "ready at" in scheduler.said(), "the scheduler", scheduler)
+    [address] = re.findall(r"ready at (\S+)", scheduler.said())
+    start("ps", "--scheduler", address, "--once")
+    first, second = (
+        start("worker", "--scheduler", address, "--name", f"worker-{i}", MARKING, file)
+        for i in range(2)
+    )
+    until(lambda: "has [" in first.said(), "a batch", first)
+    first.process.send_signal(signal.SIGTERM)
+    assert first.wait() == 143, first.said()
+    assert second.wait() == 0, second.said()
+    samples = [int(line) for line in (tmp_path / "samples").read_text().split()]
+    assert sorted(samples) == list(range(48)), "each once: the step under way was not cut off"
+    assert time.monotonic() - began < 300
 
 
 def test_a_killed_server_is_the_root_cause(start: Start) -> None:

@@ -650,6 +650,30 @@ def test_a_wait_is_a_length_of_time(wait_s: float) -> None:
     run(test)
 
 
+# -- answers that are lost
+
+
+def test_a_registration_that_is_sent_again_is_the_same_member() -> None:
+    async def test(cluster: Cluster) -> None:
+        def request(attempt: str, name: str = "") -> pb.RegisterRequest:
+            return pb.RegisterRequest(
+                protocol=1, role=pb.ROLE_WORKER, name=name, attempt=attempt, host="box", pid=7
+            )
+
+        first = await cluster.service.Register(request("a"))
+        again = await cluster.service.Register(request("a"))
+        assert again.identity.incarnation == first.identity.incarnation
+        assert again.identity.name == first.identity.name == "worker-2"
+        other = await cluster.service.Register(request("b"))
+        assert other.identity.name == "worker-3"
+        restarted = await cluster.service.Register(request("c", "worker-2"))
+        assert restarted.identity.incarnation > other.identity.incarnation
+        late = await cluster.service.Register(request("a", "worker-3"))
+        assert late.identity.name == "worker-3", "whoever had it is gone"
+
+    run(test)
+
+
 # -- the end of a job
 
 

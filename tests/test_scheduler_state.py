@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -13,15 +16,30 @@ from paramserver.config import SchedulerConfig
 from paramserver.core.dataset import DatasetSpec, Leased
 from paramserver.core.members import Caller, JobState, Role, State
 from paramserver.core.placement import GroupSpec
+from paramserver.core.replicas import Offer
 from paramserver.core.slices import TensorSpec
 from paramserver.errors import ParameterServerError
-from paramserver.scheduler.facts import Loss, Source
+from paramserver.scheduler.events import is_event
+from paramserver.scheduler.facts import Loss, Schedule, Source
 from paramserver.scheduler.image import Image
+from paramserver.scheduler.plain import from_text, to_text
 from paramserver.scheduler.state import SchedulerState
-from paramserver.types import ASSIGNMENTS, Span, Sync
+from paramserver.types import ASSIGNMENTS, Adaptive, AllReduce, Span, Sync
+from tests.canonical import canonical, same
 
+CONFIG = SchedulerConfig(workers=2)
 SOURCE = Source("s", "/snapshots", {"m": [("s/ps-0.safetensors", (0,))]})
 GROUP = GroupSpec("m", (TensorSpec("w", (4,), "float32", "add"),), "", (), Sync())
+
+
+ADAPTIVE = GroupSpec("a", GROUP.tensors, "", (), Adaptive(4))
+REDUCED = GroupSpec("r", GROUP.tensors, "", (), AllReduce())
+DATASETS = {
+    **{name: DatasetSpec(name, 24, 4, 4, 0, True, name) for name in ASSIGNMENTS},
+    "backups": DatasetSpec("backups", 24, 4, 8, backups=True),
+    "balanced": DatasetSpec("balanced", 24, 4, 4, balance="speed"),
+    "stolen": DatasetSpec("stolen", 48, 2, 24),
+}
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -30,7 +48,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.state = SchedulerState(SchedulerConfig(workers=2), 0.0)
+        self.state = SchedulerState(CONFIG, 0.0)
+        self.state.recorder = self.record
+        self.told: list[tuple[str, str]] = []
+        self.counted, self.known = 0, canonical(self.state)
         self.seen: list[Caller] = []
         self.held: list[tuple[Caller, Leased]] = []
         self.losses: list[Loss] = []
@@ -40,16 +61,31 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     callers = st.integers(0, 30)
 
-    @initialize(begun=st.booleans())
-    def begin(self, begun: bool) -> None:
-        """Half of the time, a job that runs already, and can go back to a snapshot."""
-        if begun:
-            self.register(Role.SERVER, "")
-            self.come("")
-            self.come("")
-            self.state.register_group(self.seen[-1], GROUP, self.now)
-            self.state.group_stored(self.seen[-1], "m", self.now)
-            self.snapshot(True, 3)
+    def record(self, name: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
+        assert is_event(self.state, name)
+        self.told.append((name, to_text([arguments, dict(named)])))
+
+    @invariant()
+    def only_events_change_the_state(self) -> None:
+        now = canonical(self.state)
+        assert len(self.told) > self.counted or now == self.known
+        self.counted, self.known = len(self.told), now
+
+    @rule()
+    def write_down_and_read(self) -> None:
+        read = from_text(to_text(self.state), CONFIG)
+        same(read, self.state)
+        read.recorder = self.record
+        self.state = read
+
+    def teardown(self) -> None:
+        """The same events lead to the same state."""
+        told = SchedulerState(CONFIG, 0.0)
+        for name, text in self.told:
+            arguments, named = from_text(text, CONFIG)
+            with suppress(ParameterServerError):
+                getattr(told, name)(*arguments, **named)
+        same(told, self.state)
 
     def caller(self, index: int) -> Caller:
         # The newest half of the time: the older ones are fenced.
@@ -60,6 +96,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         member = done.member
         self.seen.append(Caller(member.name, member.incarnation, self.state.members.job))
 
+    @initialize(work=st.booleans(), kept=st.booleans())
+    def begin(self, work: bool, kept: bool) -> None:
+        """Half of the time a job is under way: few sequences come that far.
+
+        Half of them can go back to a snapshot.
+        """
+        if not work:
+            return
+        self.register(Role.SERVER, "")
+        for _ in range(2):
+            self.register(Role.WORKER, "")
+        for who in range(2):
+            self.group(who)
+            for name in DATASETS:
+                self.open(who, name)
+        self.stored(0)
+        if kept:
+            self.snapshot(True, 3)
+
     @rule(name=st.sampled_from(["", "", "worker-0", "worker-1"]))
     def come(self, name: str) -> None:
         self.register(Role.WORKER, name)
@@ -68,13 +123,47 @@ class SchedulerMachine(RuleBasedStateMachine):
     def come_others(self, role: Role) -> None:
         self.register(role, "")
 
-    @rule(seconds=st.floats(0.0, 6.0), silent=callers)
-    def pass_time(self, seconds: float, silent: int) -> None:
+    @rule(
+        seconds=st.floats(0.0, 6.0) | st.just(12.0),
+        silent=callers,
+        speed=st.sampled_from([0.0, 0.5, 2.0]),
+        waited=st.floats(0.0, 9.0),
+    )
+    def pass_time(self, seconds: float, silent: int, speed: float, waited: float) -> None:
         self.now += seconds
         for number, who in enumerate(self.seen):
             if number % 31 != silent:
-                self.refusable(lambda who=who: self.state.heartbeat(who, {}, {}, self.now))
+                stats = {"speed": speed * number, "steps": self.now, "waited_s": waited}
+                self.refusable(lambda who=who, s=stats: self.state.heartbeat(who, {}, s, self.now))
         self.state.tick(self.now)
+
+    @rule(who=callers, loss=st.floats(0.0, 9.0))
+    def log(self, who: int, loss: float) -> None:
+        if self.seen:
+            self.refusable(lambda: self.state.log(self.caller(who), {"loss": loss}))
+
+    @rule(who=callers, number=st.integers(0, 3), text=st.sampled_from(["a", "b"]))
+    def coordinate(self, who: int, number: int, text: str) -> None:
+        if self.seen:
+            caller = self.caller(who)
+            self.refusable(lambda: self.state.coordinate(caller, "c", self.now))
+            self.refusable(lambda: self.state.announce(caller, "c", number, text, self.now))
+
+    @rule(who=callers, clock=st.integers(0, 3))
+    def form(self, who: int, clock: int) -> None:
+        def event() -> None:
+            self.state.register_group(self.caller(who), REDUCED, self.now)
+            offer = Offer(next(self.sequence), clock, "h:2", clock > 0)
+            self.state.form_replicas(self.caller(who), "r", offer, self.now)
+
+        if self.seen:
+            self.refusable(event)
+
+    @rule(who=callers, epoch=st.integers(0, 3))
+    def schedule(self, who: int, epoch: int) -> None:
+        if self.seen:
+            kept = Schedule(epoch, 1, "{}")
+            self.refusable(lambda: self.state.save_schedule(self.caller(who), kept, None, self.now))
 
     def refusable(self, event: object) -> None:
         before = self.state.members.number
@@ -93,17 +182,28 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(who=callers)
     def group(self, who: int) -> None:
         if self.seen:
-            self.refusable(lambda: self.state.register_group(self.caller(who), GROUP, self.now))
+            for spec in (GROUP, ADAPTIVE):
+                self.refusable(
+                    lambda spec=spec: self.state.register_group(self.caller(who), spec, self.now)
+                )
             self.refusable(lambda: self.state.await_group(self.caller(who), "m", self.now))
 
-    @rule(who=callers, name=st.sampled_from(ASSIGNMENTS))
+    @rule(who=callers)
+    def stored(self, who: int) -> None:
+        if self.seen:
+            self.refusable(lambda: self.state.group_stored(self.caller(who), "m", self.now))
+
+    @rule(who=callers, name=st.sampled_from(sorted(DATASETS)))
     def open(self, who: int, name: str) -> None:
         if self.seen:
-            spec = DatasetSpec(name, 24, 4, 4, 0, True, name)
+            spec = DATASETS[name]
             self.refusable(lambda: self.state.open_dataset(self.caller(who), spec, self.now))
 
     @rule(
-        who=callers, name=st.sampled_from(ASSIGNMENTS), waits=st.booleans(), epoch=st.integers(0, 1)
+        who=callers,
+        name=st.sampled_from(sorted(DATASETS)),
+        waits=st.booleans(),
+        epoch=st.integers(0, 1),
     )
     def ask(self, who: int, name: str, waits: bool, epoch: int) -> None:
         def event() -> None:
@@ -118,7 +218,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.seen:
             self.refusable(event)
 
-    @rule(which=callers, back=st.booleans(), name=st.sampled_from(ASSIGNMENTS))
+    @rule(who=callers, epoch=st.integers(0, 1))
+    def ask_for_all(self, who: int, epoch: int) -> None:
+        for name in DATASETS:
+            self.ask(who, name, True, epoch)
+
+    @rule(which=callers, back=st.booleans(), name=st.sampled_from(sorted(DATASETS)))
     def report(self, which: int, back: bool, name: str) -> None:
         if not self.held:
             return
@@ -137,8 +242,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(who=callers, over=st.booleans())
     def warm_start(self, who: int, over: bool) -> None:
         def event() -> None:
-            member = self.state.worker(self.caller(who))
-            found = self.state.warm.ask(member, "m", over, self.now)
+            found = self.state.warm_start(self.caller(who), "m", over, self.now)
             assert bool(found.pending) + found.over + found.chief == 1
             assert found.over or not over
 
@@ -248,6 +352,6 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 SchedulerMachine.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=50, deadline=None
+    max_examples=40, stateful_step_count=50, deadline=None
 )
 TestScheduler = SchedulerMachine.TestCase

@@ -15,7 +15,7 @@ from paramserver.life_cycle import Admission, Eviction
 from paramserver.schemes import Scheme
 from paramserver.types import Consistency, OnNonFinite, Sync
 from paramserver.wire.transport import Transport
-from paramserver.worker import exits, roster
+from paramserver.worker import drain, exits, roster
 from paramserver.worker.client_data import DataMethods
 from paramserver.worker.epochs import Schedule
 from paramserver.worker.group import Group
@@ -62,6 +62,7 @@ class Client(DataMethods):
             session, lambda: self.is_chief, lambda: self._optimizers, lambda: self._registry.clock
         )
         exits.watch(self)
+        self._session.drain.leave = self._leave_early
 
     def __repr__(self) -> str:
         return f"<paramserver.Client {self.name!r}, rank {self.rank}>"
@@ -348,12 +349,17 @@ class Client(DataMethods):
             fatal: the whole job fails with this cause.
             code: exit code of the process.
         """
-        if self.forked:
+        if self.forked or self._session.left:
             return
         try:
             self._session.leave(reason, fatal=fatal, code=code)
         finally:
             self._release()
+
+    def _leave_early(self) -> None:
+        self._session.settle()
+        self._session.beat()  # and what was done is reported
+        self.fail("SIGTERM: left after its step", code=drain.TERMINATED)
 
     def finish_at_exit(self) -> None:
         """``finish``, unless a launcher will do it, which sees the exit code."""
@@ -386,5 +392,6 @@ class Client(DataMethods):
 
     def _release(self) -> None:
         exits.forget(self)
+        drain.forget(self._session.drain)
         self._registry.close()
         self._transport.close()

@@ -12,6 +12,7 @@ from paramserver.worker.session import Session
 logger = logging.getLogger("paramserver")
 
 POLL_S = 2.0  # short: a worker that leaves waits for it
+ANSWER_S = 5.0
 
 
 class Coordination:
@@ -38,7 +39,7 @@ class Coordination:
                 member=session.identity(), name=self._name, wait_s=POLL_S
             )
             try:
-                reply = session.scheduler.call("Coordinate", request)
+                reply = session.scheduler.call("Coordinate", request, timeout=POLL_S + ANSWER_S)
             except ConnectionLostError as error:
                 logger.debug("coordination of %s: %s", self._name, error)
                 stop.wait(POLL_S)

@@ -158,6 +158,7 @@ class LeaseLoader(DataLoader[Any]):
             _refuse_old(self._source, number)
             session.speed.end(session.rank)
             batches.leave(batch)
+            session.drain.step_over()
             self._on_ask()
 
 
@@ -189,6 +190,7 @@ class LeaseShards:
                 _refuse_old(source, number)
                 session.speed.end(session.rank)
                 batches.leave(batch)
+                session.drain.step_over()
                 self._on_ask()
                 shard = self._next()
         finally:

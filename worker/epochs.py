@@ -17,6 +17,7 @@ from paramserver.worker.schedule_history import History, Moment
 from paramserver.worker.session import Session
 
 CAPTURE_S = 1.0
+SEND_S = 5.0  # later will do
 
 
 class Stateful(Protocol):
@@ -140,7 +141,7 @@ class Schedule:
         if request is None:
             return
         try:
-            self._session.scheduler.call("SaveSchedule", request)
+            self._session.scheduler.call("SaveSchedule", request, timeout=SEND_S)
         except ConnectionLostError:
             with self._lock:
                 self._unsent = self._unsent or request

@@ -16,6 +16,7 @@ from typing import Protocol
 logger = logging.getLogger("paramserver")
 
 INTERRUPTED = 130
+SIGNALLED = (INTERRUPTED, 143)  # the script was asked to end: nothing is wrong with it
 
 
 class Leaving(Protocol):
@@ -76,7 +77,7 @@ def report(client: Leaving, error: BaseException) -> None:
     text = "".join(traceback.format_exception(error))
     code = _code(error)
     try:
-        client.fail(text, fatal=client.launched and code != INTERRUPTED, code=code)
+        client.fail(text, fatal=client.launched and code not in SIGNALLED, code=code)
     except Exception as failure:
         logger.warning("the failure could not be reported: %s", failure)
 

@@ -16,6 +16,7 @@ from paramserver.worker.session import Session
 
 logger = logging.getLogger("paramserver")
 
+REPORT_S = 5.0  # for a report that the next one can carry too
 _MIX = 0x9E3779B97F4A7C15
 
 
@@ -249,14 +250,14 @@ class LeaseSource:
             if not report:
                 return
             try:
-                self._send(report)
+                self._send(report, None if strict else REPORT_S)
             except ConnectionLostError as error:
                 self.session.batches.put_back(self.name, report)
                 if strict:
                     raise
                 logger.debug("samples of %s not reported yet: %s", self.name, error)
 
-    def _send(self, report: Report) -> None:
+    def _send(self, report: Report, timeout: float | None) -> None:
         request = scheduler_pb2.ReportSamplesRequest(
             member=self.session.identity(),
             dataset=self.name,
@@ -264,7 +265,7 @@ class LeaseSource:
             returned=map(_span, report.returned),
             unpushed=report.unpushed,
         )
-        reply = self.session.scheduler.call("ReportSamples", request)
+        reply = self.session.scheduler.call("ReportSamples", request, timeout=timeout)
         if reply.lost_leases:
             logger.warning(
                 "data set %s: leases %s had gone to other workers; their samples are done twice",

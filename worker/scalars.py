@@ -10,6 +10,8 @@ from torch import Tensor
 from paramserver.v1 import scheduler_pb2
 from paramserver.worker.session import Session
 
+SEND_S = 30.0
+
 
 class Scalars:
     """Keeps the newest of each name and sends them with the heartbeat; at most once."""
@@ -36,4 +38,4 @@ class Scalars:
             newest, self._newest = self._newest, {}
         if newest:
             request = scheduler_pb2.LogRequest(member=self._session.identity(), scalars=newest)
-            self._session.scheduler.call("Log", request)
+            self._session.scheduler.call("Log", request, timeout=SEND_S)

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,20 +22,23 @@ from paramserver.errors import (
     ParameterServerError,
     RolledBackError,
     UsageError,
-    WaitTimeoutError,
 )
 from paramserver.types import PROTOCOL_VERSION, StepResult
 from paramserver.v1 import common_pb2, scheduler_pb2
 from paramserver.wire.transport import Channel
 from paramserver.worker.batches import Batches, Ticket
 from paramserver.worker.directory import Directory
+from paramserver.worker.drain import Drain
 from paramserver.worker.figures import Figures
 from paramserver.worker.identity import check_version, farewell, forked_error, write_identity
 from paramserver.worker.lookahead import Lookahead
+from paramserver.worker.newest_view import NewestView
+from paramserver.worker.patience import PatientChannel
 from paramserver.worker.run_file import RunFile
 from paramserver.worker.speed import Speed
+from paramserver.worker.start import await_start
 from paramserver.worker.substitutes import Substitutes
-from paramserver.worker.waiting import POLL_S, Waiting, long_poll
+from paramserver.worker.waiting import long_poll
 
 logger = logging.getLogger("paramserver")
 
@@ -46,15 +50,16 @@ class Session:
 
     Attributes:
         config: what the client was told.
-        scheduler: the channel to the scheduler.
+        scheduler: the channel to the scheduler; it outlasts one that is started again.
         name, rank, incarnation, job: who this is; rank -1 for a reader. workers: expected.
         party, parties, replica: its features, and the replica whose samples it works on.
         launched, snapshots: a launcher started this; snapshots are taken. epoch: of its loop.
+        goes_on: the job began from a snapshot, or is about to.
         identity_file: where the launcher looks for who this is, and then says how it ended.
         batches, speed: samples handed out, and their pushes; how fast this worker computes.
         substitutes: what acts for this worker while it waits for others.
         run_file, lookahead: what is written down of the run; the batch that comes next.
-        directory: where servers are now.
+        directory, drain: where servers are now; whether this worker was asked to end.
     """
 
     def __init__(
@@ -66,20 +71,21 @@ class Session:
         identity_file: Path | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.config, self.scheduler = config, scheduler
+        self.config = config
         self.name = config.name or ""
         self.rank, self.parties = -1, 1
         self.incarnation = self.job = self.workers = self.party = self.replica = self.epoch = 0
         self.directory = Directory(scheduler)
         self.batches = Batches()
+        self.drain = Drain()
         self.substitutes = Substitutes()
         self.lookahead = Lookahead()
-        self.launched, self.snapshots, self._goes_on = launched, False, False
+        self.launched, self.snapshots, self.goes_on = launched, False, False
         self.identity_file = identity_file
         self._now = now
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._view = scheduler_pb2.View()
+        self._newest = NewestView(self._fetch_view, self.directory.learn)
         self._end: ParameterServerError | None = None
         self._left = self._away = False
         self._heartbeat_s, self._lease_s = 1.0, 10.0
@@ -88,8 +94,11 @@ class Session:
         self._chores: list[Callable[[], None]] = []
         self._listeners: list[Callable[[scheduler_pb2.HeartbeatReply], None]] = []
         self._figures = Figures()
-        self._newest, self._fastest = 0, 0.0
+        self._fastest = 0.0
         self._stop = threading.Event()
+        self.scheduler = PatientChannel(
+            scheduler, config.wait_timeout, self._check_over, self._stop.wait, now
+        )
         self.run_file = RunFile()
         self.speed = Speed(now, self._stop.wait, config.emulation)
         self._thread: threading.Thread | None = None
@@ -106,7 +115,7 @@ class Session:
         self._thread = threading.Thread(target=self._keep, name="paramserver lease", daemon=True)
         self._thread.start()
         try:
-            self._await_start()
+            self._newest.learn(await_start(self, self._now))
             self.run_file.open(self.config, self)
         except BaseException:
             self.leave()
@@ -120,6 +129,7 @@ class Session:
             name=self.name,
             host=socket.gethostname(),
             pid=self._pid,
+            attempt=uuid.uuid4().hex,
         )
         reply = self.scheduler.call("Register", request, timeout=self.config.timeout)
         check_version(reply.protocol)
@@ -128,65 +138,33 @@ class Session:
         self.incarnation, self.job, self.workers = who.incarnation, who.job, reply.workers
         self.party, self.parties, self.replica = reply.party, max(reply.parties, 1), reply.replica
         self._heartbeat_s, self._lease_s = reply.heartbeat_s, reply.lease_s
-        self.snapshots, self._goes_on = reply.snapshots, reply.goes_on
+        self.snapshots, self.goes_on = reply.snapshots, reply.goes_on
         self.saw_view(who.view)
         if self.identity_file is not None:
             write_identity(self.identity_file, self)
 
-    def _await_start(self) -> None:
-        timeout = self.config.timeout
-        patience = self.config.wait_timeout if self._goes_on else timeout
-        deadline = self._now() + patience
-        arrivals = -1
-        waiting = Waiting("the start of the job", self._now)
-        while True:
-            self.check()
-            wait = min(POLL_S, max(deadline - self._now(), 0.0))
-            request = scheduler_pb2.AwaitStartRequest(member=self.identity(), wait_s=wait)
-            reply = self.scheduler.call("AwaitStart", request, timeout=wait + timeout)
-            if not reply.pending:
-                self._learn(reply.view)
-                return
-            if arrivals not in (-1, reply.arrivals):
-                deadline = self._now() + patience
-            elif self._now() >= deadline:
-                raise WaitTimeoutError(
-                    f"{reply.pending}: nobody came for {patience:g} s; start the missing "
-                    "processes, or raise timeout= of paramserver.connect"
-                )
-            arrivals = reply.arrivals
-            waiting.say(reply.pending)
-
     def identity(self) -> common_pb2.Identity:
         """Who speaks, with the newest view seen."""
+        name, rank, view = self.name, self.rank, self._newest.number
         return common_pb2.Identity(
-            name=self.name,
-            incarnation=self.incarnation,
-            rank=self.rank,
-            view=self._newest,
-            job=self.job,
+            name=name, incarnation=self.incarnation, rank=rank, view=view, job=self.job
         )
 
     def saw_view(self, number: int) -> None:
         """A reply named this view; later requests carry it."""
-        with self._lock:
-            self._newest = max(self._newest, number)
+        self._newest.saw(number)
 
     def view(self) -> scheduler_pb2.View:
         """The newest view, fetched if another reply named a newer one; else the last one known."""
-        if self._view.number < self._newest:
-            try:
-                self._learn(self.directory.fetch())
-            except ConnectionLostError:
-                logger.debug("scheduler away: going by view %d", self._view.number)
-        return self._view
+        return self._newest.get()
 
-    def _learn(self, view: scheduler_pb2.View) -> None:
-        self.directory.learn(view)
-        with self._lock:
-            if view.number >= self._view.number:
-                self._view = view
-            self._newest = max(self._newest, view.number)
+    def _fetch_view(self) -> scheduler_pb2.View | None:
+        if self._away:
+            return None
+        view: scheduler_pb2.View = self.scheduler.call(
+            "GetView", scheduler_pb2.GetViewRequest(), timeout=self._lease_s / 3
+        )
+        return view
 
     @property
     def forked(self) -> bool:
@@ -204,10 +182,13 @@ class Session:
         """
         if self.forked:
             raise forked_error(self.name, self._pid)
-        if self._end is not None:
-            raise type(self._end)(str(self._end))
+        self._check_over()
         if self._left:
             raise UsageError(f"client {self.name!r} has finished; call paramserver.connect again")
+
+    def _check_over(self) -> None:
+        if self._end is not None:
+            raise type(self._end)(str(self._end))
 
     def refuse_reader(self, what: str) -> None:
         """Raises UsageError in a reader."""
@@ -238,11 +219,10 @@ class Session:
         def ask(wait_s: float) -> Any:
             self.check()
             self.substitutes.check()
-            timeout = wait_s + self.config.timeout
-            return self.scheduler.call(method, make_request(wait_s), timeout=timeout)
+            return self.scheduler.call(method, make_request(wait_s))
 
-        waits = self.speed.waiting(), self.run_file.waiting(what)
-        with waits[0], waits[1], self.substitutes.standing_in(substitute):
+        waits = self.speed.waiting(), self.run_file.waiting(what), self.drain.interruptible()
+        with waits[0], waits[1], self.substitutes.standing_in(substitute), waits[2]:
             return long_poll(ask, done, what, self.config.wait_timeout, self._now)
 
     def add_group(self, name: str, clock: Callable[[], int], settle: Callable[[], None]) -> None:
@@ -284,6 +264,7 @@ class Session:
 
     def begin_push(self, group: str) -> Ticket:
         """A push starts; its ticket has the sample spans to declare. To be settled or aborted."""
+        self.drain.push_begins()
         ticket = self.batches.begin(group)
         drawn = sum(b.samples for b in ticket.carried if self.batches.is_automatic(b.dataset))
         if drawn:

@@ -15,6 +15,7 @@ from paramserver.trust import Tls, Trust, from_environment, with_arguments
 from paramserver.wire.addresses import split_address
 from paramserver.wire.client import GrpcTransport
 from paramserver.wire.transport import Transport
+from paramserver.worker import drain
 from paramserver.worker.client import Client
 from paramserver.worker.session import Session
 
@@ -77,6 +78,8 @@ def connect(
     )
     try:
         session.open()
+        if config.scheduler is not None and not config.reader:
+            drain.install(session.drain)
         return Client(session, transport)
     except BaseException:
         transport.close()

@@ -120,6 +120,8 @@ class SchedulerConfig:
             loss of a server, whose backup takes over.
         server_timeout_s: seconds that a lost server is waited for, where it may come back.
         trust: what it proves to others, and demands of them.
+        state_dir: folder that outlives this process; a scheduler on it goes on where the one
+            before it was. None: a scheduler that ends takes its job with it.
         snapshots: where, and when.
     """
 
@@ -134,6 +136,7 @@ class SchedulerConfig:
     durability: Durability = "memory"
     server_timeout_s: float = 300.0
     trust: Trust = OPEN
+    state_dir: str | None = None
     snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
     limits: Limits = field(default_factory=Limits)
 

@@ -34,6 +34,7 @@ TAIL_LINES = 400
 LINE_BYTES = 64 * 1024
 GRACE_S = 5.0
 START_S = 60.0
+REPORT_S = 30.0  # for a scheduler that is being started again
 # What a process raises because another one has failed.
 CONSEQUENCES = "JobFailedError|ConnectionLostError|WaitTimeoutError|FencedError|RolledBackError"
 _CONSEQUENCE = re.compile(rf"^(?:[\w.]+\.)?(?:{CONSEQUENCES})\b", re.MULTILINE)
@@ -372,13 +373,12 @@ def report_exit(scheduler: str, identity: Path, name: str, code: int, trust: Tru
     channel = scheduler_channel(scheduler, trust)
     try:
         if code == 0:
-            channel.call("Finish", scheduler_pb2.FinishRequest(member=who), timeout=5.0)
+            request = scheduler_pb2.FinishRequest(member=who)
+            channel.call("Finish", request, timeout=REPORT_S)
         else:
-            reason = f"{who.name or name} exited with code {code}"
-            request = scheduler_pb2.FailRequest(
-                member=who, reason=reason, fatal=True, exit_code=code
-            )
-            channel.call("Fail", request, timeout=5.0)
+            why = f"{who.name or name} exited with code {code}"
+            failed = scheduler_pb2.FailRequest(member=who, reason=why, fatal=True, exit_code=code)
+            channel.call("Fail", failed, timeout=5.0)
     except RolledBackError:
         return True
     except ParameterServerError:

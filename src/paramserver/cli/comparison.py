@@ -18,7 +18,7 @@ from paramserver.cli import options
 from paramserver.cli.output import Output
 from paramserver.cli.plan import Plan
 from paramserver.cli.progress import count
-from paramserver.cli.run import Supervisor
+from paramserver.cli.supervisor import Supervisor
 from paramserver.launch import Child
 from paramserver.trust import from_environment
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from paramserver.cli.options import snapshot_flags
 from paramserver.config import SnapshotConfig
 from paramserver.trust import OPEN, Trust
 from paramserver.types import Durability
@@ -33,3 +34,15 @@ class Plan:
     trust: Trust = OPEN
     snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
     enough: Callable[[], bool] | None = None
+
+    def scheduler_flags(self) -> dict[str, object]:
+        """Options of the scheduler's command."""
+        return {
+            "workers": self.workers,
+            "servers": self.servers,
+            "parties": self.parties,
+            "assign": self.assign,
+            "lease": self.lease_s,
+            "durability": self.durability,
+            **snapshot_flags(self.snapshots),
+        }

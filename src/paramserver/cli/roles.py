@@ -70,6 +70,13 @@ PARENT = "PARAMSERVER_PARENT"
     metavar="SECONDS",
     help="How long a lost server is waited for, with --durability wal.",
 )
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder for its state: a scheduler that is started on it again, at the same address, "
+    "takes the job up where it was.",
+)
 @options.once_option
 @options.snapshot_options
 @role_trust_options
@@ -83,6 +90,7 @@ def scheduler(
     lease: float,
     durability: Durability,
     server_timeout: float,
+    state_dir: Path | None,
     once: bool,
     trust: Trust,
     log_level: str,
@@ -106,6 +114,7 @@ def scheduler(
         server_timeout_s=server_timeout,
         once=once,
         trust=trust,
+        state_dir=str(state_dir) if state_dir is not None else None,
         snapshots=options.snapshot_config(**snapshots),
     )
     from paramserver.scheduler.main import serve

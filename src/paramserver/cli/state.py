@@ -212,6 +212,7 @@ def _dataset(dataset: scheduler_pb2.DatasetStatus) -> State:
         "requeued": dataset.requeued,
         "samples_done": dataset.samples_done,
         "unpushed": dataset.unpushed,
+        "quarantined": dataset.quarantined,
     }
 
 

@@ -238,6 +238,8 @@ def _datasets(state: State) -> Table:
     for d in state["datasets"]:
         counts = [str(d[key]) for key in ("shards", "free", "leased", "done", "requeued")]
         samples = f"{d['samples_done']:,}/{d['size']:,}"
+        if d["quarantined"]:
+            samples += f", {d['quarantined']:,} set aside"
         epoch = str(d["epoch"] + 1)
         table.add_row(d["name"], epoch, *counts, samples, str(d["unpushed"]), d["assign"])
     return table

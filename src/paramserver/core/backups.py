@@ -83,8 +83,11 @@ class BackupQueue(ShardQueue):
             self._twins.pop(self._twins.pop(number, -1), None)
             super()._close(number, held)
 
-    def recover(self, who: WorkerId, applied: Iterable[Span]) -> int:
-        """As ``ShardQueue.recover``; what has another holder stays with that one."""
+    def recover(self, who: WorkerId, applied: Iterable[Span], failed: bool = False) -> int:
+        """As ``ShardQueue.recover``; what has another holder stays with that one.
+
+        Nothing is set aside: whoever asks for backups needs every sample.
+        """
         for span in applied:
             held = self._leases.get(span.lease)
             if held is not None and held.holder == who:

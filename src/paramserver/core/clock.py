@@ -188,10 +188,7 @@ class GroupClock:
         self._min = 0 if self._sync else clock
 
     def reshape(self, servers: Sequence[str]) -> list[Decision]:
-        """Slices have moved: these servers hold some now.
-
-        What a new one has of pushes under way it tells itself.
-        """
+        """Slices have moved: these hold some now; what a new one has of pushes it tells itself."""
         self.servers = frozenset(servers)
         self._recount(self.servers)
         return self._proceed()

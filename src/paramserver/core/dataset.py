@@ -107,7 +107,8 @@ class Empty:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Of the open epoch; free, leased: pieces; done: shards of which every position is done."""
+    """Of the open epoch; free, leased: pieces; done: shards of which every position is done;
+    quarantined: samples set aside, of all epochs."""
 
     epoch: int
     shards: int
@@ -117,6 +118,7 @@ class Counts:
     requeued: int
     samples_done: int
     unpushed: int
+    quarantined: int = 0
 
 
 @dataclass(frozen=True, slots=True)

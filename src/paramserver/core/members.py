@@ -45,7 +45,7 @@ MOVES = {
 @dataclass(frozen=True, slots=True)
 class Member:
     """One process. ``groups``: those in which a clock may wait for it; ``been``: it has been
-    active or idle; ``reason``: why it is idle, or was lost."""
+    active or idle; ``reason``: why it is idle, or was lost; ``attempt``: how it registered."""
 
     name: str
     role: Role
@@ -58,6 +58,7 @@ class Member:
     groups: tuple[str, ...] = ()
     reason: str = ""
     been: bool = False
+    attempt: str = ""
 
     @property
     def live(self) -> bool:
@@ -135,6 +136,6 @@ def free_rank(name: str, prefix: str, taken: Iterable[int], expected: int) -> in
     return next(rank for rank in itertools.count() if rank not in used)
 
 
-def how_many(count: int, of: int, what: str) -> str:
-    """How many of a role are missing, in words."""
+def few(count: int, of: int, what: str) -> str:
+    """``1 of 2 servers``; ``1 server`` where there is but one."""
     return f"{count} of {of} {what}s" if of > 1 else f"1 {what}"

@@ -21,8 +21,8 @@ from paramserver.core.members import (
     Role,
     State,
     View,
+    few,
     free_rank,
-    how_many,
     view_order,
 )
 from paramserver.core.roster import Roster
@@ -69,8 +69,6 @@ class Membership(Roster):
         self._deserted: float | None = None
         self._view: View | None = None
 
-    # -- reading
-
     def view(self) -> View:
         """The newest view; the same object until something changes."""
         if self._view is None or self._view.number != self.number:
@@ -88,9 +86,9 @@ class Membership(Roster):
         """Whom the start of the job waits for, in words; empty: for nobody."""
         absent = []
         if self._live_servers < self.servers:
-            absent.append(how_many(self.servers - self._live_servers, self.servers, "server"))
+            absent.append(few(self.servers - self._live_servers, self.servers, "server"))
         if self._live_workers < self.workers and self.state is JobState.WAITING:
-            absent.append(how_many(self.workers - self._live_workers, self.workers, "worker"))
+            absent.append(few(self.workers - self._live_workers, self.workers, "worker"))
         return f"waiting for {' and '.join(absent)}" if absent else self.waits
 
     def require_job(self) -> None:
@@ -109,13 +107,20 @@ class Membership(Roster):
         address: str = "",
         host: str = "",
         pid: int = 0,
+        attempt: str = "",
     ) -> Registered:
         """A process joins; a worker after the end of a job begins the next one.
+
+        Args:
+            attempt: whoever sends it again, as the answer was lost, is who it was.
 
         Raises:
             InvalidRequestError: the name belongs to another role.
             ResourceError: too many members.
         """
+        for member in self._members.values():
+            if attempt and member.live and member.attempt == attempt:
+                return Registered(member, None, False)
         new_job = role is Role.WORKER and self.ended()
         self._check_register(role, name, new_job)
         if new_job:
@@ -126,7 +131,7 @@ class Membership(Roster):
         self._incarnation += 1
         member = Member(
             name, role, self._rank_of(role, name), self._incarnation,
-            address=address, host=host, pid=pid,
+            address=address, host=host, pid=pid, attempt=attempt,
         )  # fmt: skip
         self._members[name] = member
         self._heard[name] = now
@@ -171,7 +176,7 @@ class Membership(Roster):
         self._deserted = None
         self._ranks.clear()
         self._holders.clear()
-        for name in [n for n in self._members if not self._is_live_server(n)]:
+        for name in self._members.keys() - {m.name for m in self.live(Role.SERVER)}:
             del self._members[name], self._heard[name]
         self._live_workers = self._unbeen = 0
 
@@ -276,20 +281,24 @@ class Membership(Roster):
             self.changed()
         return first
 
-    def expire(self, now: float) -> list[Member]:
-        """Loses every member whose lease has lapsed; a job that nobody came back to fails."""
-        silent = [
-            m for m in self._members.values() if m.live and now - self._heard[m.name] > self.lease_s
-        ]
-        quiet = {m.name: now - self._heard[m.name] for m in silent}
-        for member in silent:
-            self.lose(member.name, f"not heard for {quiet[member.name]:.1f} s", now)
-        grace = max(DESERTED_S, DESERTED_LEASES * self.lease_s)
-        if self._deserted is not None and now - self._deserted > grace:
-            self._deserted = None
-            if self.state is JobState.RUNNING:
-                self.fail(f"no worker is left, and none came back within {grace:.0f} s")
-        return silent
+    def silent(self, now: float) -> dict[str, str]:
+        """Why members are to be lost, by name: those whose lease has lapsed."""
+        quiet = {m.name: now - self._heard[m.name] for m in self._members.values() if m.live}
+        return {n: f"not heard for {s:.1f} s" for n, s in quiet.items() if s > self.lease_s}
+
+    def deserted(self, now: float) -> bool:
+        """Whether a job that runs has been without any worker for too long."""
+        running = self.state is JobState.RUNNING and self._deserted is not None
+        return running and now - (self._deserted or 0.0) > self._grace_s
+
+    @property
+    def _grace_s(self) -> float:
+        return max(DESERTED_S, DESERTED_LEASES * self.lease_s)
+
+    def give_up(self) -> None:
+        """A job that nobody came back to fails."""
+        self._deserted = None
+        self.fail(f"no worker is left, and none came back within {self._grace_s:.0f} s")
 
     def _leave(self, member: Member, state: State, reason: str) -> Member | None:
         if not member.live:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from paramserver.core.dataset import Counts, DatasetSpec, Drained, Empty, Leased, Reported
 from paramserver.core.progress import Progress
+from paramserver.core.quarantine import Quarantine
 from paramserver.core.resume import ResumableQueue
 from paramserver.core.spans import Ranges
 from paramserver.errors import InvalidRequestError
@@ -84,6 +85,10 @@ class ReplicaQueue:
     @property
     def drained(self) -> bool:
         return self._queue.drained
+
+    @property
+    def aside(self) -> Quarantine:
+        return self._queue.aside
 
     @property
     def holding(self) -> int:
@@ -309,15 +314,16 @@ class ReplicaQueue:
         """Whether a label party has left with leases of its replica."""
         return who in self._left
 
-    def recover(self, who: WorkerId, applied: Iterable[Span]) -> int:
+    def recover(self, who: WorkerId, applied: Iterable[Span], failed: bool = False) -> int:
         """The leases of a replica that is not whole any more; as ``ShardQueue.recover``.
 
         Args:
             applied: spans that pushes of its label party carried.
+            failed: as for ``ShardQueue``.
         """
         made = self._left.pop(who)
         said = [span for shared in made.leases.values() for span in shared.done]
-        return self._queue.recover(made.number, [*applied, *said])
+        return self._queue.recover(made.number, [*applied, *said], failed)
 
     # -- snapshots
 

@@ -28,6 +28,7 @@ class Progress:
         ranks: of the workers that its shards were dealt to; empty: to whoever asks.
         done: positions, sorted and disjoint.
         unpushed: samples done that no push carried, of all epochs.
+        aside: samples of earlier epochs that nobody did, as workers were lost over them.
     """
 
     spec: DatasetSpec
@@ -35,6 +36,7 @@ class Progress:
     ranks: tuple[int, ...] = ()
     done: tuple[Range, ...] = ()
     unpushed: int = 0
+    aside: int = 0
 
     @property
     def samples_done(self) -> int:
@@ -163,7 +165,8 @@ def from_json(value: Mapping[str, Any]) -> Progress:
         spec = DatasetSpec(**value["spec"])
         done = tuple((int(a), int(b)) for a, b in value["done"])
         ranks = tuple(int(r) for r in value["ranks"])
-        progress = Progress(spec, int(value["epoch"]), ranks, done, int(value["unpushed"]))
+        counts = int(value["unpushed"]), int(value["aside"])
+        progress = Progress(spec, int(value["epoch"]), ranks, done, *counts)
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidRequestError(f"not the progress of a data set: {error!r}") from error
     ends = [end for part in progress.done for end in part]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from paramserver.core.dataset import DatasetSpec
 from paramserver.core.progress import LeaseRecord, Progress, advanced, union, without
@@ -34,14 +35,19 @@ class ResumableQueue(ShardQueue):
         self._pinned = self.epoch
         if self.epoch < 0:
             return Progress(self.spec, unpushed=self.unpushed)
-        open_ = union([(a, b) for _, a, b in self._deal.pieces()] + self._leased())
+        free = [(a, b) for _, a, b in self._deal.pieces()]
+        open_ = union(free + self._leased() + self.aside.parts)  # what was set aside is tried again
         done = tuple(without((0, self.spec.size), open_))
-        return Progress(self.spec, self.epoch, self._dealt[self.epoch], done, self.unpushed)
+        dealt = self._dealt[self.epoch]
+        return Progress(self.spec, self.epoch, dealt, done, self.unpushed, self.aside.before)
 
     def end_snapshot(self, before: Progress, applied: Iterable[Span]) -> Progress:
         """How far it was when servers had applied these spans; ``before``: as it began."""
         self._pinned = None
-        return advanced(before, applied, self._record, lambda epoch: self._dealt.get(epoch, ()))
+        found = advanced(before, applied, self._record, lambda epoch: self._dealt.get(epoch, ()))
+        if found.epoch == self.epoch or found.samples_done == self.spec.size:
+            return replace(found, aside=self.aside.before)
+        return found
 
     def _record(self, number: int) -> LeaseRecord | None:
         held = self._leases.get(number) or self._closed.get(number)
@@ -53,6 +59,7 @@ class ResumableQueue(ShardQueue):
         The same workers get what they had still to come, in the same order; others share it.
         """
         self.epoch, self.unpushed = progress.epoch, progress.unpushed
+        self.aside.total = progress.aside
         if self.epoch < 0:
             return
         live = tuple(sorted(self._live))

@@ -54,6 +54,10 @@ class Roster:
         for name in self._heard:
             self._heard[name] += seconds
 
+    def renew_all(self, now: float) -> None:
+        """Every lease begins anew: nobody could be heard."""
+        self._heard = dict.fromkeys(self._heard, now)
+
     def _worker(self, name: str) -> Member:
         member = self._members.get(name)
         if member is None or member.role is not Role.WORKER or not member.live:

@@ -16,6 +16,7 @@ from paramserver.core.assignment import Assignment, assignment
 from paramserver.core.dataset import Counts, DatasetSpec, Drained, Empty, Leased, Reported
 from paramserver.core.deal import Deal, Piece
 from paramserver.core.leases import Lease, recall, shares
+from paramserver.core.quarantine import Quarantine
 from paramserver.core.spans import Range, Ranges
 from paramserver.errors import InvalidRequestError
 from paramserver.types import Span, WorkerId
@@ -46,6 +47,7 @@ class ShardQueue:
         self._deal = self._deal_to(())
         self._partial: dict[int, int] = {}  # positions of a begun shard that are not done
         self._samples_done = self._shards_done = self._requeued = 0
+        self.aside = Quarantine()
 
     # -- members
 
@@ -81,7 +83,7 @@ class ShardQueue:
 
     @property
     def drained(self) -> bool:
-        return self.epoch < 0 or self._samples_done == self.spec.size
+        return self.epoch < 0 or self._samples_done + self.aside.samples == self.spec.size
 
     def next(
         self, who: WorkerId, epoch: int, sequence: int, want: int = 0
@@ -298,11 +300,12 @@ class ShardQueue:
         """Whether a worker holds leases."""
         return who in self._held
 
-    def recover(self, who: WorkerId, applied: Iterable[Span]) -> int:
+    def recover(self, who: WorkerId, applied: Iterable[Span], failed: bool = False) -> int:
         """The leases of a worker that left: what was applied is done, the rest is free again.
 
         Args:
             applied: spans that pushes carried, of any lease and data set.
+            failed: it was lost; what several workers in a row are lost over is set aside.
 
         Returns:
             Positions that went back to the queue.
@@ -313,11 +316,16 @@ class ShardQueue:
                 for start, stop in held.open.take(span.start, span.stop):
                     self._done(start, stop)
         back = 0
-        for number in sorted(self._held.get(who, ()), reverse=True):
+        numbers = sorted(self._held.get(who, ()), reverse=True)
+        first = min((n for n in numbers if self._leases[n].open), default=0)
+        for number in numbers:
             held = self._leases[number]
             parts = held.open.take(held.start, held.stop)
-            back += sum(b - a for a, b in parts)
-            self._requeue(held, parts)
+            if failed and number == first and self.aside.takes(parts):
+                held.returned = Ranges([*(held.returned or Ranges()).parts, *parts])
+            else:
+                back += sum(b - a for a, b in parts)
+                self._requeue(held, parts)
             self._close(number, held)
         self._share_out(None)
         return back
@@ -332,6 +340,7 @@ class ShardQueue:
         self.epoch += 1
         self._partial = {}
         self._samples_done = self._shards_done = self._requeued = 0
+        self.aside.open_epoch()
         self._left.clear()
         self._closed = {n: c for n, c in self._closed.items() if c.epoch >= self.epoch - 1}
         self._deal = self._deal_to(sorted(self._live))
@@ -345,7 +354,7 @@ class ShardQueue:
     def counts(self) -> Counts:
         return Counts(
             max(self.epoch, 0), self.shards, self._deal.free, len(self._leases), self._shards_done,
-            self._requeued, self._samples_done, self.unpushed,
+            self._requeued, self._samples_done, self.unpushed, self.aside.total,
         )  # fmt: skip
 
     def _leased(self) -> list[Range]:
@@ -360,7 +369,7 @@ class ShardQueue:
         assert len(pieces) == self._deal.free or self.epoch < 0
         for (_, stop), (start, _) in zip(sorted(ranges), sorted(ranges)[1:], strict=False):
             assert stop <= start, "a position is held twice"
-        assert sum(b - a for a, b in ranges) + self._samples_done == (
+        assert sum(b - a for a, b in ranges) + self._samples_done + self.aside.samples == (
             self.spec.size if self.epoch >= 0 else 0
         )
         assert {n for held in self._held.values() for n in held} == self._leases.keys()

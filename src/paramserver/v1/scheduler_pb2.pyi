@@ -143,7 +143,7 @@ class BackupReadyReply(_message.Message):
     def __init__(self) -> None: ...
 
 class RegisterRequest(_message.Message):
-    __slots__ = ("protocol", "role", "name", "address", "host", "pid", "resumes")
+    __slots__ = ("protocol", "role", "name", "address", "host", "pid", "resumes", "attempt")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -151,6 +151,7 @@ class RegisterRequest(_message.Message):
     HOST_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     RESUMES_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     role: Role
     name: str
@@ -158,7 +159,8 @@ class RegisterRequest(_message.Message):
     host: str
     pid: int
     resumes: int
-    def __init__(self, protocol: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., resumes: _Optional[int] = ...) -> None: ...
+    attempt: str
+    def __init__(self, protocol: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., resumes: _Optional[int] = ..., attempt: _Optional[str] = ...) -> None: ...
 
 class RegisterReply(_message.Message):
     __slots__ = ("identity", "lease_s", "heartbeat_s", "protocol", "workers", "servers", "party", "parties", "replica", "snapshots", "goes_on", "durability", "resumed")
@@ -799,7 +801,7 @@ class WorkerStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., clocks: _Optional[_Iterable[_Union[GroupClock, _Mapping]]] = ..., stats: _Optional[_Mapping[str, float]] = ..., heard_s: _Optional[float] = ...) -> None: ...
 
 class DatasetStatus(_message.Message):
-    __slots__ = ("spec", "epoch", "shards", "free", "leased", "done", "requeued", "samples_done", "unpushed")
+    __slots__ = ("spec", "epoch", "shards", "free", "leased", "done", "requeued", "samples_done", "unpushed", "quarantined")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
@@ -809,6 +811,7 @@ class DatasetStatus(_message.Message):
     REQUEUED_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_DONE_FIELD_NUMBER: _ClassVar[int]
     UNPUSHED_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
     spec: DatasetSpec
     epoch: int
     shards: int
@@ -818,7 +821,8 @@ class DatasetStatus(_message.Message):
     requeued: int
     samples_done: int
     unpushed: int
-    def __init__(self, spec: _Optional[_Union[DatasetSpec, _Mapping]] = ..., epoch: _Optional[int] = ..., shards: _Optional[int] = ..., free: _Optional[int] = ..., leased: _Optional[int] = ..., done: _Optional[int] = ..., requeued: _Optional[int] = ..., samples_done: _Optional[int] = ..., unpushed: _Optional[int] = ...) -> None: ...
+    quarantined: int
+    def __init__(self, spec: _Optional[_Union[DatasetSpec, _Mapping]] = ..., epoch: _Optional[int] = ..., shards: _Optional[int] = ..., free: _Optional[int] = ..., leased: _Optional[int] = ..., done: _Optional[int] = ..., requeued: _Optional[int] = ..., samples_done: _Optional[int] = ..., unpushed: _Optional[int] = ..., quarantined: _Optional[int] = ...) -> None: ...
 
 class GroupPlacement(_message.Message):
     __slots__ = ("group", "optimizer", "consistency", "parameters", "bytes", "slices", "server_bytes", "servers", "lead", "stored", "scheme")

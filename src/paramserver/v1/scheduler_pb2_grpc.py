@@ -197,8 +197,8 @@ class SchedulerServicer(object):
 
     def Register(self, request, context):
         """A process joins. A name seen before gets a higher incarnation, and the older one is fenced;
-        its rank stays. Not idempotent: each call is a new incarnation. Refused: another protocol
-        version (VERSION).
+        its rank stays. Idempotent by attempt: sent again with it, the same incarnation is answered;
+        each other call is a new incarnation. Refused: another protocol version (VERSION).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -335,7 +335,7 @@ class SchedulerServicer(object):
 
     def Announce(self, request, context):
         """The coordinator's next announcement under a name; number 0 lets any worker add one. Idempotent:
-        the newest number with the same text counts once. INVALID_REQUEST from another worker, or for
+        the newest text counts once, by its number or 0. INVALID_REQUEST from another worker, or for
         another number than the next.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

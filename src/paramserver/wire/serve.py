@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -229,14 +230,22 @@ class RoleServer:
 async def run_until_ended(work: Coroutine[Any, Any, None], ended: asyncio.Event) -> bool:
     """Runs ``work`` until it returns, ``ended`` is set, or SIGTERM or SIGINT comes.
 
+    A second signal ends the process at once.
+
     Returns:
         Whether a signal ended it.
     """
     tune_allocator()
     loop = asyncio.get_running_loop()
     signalled = asyncio.Event()
+
+    def hear(number: int) -> None:
+        if signalled.is_set():
+            os._exit(128 + number)
+        signalled.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled.set)
+        loop.add_signal_handler(number, hear, number)
     tasks = [asyncio.ensure_future(t) for t in (work, ended.wait(), signalled.wait())]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:

@@ -1,0 +1,286 @@
+"""The scheduler's memory on disk: what it holds after any end, and when it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paramserver.config import SchedulerConfig
+from paramserver.core.members import JobState
+from paramserver.errors import ConfigurationError, InternalError, ResourceError
+from paramserver.scheduler.durable import Durable
+from paramserver.scheduler.event_log import EventLog
+from paramserver.scheduler.plain import from_text, to_text
+from paramserver.scheduler.service import SchedulerService
+from paramserver.v1 import common_pb2 as common
+from paramserver.v1 import scheduler_pb2 as pb
+from tests.canonical import same
+from tests.test_scheduler_service import FakeServers
+
+CONFIG = SchedulerConfig(workers=2, assign="round-robin")
+
+
+class Life:
+    """One scheduler process on a state directory, without the process; time is its own."""
+
+    def __init__(self, folder: Path, config: SchedulerConfig = CONFIG, start: float = 0.0) -> None:
+        self.time = start
+        self.log = EventLog(folder)
+        try:
+            self.service = SchedulerService(
+                config,
+                now=lambda: self.time,
+                connect=FakeServers().connect,
+                first_incarnation=1,
+                log=self.log,
+            )
+        except BaseException:
+            self.log.close()
+            raise
+        self.says = Durable(self.service, self.log)
+
+    async def register(self, role: pb.Role, name: str) -> common.Identity:
+        reply = await self.says.Register(
+            pb.RegisterRequest(protocol=1, role=role, name=name, address="h:1", host="box", pid=7)
+        )
+        identity: common.Identity = reply.identity
+        return identity
+
+    async def begin(self) -> list[common.Identity]:
+        """A job of one server and two workers with a data set; the workers."""
+        await self.register(pb.ROLE_SERVER, "ps-0")
+        workers = [await self.register(pb.ROLE_WORKER, f"worker-{i}") for i in range(2)]
+        for who in workers:
+            spec = pb.DatasetSpec(name="d", size=32, batch_size=4, shard_size=4)
+            await self.says.OpenDataset(pb.OpenDatasetRequest(member=who, spec=spec))
+        return workers
+
+    async def next(self, who: common.Identity, sequence: int) -> pb.NextShardReply:
+        request = pb.NextShardRequest(member=who, dataset="d", epoch=0, sequence=sequence)
+        reply: pb.NextShardReply = await self.says.NextShard(request)
+        return reply
+
+
+@contextmanager
+def life(folder: Path, config: SchedulerConfig = CONFIG, start: float = 0.0) -> Iterator[Life]:
+    made = Life(folder, config, start)
+    try:
+        yield made
+    finally:
+        made.log.close()
+
+
+def killed(made: Life, folder: Path, into: Path) -> None:
+    """What the disk has at this moment, as a process that is killed leaves it."""
+    into.mkdir()
+    for file in folder.glob("scheduler.sqlite*"):
+        (into / file.name).write_bytes(file.read_bytes())
+    made.log.close()
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(test())  # type: ignore[arg-type]
+
+
+def test_a_killed_scheduler_goes_on_where_it_was(tmp_path: Path) -> None:
+    async def test() -> None:
+        before = Life(tmp_path / "a", start=100.0)
+        first, second = await before.begin()
+        shard = (await before.next(first, 1)).shard
+        span = common.Span(lease=shard.lease, start=shard.start, stop=shard.start + 2)
+        await before.says.ReportSamples(
+            pb.ReportSamplesRequest(member=first, dataset="d", done=[span])
+        )
+        killed(before, tmp_path / "a", tmp_path / "b")
+        with life(tmp_path / "b", start=3.0) as after:  # the machine started anew: another clock
+            same(after.service.state, before.service.state)
+            after.service.state.check_invariants()
+            assert (await after.next(first, 1)).shard == shard, "asked again: the same lease"
+            taken = (await after.next(second, 1)).shard
+            assert taken.lease > shard.lease
+            beat = await after.says.Heartbeat(pb.HeartbeatRequest(member=first))
+            assert beat.state == pb.JOB_RUNNING
+            events = (await after.says.Status(pb.StatusRequest())).events
+            assert any("the scheduler is back" in e for e in events)
+
+    run(test)
+
+
+def test_members_have_fresh_leases_after_any_absence(tmp_path: Path) -> None:
+    async def test() -> None:
+        with life(tmp_path) as before:
+            await before.begin()
+            before.time = 9.0
+            before.service.tick()
+        with life(tmp_path, start=1e6) as after:
+            after.time += 9.0
+            after.service.tick()
+            assert not after.service.state.members.ended()
+            after.time += 2.0
+            after.service.tick()
+            assert after.service.state.members.ended()
+
+    run(test)
+
+
+def test_what_a_lost_worker_held_returns_though_the_scheduler_died_over_it(tmp_path: Path) -> None:
+    async def test() -> None:
+        with life(tmp_path) as before:
+            first, second = await before.begin()
+            shard = (await before.next(first, 1)).shard
+            before.service.state.tick(0.0)
+            before.service.state.fail(
+                from_text(to_text(_caller(first)), CONFIG), "oops", False, 137, 0.0
+            )
+            await before.log.durable()  # and no recovery was begun
+        with life(tmp_path) as after:
+            after.service._after()
+            found = [(await after.next(second, i + 1)).shard for i in range(8)]
+            assert (shard.start, shard.stop) in [(s.start, s.stop) for s in found]
+
+    run(test)
+
+
+def _caller(who: common.Identity) -> Any:
+    from paramserver.scheduler.convert import caller_from_proto
+
+    return caller_from_proto(who)
+
+
+def rows(folder: Path) -> int:
+    """How many events the log has."""
+    with sqlite3.connect(folder / "scheduler.sqlite") as database:
+        return int(database.execute("SELECT count(*) FROM events").fetchone()[0])
+
+
+def test_a_new_job_leaves_a_short_log(tmp_path: Path) -> None:
+    async def test() -> None:
+        with life(tmp_path) as before:
+            workers = await before.begin()
+            for who in workers:
+                await before.says.Finish(pb.FinishRequest(member=who))
+            assert rows(tmp_path) > 3
+            await before.begin()
+            assert rows(tmp_path) == 3, "only what came after the new job began"
+            job = before.service.state.members.job
+        with life(tmp_path) as after:
+            assert after.service.state.members.job == job == 2
+
+    run(test)
+
+
+def test_after_many_events_the_state_is_written_instead(tmp_path: Path) -> None:
+    async def test() -> None:
+        with life(tmp_path) as before:
+            who, _ = await before.begin()
+            before.log._pause = 7
+            for sequence in range(4):
+                await before.next(who, sequence + 1)
+            assert rows(tmp_path) == 2, "the last two of nine"
+        with life(tmp_path) as after:
+            same(after.service.state, before.service.state)
+
+    run(test)
+
+
+def test_two_schedulers_do_not_share_a_folder(tmp_path: Path) -> None:
+    with life(tmp_path):
+        code = "import sys; from pathlib import Path\n"
+        code += "from paramserver.scheduler.event_log import EventLog\nEventLog(Path(sys.argv[1]))"
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+        )
+        assert "in use by pid" in done.stderr
+    with life(tmp_path):
+        pass
+
+
+def test_a_running_job_keeps_its_options(tmp_path: Path) -> None:
+    other = SchedulerConfig(workers=3, assign="round-robin")
+
+    async def test() -> None:
+        with life(tmp_path) as before:
+            workers = await before.begin()
+            with pytest.raises(ConfigurationError, match="in use"):
+                EventLog(tmp_path)
+        with (
+            pytest.raises(ConfigurationError, match="began with workers=2, now workers=3"),
+            life(tmp_path, other),
+        ):
+            pass
+        with life(tmp_path) as again:
+            for who in workers:
+                await again.says.Finish(pb.FinishRequest(member=who))
+            newest = again.service.state.members._incarnation
+        with life(tmp_path, other) as after:
+            assert after.service.state.members.workers == 3
+            assert after.service.state.members.state is JobState.WAITING
+            assert newest > 0
+
+    run(test)
+
+
+def test_a_log_that_was_changed_is_refused(tmp_path: Path) -> None:
+    async def test() -> None:
+        before = Life(tmp_path / "a")
+        await before.begin()
+        killed(before, tmp_path / "a", tmp_path / "b")
+        with sqlite3.connect(tmp_path / "b" / "scheduler.sqlite") as database:
+            database.execute("DELETE FROM events WHERE number = 2")
+        with pytest.raises(InternalError, match="instead of"), life(tmp_path / "b"):
+            pass
+
+    run(test)
+
+
+def test_a_damaged_file_is_refused_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "scheduler.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(ConfigurationError, match="not a database"):
+        EventLog(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="--state-dir"):
+        EventLog(tmp_path / "file" / "folder")
+
+
+def test_nothing_is_answered_that_is_not_written(tmp_path: Path) -> None:
+    """A full disk: refused by name, nothing lost, and it goes on once there is room."""
+
+    async def test() -> None:
+        with life(tmp_path) as made:
+            who, _ = await made.begin()
+            made.log._database.execute("PRAGMA max_page_count=1")  # no room from here on
+            text = "x" * 100_000
+            save = pb.SaveScheduleRequest(member=who, epoch=1, clock=1, state=text)
+            for _ in range(2):
+                with pytest.raises(ResourceError, match="make room"):
+                    await made.says.SaveSchedule(save)
+            made.log._database.execute("PRAGMA max_page_count=1000000")
+            await made.says.SaveSchedule(save)
+        with life(tmp_path) as after:
+            assert after.service.state.schedule is not None
+            assert after.service.state.schedule.state == text
+
+    run(test)
+
+
+def test_only_classes_of_the_state_are_made() -> None:
+    for text in (
+        '["object", 0, "subprocess:Popen", {}]',
+        '["object", 0, "paramserver.launch:Child", {}]',
+        '["named", "paramserver.scheduler.event_log:EventLog", ["x"]]',
+        '["object", 0, "paramserver.core.members:WorkerId", {}]',
+        '["again", 7]',
+        '["unheard_of"]',
+        "{}",
+        "[",
+    ):
+        with pytest.raises(InternalError, match="another version"):
+            from_text(text, CONFIG)
