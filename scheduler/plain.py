@@ -1,8 +1,8 @@
 """Values and whole object graphs as JSON, and back; nothing that is read is ever executed.
 
 Objects are those of this package, by their attributes; one that is met twice stays one. What is
-read may only name classes of ``paramserver.core``, ``paramserver.scheduler`` and
-``paramserver.types``, which are made without their constructors.
+read may only name classes of ``core``, ``scheduler``, ``types`` and ``life_cycle`` of this
+package, which are made without their constructors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from typing import Any
 from paramserver.config import Limits, SchedulerConfig
 from paramserver.errors import InternalError
 
-_HOMES = ("paramserver.core.", "paramserver.scheduler.", "paramserver.types")
+_HOMES = (
+    "paramserver.core.",
+    "paramserver.scheduler.",
+    "paramserver.types",
+    "paramserver.life_cycle",
+)
 _SIMPLE = (str, int, float, bool, type(None))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
 from paramserver.errors import ConnectionLostError, ParameterServerError
@@ -46,7 +46,8 @@ class Reshaping:
 
     def look(self) -> None:
         """Begins what is to be done; to be called after every event."""
-        if (self._task is None or self._task.done()) and not self._shape.finished:
+        idle = self._task is None or self._task.done()
+        if idle and (self._shape.moving or not self._shape.finished):
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     def stop(self) -> None:
@@ -60,18 +61,20 @@ class Reshaping:
 
     async def _run(self) -> None:
         pause = FIRST_PAUSE_S
+        if (left := self._shape.under_way) is not None:  # of the scheduler before this one
+            await self._move(left, self._ask_again)
         while not self._shape.finished:
             saving = self._state.draft is not None  # a snapshot wants every slice in its place
             moving = None if saving else self._state.begin_move()
-            if moving is not None and await self._move(moving):
+            if moving is not None and await self._move(moving, self._prepare):
                 pause = FIRST_PAUSE_S
             else:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LAST_PAUSE_S)
 
-    async def _move(self, moving: Moving) -> bool:
+    async def _move(self, moving: Moving, prepare: Callable[[Moving], Awaitable[None]]) -> bool:
         try:
-            await self._prepare(moving)
+            await prepare(moving)
         except (ParameterServerError, asyncio.CancelledError) as error:
             self._state.abort_move(moving, str(error), self._now())
             await self._tell(moving, moving.addresses, pb.MOVE_RELEASE)
@@ -120,13 +123,19 @@ class Reshaping:
         )
         await self._insist(moving, moving.new.servers[moving.new.lead])
 
-    async def _insist(self, moving: Moving, name: str) -> None:
+    async def _ask_again(self, moving: Moving) -> None:
+        """Raises unless the lead has followed already; after that it does no more."""
+        lead = moving.new.servers[moving.new.lead]
+        await self._insist(moving, lead, pb.MOVE_RELEASE)
+        await self._insist(moving, lead)
+
+    async def _insist(self, moving: Moving, name: str, step: pb.MoveStep = pb.MOVE_FOLLOW) -> None:
         """A server is told of the new map until it answers: nobody knows what it heard else."""
         pause = FIRST_PAUSE_S
         while True:
             try:
                 new = map_to_proto(moving.new)
-                await self._step(moving, name, pb.MOVE_FOLLOW, map=new)
+                await self._step(moving, name, step, map=new)
                 return
             except ConnectionLostError as error:
                 log.warning("%s does not hear of a new slice map: %s", name, error)

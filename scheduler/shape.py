@@ -161,6 +161,11 @@ class Shape:
         self._members.hold(used, only=True)
 
     @property
+    def under_way(self) -> Moving | None:
+        """The move that was begun and has not ended."""
+        return self._moving
+
+    @property
     def moving(self) -> bool:
         """Whether slices are on their way."""
         return self._moving is not None

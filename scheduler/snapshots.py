@@ -88,7 +88,7 @@ class Snapshots:
     async def begin(self) -> None:
         """Reads what is there, and has the first job go on from a snapshot if it is to.
 
-        A job that another scheduler before this one began goes on as it is.
+        A job that the scheduler before this one began goes on as it is, unless it has failed.
 
         Raises:
             ParameterServerError: no such snapshot, or none that is whole.
@@ -100,7 +100,13 @@ class Snapshots:
         state = self._state
         if state.draft is not None:
             state.drop_snapshot("under way", "the scheduler was started again", self._now())
-        if self._config.resume and state.untouched:
+        if not self._config.resume:
+            return
+        if state.members.state is JobState.FAILED and not state.members.live(Role.WORKER):
+            found = await asyncio.to_thread(choose, self._store, self._config.resume, "")
+            state.restore(False, self._now())
+            self._take_up(*found)
+        elif state.untouched:
             await self._resume(self._config.resume)
 
     async def close(self) -> None:

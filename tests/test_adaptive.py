@@ -224,10 +224,9 @@ def test_the_bound_moves_on_every_server_while_workers_wait(servers: int) -> Non
 
     def set_bound(made: Any, bound: int) -> None:
         async def change() -> None:
-            state = made.scheduler.state
-            state.adaptation.bounds["g"] = bound
-            state.members.changed()
-            made.scheduler._after()
+            scheduler = made.scheduler
+            scheduler.state.lapse({}, False, {"g": Change(bound, "told to")}, scheduler._now())
+            scheduler._after()
 
         made.run(change())
 

@@ -8,18 +8,26 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from paramserver.config import SchedulerConfig
+from paramserver.config import SchedulerConfig, SnapshotConfig
+from paramserver.core.dataset import DatasetSpec
 from paramserver.core.members import JobState
+from paramserver.core.placement import GroupSpec
+from paramserver.core.progress import Progress
+from paramserver.core.slices import TensorSpec
 from paramserver.errors import ConfigurationError, InternalError, ResourceError
 from paramserver.scheduler.durable import Durable
 from paramserver.scheduler.event_log import EventLog
+from paramserver.scheduler.facts import Schedule, Source
+from paramserver.scheduler.image import GroupImage, Image
 from paramserver.scheduler.plain import from_text, to_text
 from paramserver.scheduler.service import SchedulerService
+from paramserver.types import Sync
 from paramserver.v1 import common_pb2 as common
 from paramserver.v1 import scheduler_pb2 as pb
 from tests.canonical import same
@@ -284,3 +292,38 @@ def test_only_classes_of_the_state_are_made() -> None:
     ):
         with pytest.raises(InternalError, match="another version"):
             from_text(text, CONFIG)
+
+
+def test_a_job_that_went_on_from_a_snapshot_is_that_job_still(tmp_path: Path) -> None:
+    """It is not asked to go on from there again, and its cut that was under way is over."""
+    source = Source("s", "/snapshots", {"m": [("s/ps-0.safetensors", (0,))]})
+    group = GroupSpec("m", (TensorSpec("w", (4,), "float32", "add"),), "", (), Sync())
+    image = Image(
+        7, 9, 40, 5, 3, "line", Schedule(2, 30, "{}"), ("m",), (GroupImage(group, 4, 30, 30),),
+        (Progress(DatasetSpec("d", 32, 4, 4, 0, False, "round-robin"), 2, (), ((0, 8),)),),
+    )  # fmt: skip
+    folder = tmp_path / "snapshots"
+    folder.mkdir()
+    config = replace(CONFIG, snapshots=SnapshotConfig(directory=str(folder), resume="latest"))
+
+    async def test() -> None:
+        before = Life(tmp_path / "a", config)
+        state = before.service.state
+        state.resume(image, source, [], 0.0)
+        await before.begin()
+        state.begin_snapshot()
+        hold = state.next_hold()
+        await before.log.durable()
+        killed(before, tmp_path / "a", tmp_path / "b")
+        with life(tmp_path / "b", config) as after:
+            told = after.service.state
+            same(told, state)
+            assert told.members.job == 8
+            await after.service.snapshots.begin()
+            assert told.draft is None
+            assert told.next_hold() > hold
+            assert told.restored("m") == (source, image.groups[0])
+            assert told.members.can_roll_back
+            assert (told.data.epoch(), told.job_epoch(), told.lineage) == (2, 2, "line")
+
+    run(test)

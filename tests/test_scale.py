@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import paramserver as ps
 from paramserver.errors import ConfigurationError, ConnectionLostError, InvalidRequestError
 from paramserver.ps import reshape
+from paramserver.scheduler.reshaping import Reshaping
 from paramserver.v1 import scheduler_pb2 as pb
 from tests.cluster import Cluster, cluster
 from tests.test_faults import until
@@ -334,6 +335,49 @@ def test_servers_find_out_how_a_move_ended(commits: bool, monkeypatch: pytest.Mo
     with cluster(1, 1) as c:
         assert c.workers(work) == [4.0]
         c.run(stop(c))
+
+
+@pytest.mark.parametrize("followed", [False, True])
+def test_the_next_scheduler_ends_a_move(followed: bool) -> None:
+    """One is killed before, or after the lead has followed: the next finds out, and goes on."""
+    silent = threading.Event()
+
+    def work(client: ps.Client) -> float:
+        group = client.register("g", {"w": torch.zeros(600_000)})
+        group.push({"w": torch.ones(600_000)})
+        dead = c.scheduler.reshaping
+        insist = dead._insist
+
+        async def die(moving: Any, name: str) -> None:
+            if followed:
+                await insist(moving, name)
+            silent.set()
+            await asyncio.sleep(3600)
+
+        dead._insist = die  # type: ignore[method-assign, assignment]
+        c.run(c.scheduler.Scale(pb.ScaleRequest(servers=2)))
+        c.run(c._start_server())
+        assert silent.wait(20)
+        c.run(replace(c))
+        for _ in range(3):
+            values = group.push_pull({"w": torch.ones(600_000)})
+        until(lambda: not asked(c).pending, 30)
+        values = group.push_pull({"w": torch.ones(600_000)})
+        assert len(held(c, "g")) == 2
+        c.run(stop_all(dead))
+        return float(values["w"].mean())
+
+    async def replace(c: Cluster) -> None:
+        scheduler = c.scheduler
+        connect = scheduler.reshaping._connect
+        scheduler.reshaping = Reshaping(scheduler.state, scheduler._now, connect, scheduler._after)
+        scheduler.reshaping.look()
+
+    async def stop_all(dead: Reshaping) -> None:
+        dead.stop()
+
+    with cluster(1, 1) as c:
+        assert c.workers(work) == [5.0]
 
 
 async def stop(c: Cluster) -> None:

@@ -57,6 +57,14 @@ def result(running: Running) -> str:
     return found[0]
 
 
+def await_snapshot(folder: str) -> None:
+    """Until there is one that is whole."""
+    deadline = time.monotonic() + WAIT_S
+    while not list(Path(folder).glob("*/manifest.json")):
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.05)
+
+
 def server(running: Running, name: str = "ps-0") -> psutil.Process:
     """A server's process."""
     for process in running.tree():
@@ -75,6 +83,7 @@ def test_a_killed_server_starts_again_and_the_job_goes_back(
     folder = str(tmp_path / "snapshots")
     broken = start(*common, "--snapshot-dir", folder, "--snapshot-every", "5", *script)
     until(broken, "step 20 of")
+    await_snapshot(folder)
     server(broken).send_signal(signal.SIGKILL)
     found = result(broken)
     said = broken.said()
@@ -101,9 +110,7 @@ def test_a_cluster_that_was_killed_goes_on_from_its_snapshot(
         "--snapshot-every", "10", *script,
     )  # fmt: skip
     until(first, "step 25 of")
-    deadline = time.monotonic() + WAIT_S
-    while not list(Path(folder).glob("*/manifest.json")) and time.monotonic() < deadline:
-        threading.Event().wait(0.05)
+    await_snapshot(folder)
     first.process.kill()  # all of it: its children go with it
     first.wait()
     again = start(
