@@ -22,6 +22,7 @@ class Keeping(Recorded):
     shape: Shape
     absences: Absences
     places: Places
+    map_version: int
 
     def _after(self, now: float, *topics: str) -> None:
         raise NotImplementedError
@@ -40,6 +41,10 @@ class Keeping(Recorded):
         if self.config.durability == "wal":
             return self.absences.servers()
         return self.shape.staying
+
+    def _next_map_version(self) -> int:
+        self.map_version += 1
+        return self.map_version
 
     def hold(self, servers: Sequence[str]) -> None:
         """These servers hold slices from now on."""

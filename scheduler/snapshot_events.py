@@ -91,8 +91,7 @@ class SnapshotEvents(Recorded):
         raise NotImplementedError
 
     def _next_map_version(self) -> int:
-        self.map_version += 1
-        return self.map_version
+        raise NotImplementedError
 
     # -- taking one
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paramserver.errors import ParameterServerError
@@ -160,15 +158,3 @@ def block(cause: Failure, others: Sequence[Failure] = (), message: str = "") -> 
         lines.append(f"then: {', '.join(also)}")
     lines.append("─" * RULE)
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def handled(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Signals that end a command go to ``handler`` while inside."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, handler) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, old in zip(numbers, before, strict=True):
-            signal.signal(number, old)
