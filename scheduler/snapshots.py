@@ -100,6 +100,9 @@ class Snapshots:
         state = self._state
         if state.draft is not None:
             state.drop_snapshot("under way", "the scheduler was started again", self._now())
+        for name in await asyncio.to_thread(_taken_of, self._store, state.lineage):
+            if not state.members.can_roll_back:  # the scheduler before this one did not come to it
+                state.keep_snapshot(name, state.members.job, "is whole", self._now())
         if not self._config.resume:
             return
         if state.members.state is JobState.FAILED and not state.members.live(Role.WORKER):
@@ -325,6 +328,11 @@ def _newest_number(store: Store) -> int:
     """The largest number of a snapshot, or of what was begun as one."""
     begun = [int(m[1]) for name in store.folders() if (m := _AUTOMATIC.fullmatch(name))]
     return max([0, *begun, *(manifest.id for manifest in complete(store))])
+
+
+def _taken_of(store: Store, lineage: str) -> list[str]:
+    """Names of complete snapshots of this training."""
+    return [m.name for m in complete(store) if m.state.get("lineage") == lineage]
 
 
 def _prune(store: Store, keep: int, lineage: str) -> list[str]:

@@ -8,6 +8,7 @@ from paramserver.config import SchedulerConfig
 from paramserver.core.dataset import DatasetSpec, Drained, Leased, complete
 from paramserver.core.members import Caller, JobState, Role
 from paramserver.core.quarantine import HOLDERS
+from paramserver.core.resume import ResumableQueue
 from paramserver.core.shards import ShardQueue
 from paramserver.scheduler.state import SchedulerState
 from paramserver.types import Span, WorkerId
@@ -110,3 +111,18 @@ def test_a_job_without_all_of_its_samples_says_so_at_its_end() -> None:
     state.finish(who, 0.0)
     assert state.members.state is JobState.DONE
     assert state.members.message.startswith("INCOMPLETE: 4 samples of data set 'd' were set aside")
+
+
+def test_a_snapshot_tries_again_what_was_set_aside() -> None:
+    """And knows how much of earlier epochs nobody did."""
+    made = ResumableQueue(complete(DatasetSpec("d", 8, 2, 4), 1), itertools.count(1))
+    made.aside.total = 5
+    for incarnation in range(HOLDERS):
+        lose(made, incarnation)
+    assert made.aside.samples == 4
+    saved = made.end_snapshot(made.begin_snapshot(), ())
+    assert (saved.done, saved.aside) == ((), 5)
+    again = ResumableQueue(made.spec, itertools.count(1))
+    again.resume(saved)
+    again.check_invariants()
+    assert (again.aside.samples, again.aside.total, again.counts().samples_done) == (0, 5, 0)

@@ -66,10 +66,14 @@ def await_snapshot(folder: str) -> None:
 
 
 def server(running: Running, name: str = "ps-0") -> psutil.Process:
-    """A server's process."""
+    """The process of a role."""
     for process in running.tree():
         command = process.cmdline()
-        if "ps" in command and name in command and "_guard.py" not in " ".join(command):
+        if (
+            {"ps", "scheduler"} & set(command)
+            and name in command
+            and "_guard.py" not in " ".join(command)
+        ):
             return process
     raise AssertionError(f"no {name} among {[p.cmdline() for p in running.tree()]}")
 
@@ -98,6 +102,25 @@ def test_a_killed_server_starts_again_and_the_job_goes_back(
     kept = json.loads(listed.said())
     assert 1 <= len(kept) <= 3
     assert all(entry["name"].startswith("auto-") for entry in kept)
+
+
+def test_a_scheduler_that_was_killed_goes_back_to_its_snapshot_too(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    """It knows of the snapshot that it took before; then it is killed once more, gone back."""
+    folder = str(tmp_path / "snapshots")
+    broken = start(
+        "run", "-s", "1", "-w", "2", "--snapshot-dir", folder, "--snapshot-every", "10",
+        SCRIPT, str(SAMPLES), str(EPOCHS), "0.1",
+    )  # fmt: skip
+    await_snapshot(folder)
+    server(broken, "scheduler").send_signal(signal.SIGKILL)
+    until(broken, "the scheduler was killed.*restart 1 of 3")
+    until(broken, "the scheduler is back")
+    server(broken).send_signal(signal.SIGKILL)
+    until(broken, "was sent back to a snapshot: starting it again")
+    server(broken, "scheduler").send_signal(signal.SIGKILL)
+    assert result(broken).startswith(TOTAL)
 
 
 def test_a_cluster_that_was_killed_goes_on_from_its_snapshot(
