@@ -356,7 +356,7 @@ def test_the_next_scheduler_ends_a_move(followed: bool) -> None:
 
         dead._insist = die  # type: ignore[method-assign, assignment]
         c.run(c.scheduler.Scale(pb.ScaleRequest(servers=2)))
-        c.run(c._start_server())
+        c.start_server()
         assert silent.wait(20)
         c.run(replace(c))
         for _ in range(3):
