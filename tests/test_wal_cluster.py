@@ -95,9 +95,7 @@ def test_a_server_that_stood_still_keeps_what_it_has(tmp_path: Path) -> None:
 
 
 async def _lose(made: Cluster) -> None:
-    state = made.scheduler.state
-    state._lose("ps-0", "not heard", made.scheduler._now())
-    state.tick(made.scheduler._now())
+    made.scheduler.state.lapse({"ps-0": "not heard"}, False, {}, made.scheduler._now())
 
 
 def test_a_full_disk_refuses_pushes_until_there_is_room(
