@@ -1,0 +1,3 @@
+"""For all tests."""
+
+import paramserver.wire  # noqa: F401 - before any test imports gRPC, which then forks safely
