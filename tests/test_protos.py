@@ -43,7 +43,8 @@ def test_stubs_are_what_the_generator_writes(tmp_path: Path) -> None:
 
 
 def test_there_are_protos() -> None:
-    assert [path.name for path in PROTOS] == ["common.proto", "scheduler.proto", "server.proto"]
+    names = ["common.proto", "journal.proto", "scheduler.proto", "server.proto"]
+    assert [path.name for path in PROTOS] == names
 
 
 @pytest.mark.parametrize("path", PROTOS, ids=lambda path: path.stem)
