@@ -16,6 +16,7 @@ from paramserver.ps.replay import Replay
 from paramserver.ps.service import ServerService
 from paramserver.ps.state_dir import StateDir
 from paramserver.v1 import scheduler_pb2
+from paramserver.wire.addresses import split_address
 
 log = logging.getLogger("paramserver")
 
@@ -69,7 +70,7 @@ class Lasting:
         return state.port
 
     async def begin(
-        self, reply: scheduler_pb2.RegisterReply, view: scheduler_pb2.View, port: int
+        self, reply: scheduler_pb2.RegisterReply, view: scheduler_pb2.View, address: str
     ) -> None:
         """Registered: goes on with what was found, or begins empty.
 
@@ -90,7 +91,7 @@ class Lasting:
         elif not reply.resumed:
             self._service.reset()
             records.begun(self._service.journal, self._service.name, view.job)
-        self._state.note(reply.identity.name, incarnation, port)
+        self._state.note(reply.identity.name, incarnation, split_address(address)[1])
         self.name, self.resumes = reply.identity.name, incarnation
         if reply.durability != "wal":
             self.resumes = 0

@@ -21,7 +21,6 @@ from paramserver.ps.lasting import Lasting
 from paramserver.ps.service import ServerService
 from paramserver.types import PROTOCOL_VERSION
 from paramserver.v1 import common_pb2, scheduler_pb2
-from paramserver.wire.addresses import split_address
 from paramserver.wire.transport import AsyncChannel
 
 log = logging.getLogger("paramserver")
@@ -95,7 +94,7 @@ class ServerRole:
         self.service.name = reply.identity.name
         self.host.identity = reply.identity
         view = await self._scheduler.call("GetView", scheduler_pb2.GetViewRequest())
-        await self._lasting.begin(reply, view, split_address(address)[1])
+        await self._lasting.begin(reply, view, address)
         await self.host.take(view)
         return self.service.name
 

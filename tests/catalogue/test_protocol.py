@@ -202,6 +202,8 @@ def test_row_46_one_push_on_many_streams_at_a_time(own: Desk) -> None:
 WALL_CLOCK = {
     "scheduler/service.py",  # the first incarnation of a scheduler, above those of the one before
     "src/paramserver/cli/certs.py",  # dates of certificates
+    "scheduler/snapshots.py",  # the date of a snapshot, for people
+    "src/paramserver/cli/snapshots.py",  # its age, for people
     "src/paramserver/cli/comparison.py",  # a budget over run files, which have dates
 }
 
