@@ -61,6 +61,7 @@ def test_a_wait_that_begins_after_the_signal_does_not(asked: Drain) -> None:
 SCRIPT = """
 import signal, sys, threading
 from paramserver.worker import drain
+def there(): print("there", flush=True)
 made = drain.Drain()
 made.leave = lambda: print("left", flush=True)
 {before}
@@ -74,12 +75,12 @@ FOREVER = "threading.Event().wait(60)"
 @pytest.mark.parametrize(
     ("before", "then", "signals", "code", "says"),
     [
-        ("", f"with made.interruptible():\n    {FOREVER}", 1, 143, "left"),
-        ("", f"{FOREVER}", 2, 143, ""),
-        ("", f"drain.forget(made)\n{FOREVER}", 1, -15, ""),
+        ("", f"with made.interruptible():\n    there()\n    {FOREVER}", 1, 143, "left"),
+        ("", f"there()\n{FOREVER}", 2, 143, ""),
+        ("", f"drain.forget(made)\nthere()\n{FOREVER}", 1, -15, ""),
         (
             "signal.signal(signal.SIGTERM, lambda *a: sys.exit(7))",
-            FOREVER,
+            f"there()\n{FOREVER}",
             1,
             7,
             "",
@@ -88,7 +89,7 @@ FOREVER = "threading.Event().wait(60)"
     ids=["in a wait", "twice", "after leaving", "the script's own"],
 )
 def test_signals_of_a_process(before: str, then: str, signals: int, code: int, says: str) -> None:
-    script = SCRIPT.format(before=before, then=f"print('there', flush=True)\n{then}")
+    script = SCRIPT.format(before=before, then=then)
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env={**os.environ}
     )
