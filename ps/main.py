@@ -62,7 +62,7 @@ async def _listen(config: ServerConfig, role: ServerRole, server: RoleServer) ->
     """
     host, port = split_address(config.bind)
     recovered = await role.recover()
-    before = 0 if port else recovered
+    before = 0 if port or _advertises_port(config) else recovered
     deadline = time.monotonic() + PORT_S
     while True:
         try:
@@ -73,10 +73,15 @@ async def _listen(config: ServerConfig, role: ServerRole, server: RoleServer) ->
         await asyncio.sleep(PAUSE_S)
 
 
+def _advertises_port(config: ServerConfig) -> bool:
+    """Whether others know a port that is not this process's: of a proxy, or one that is mapped."""
+    return (config.advertise or "").rpartition(":")[2].isdigit()
+
+
 def _reachable(config: ServerConfig, port: int) -> str:
     """Where others reach this server: as told, as bound, or as the scheduler sees it."""
-    if config.advertise and config.advertise.rpartition(":")[2].isdigit():
-        return config.advertise  # with a port: behind a proxy, or one that is mapped
+    if config.advertise and _advertises_port(config):
+        return config.advertise
     return f"{config.advertise or _reachable_host(config)}:{port}"
 
 

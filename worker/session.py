@@ -85,7 +85,7 @@ class Session:
         self._now = now
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._newest = NewestView(self._fetch_view, self.directory.learn)
+        self._newest = NewestView(self._fetch_view, lambda view: self.directory.learn(view))
         self._end: ParameterServerError | None = None
         self._left = self._away = False
         self._heartbeat_s, self._lease_s = 1.0, 10.0

@@ -230,7 +230,8 @@ class Supervisor:
 
     def _say_restart(self, child: Child, why: str) -> None:
         count = f"restart {self._rule.used[child.name]} of {self._rule.limit}"
-        self._output.say(f"{child.name} {why}, {describe_exit(child.code or 0)}: {count}")
+        name = "the scheduler" if child.role == "scheduler" else child.name
+        self._output.say(f"{name} {why}, {describe_exit(child.code or 0)}: {count}")
 
     def _on_role_exit(self, child: Child) -> None:
         """A server that was killed starts again where the job can go back to a snapshot."""
