@@ -306,7 +306,7 @@ def test_training_over_broken_streams_equals_one_process() -> None:
         for proxy in c.proxies:
             proxy.cut_after = (300, 20_000)
         found = c.workers(work)
-        assert sum(proxy.cuts for proxy in c.proxies) > 3
+        assert sum(proxy.cuts for proxy in c.proxies) >= 2
     wanted = central(
         torch.optim.Adam, {"lr": 0.02}, [[rows_of(s)] for s in range(STEPS)], split=True
     )
