@@ -17,6 +17,7 @@ from paramserver.wire.transport import Channel, Transport
 logger = logging.getLogger("paramserver")
 
 FIRST_ATTEMPT_S = 0.5
+LONG_ATTEMPT_S = 5.0  # where servers do not move
 REFRESH_S = 1.0
 PAUSE_S = 0.1
 PATIENCE_S = 2.0  # with a process that has not heard yet that it is to take over
@@ -29,10 +30,11 @@ class Directory:
 
     Args:
         scheduler: knows.
+        check: raises when this client must not go on.
     """
 
-    def __init__(self, scheduler: Channel) -> None:
-        self._scheduler = scheduler
+    def __init__(self, scheduler: Channel, check: Callable[[], None]) -> None:
+        self._scheduler, self._check = scheduler, check
         self._lock = threading.Lock()
         self._names: dict[str, str] = {}  # servers by address
         self._places: dict[str, scheduler_pb2.Place] = {}
@@ -95,14 +97,15 @@ class Directory:
         """
         began = time.monotonic()
         deadline = began + timeout
-        attempt = FIRST_ATTEMPT_S if self._places else timeout
+        attempt = FIRST_ATTEMPT_S if self._places else LONG_ATTEMPT_S
         while True:
             left = deadline - time.monotonic()
             try:
                 channel = transport.server(self.locate(address))
                 return channel.call(method, request, timeout=max(min(attempt, left), 0.001))
             except ConnectionLostError:
-                if left <= attempt or not self._places:
+                self._check()  # a job that went back has other servers
+                if left <= attempt:
                     raise
                 attempt *= 2  # it may be at work on it
             except MovedError:

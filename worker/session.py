@@ -75,7 +75,7 @@ class Session:
         self.name = config.name or ""
         self.rank, self.parties = -1, 1
         self.incarnation = self.job = self.workers = self.party = self.replica = self.epoch = 0
-        self.directory = Directory(scheduler)
+        self.directory = Directory(scheduler, self._check_over)
         self.batches = Batches()
         self.drain = Drain()
         self.substitutes = Substitutes()
