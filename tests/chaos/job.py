@@ -81,7 +81,7 @@ def main() -> None:
             optimizer.step()
     client.barrier("end")
     found = {"counts": counts.read(), "model": client.state_dict()}
-    client.barrier("read")
+    client.barrier("end")
     path = folder / f"{client.name}.pt"
     torch.save(found, path.with_suffix(".part"))
     path.with_suffix(".part").rename(path)
