@@ -99,7 +99,7 @@ def test_scheduler_does_without_torch() -> None:
 
 @pytest.mark.slow
 def test_import_costs_little_beyond_torch() -> None:
-    said = fresh(
+    code = (
         "import time, torch, torch.utils.data\n"
         "start = time.process_time()\n"
         "import paramserver\n"
@@ -107,7 +107,8 @@ def test_import_costs_little_beyond_torch() -> None:
         "    getattr(paramserver, name)\n"
         "print(time.process_time() - start)"
     )
-    assert float(said) <= 0.3
+    # The least of three: what others do on the machine costs this process time too.
+    assert min(float(fresh(code)) for _ in range(3)) <= 0.3
 
 
 @pytest.mark.parametrize("argument", [{"timeout": 0}, {"wait_timeout": -1}])
