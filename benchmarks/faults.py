@@ -94,7 +94,7 @@ def victim(job: subprocess.Popen[bytes], role: str) -> psutil.Process:
 def recovery(role: str, way: Way, mib: float) -> float:
     """Seconds from a kill to the next step that is applied by the workers that are left."""
     with running(way, mib, 100_000) as (job, folder):
-        until(job, folder, 0.0, 100)
+        until(job, folder, 0.0, 600)  # and a snapshot has been taken
         process = victim(job, role)
         process.kill()
         killed = time.monotonic()
