@@ -83,7 +83,7 @@ def _tensor_parts(index: int, staged: int, name: str, tensor: Tensor) -> Iterato
             name=name,
             dtype=dtype_to_proto(NAMES[tensor.dtype]),
             shape=tensor.shape,
-            bytes=len(flat),
+            size=len(flat),
             checksum=checksum(data),
             data=data,
         )
@@ -141,9 +141,9 @@ class _Whole:
         key = (part.slice, part.staged, part.name)
         held = self._bytes.setdefault(key, bytearray())
         held += part.data
-        if len(held) > part.bytes:
+        if len(held) > part.size:
             raise InvalidRequestError(f"slice {part.slice}: more bytes than were announced")
-        if len(held) == part.bytes:
+        if len(held) == part.size:
             flat = from_bytes(bytes(held), DTYPES[dtype_from_proto(part.dtype)])
             tensor = flat.reshape(tuple(part.shape))
             self.tensors.setdefault((part.slice, part.staged), {})[part.name] = tensor

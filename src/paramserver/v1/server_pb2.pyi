@@ -823,14 +823,14 @@ class FetchSlicesRequest(_message.Message):
     def __init__(self, job: _Optional[int] = ..., move: _Optional[int] = ..., group: _Optional[str] = ..., slices: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SlicePart(_message.Message):
-    __slots__ = ("group", "slice", "staged", "name", "dtype", "shape", "bytes", "checksum", "data", "numbers")
+    __slots__ = ("group", "slice", "staged", "name", "dtype", "shape", "size", "checksum", "data", "numbers")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     SLICE_FIELD_NUMBER: _ClassVar[int]
     STAGED_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
-    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     NUMBERS_FIELD_NUMBER: _ClassVar[int]
@@ -840,11 +840,11 @@ class SlicePart(_message.Message):
     name: str
     dtype: _common_pb2.DType
     shape: _containers.RepeatedScalarFieldContainer[int]
-    bytes: int
+    size: int
     checksum: int
     data: bytes
     numbers: str
-    def __init__(self, group: _Optional[_Union[MovedGroup, _Mapping]] = ..., slice: _Optional[int] = ..., staged: _Optional[int] = ..., name: _Optional[str] = ..., dtype: _Optional[_Union[_common_pb2.DType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., bytes: _Optional[int] = ..., checksum: _Optional[int] = ..., data: _Optional[bytes] = ..., numbers: _Optional[str] = ...) -> None: ...
+    def __init__(self, group: _Optional[_Union[MovedGroup, _Mapping]] = ..., slice: _Optional[int] = ..., staged: _Optional[int] = ..., name: _Optional[str] = ..., dtype: _Optional[_Union[_common_pb2.DType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., size: _Optional[int] = ..., checksum: _Optional[int] = ..., data: _Optional[bytes] = ..., numbers: _Optional[str] = ...) -> None: ...
 
 class MovedGroup(_message.Message):
     __slots__ = ("version", "frontier", "ledger", "staged", "clock")
