@@ -5,27 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from paramserver.core.dataset import DatasetSpec, Drained, Empty, Leased
-from paramserver.core.members import Caller, Member
-from paramserver.scheduler.datasets import Datasets, Queue
-from paramserver.scheduler.events import Recorded, event, event_unless
-from paramserver.scheduler.figures import Figures
+from paramserver.core.members import Caller
+from paramserver.scheduler.datasets import Queue
+from paramserver.scheduler.events import event, event_unless
+from paramserver.scheduler.parts import Parts
 from paramserver.types import Span, WorkerId
 
 
-class DataEvents(Recorded):
+class DataEvents(Parts):
     """Methods of ``SchedulerState``."""
-
-    data: Datasets
-    figures: Figures
-
-    def worker(self, caller: Caller) -> Member:
-        raise NotImplementedError
-
-    def _after(self, now: float, *topics: str) -> None:
-        raise NotImplementedError
-
-    def speeds(self) -> dict[int, float]:
-        raise NotImplementedError
 
     @event
     def open_dataset(self, caller: Caller, spec: DatasetSpec, now: float) -> Queue:

@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from paramserver.config import SchedulerConfig
-from paramserver.core.members import Caller, Member, Role
-from paramserver.core.membership import Membership
-from paramserver.core.placement import Group, Groups, GroupSpec
+from paramserver.core.members import Caller, Role
+from paramserver.core.placement import Group, GroupSpec
 from paramserver.core.replicas import Formed, Offer
 from paramserver.errors import InvalidRequestError, ResourceError
-from paramserver.scheduler.adaptation import Adaptation
-from paramserver.scheduler.events import Recorded, event
+from paramserver.scheduler.events import event
 from paramserver.scheduler.facts import Storing
-from paramserver.scheduler.journal import Journal
-from paramserver.scheduler.replicas import ReplicaGroups, replicated
+from paramserver.scheduler.parts import Parts
+from paramserver.scheduler.replicas import replicated
 from paramserver.scheduler.topics import group_topic
-from paramserver.scheduler.warm_start import WarmStarts, Warmth
+from paramserver.scheduler.warm_start import Warmth
 from paramserver.scheduler.words import words
 from paramserver.types import Adaptive
 
 
-class GroupEvents(Recorded):
+class GroupEvents(Parts):
     """Methods of ``SchedulerState``."""
-
-    config: SchedulerConfig
-    members: Membership
-    groups: Groups
-    journal: Journal
-    adaptation: Adaptation
-    replicas: ReplicaGroups
-    warm: WarmStarts
-    map_version: int
-
-    def worker(self, caller: Caller) -> Member:
-        raise NotImplementedError
-
-    def _after(self, now: float, *topics: str) -> None:
-        raise NotImplementedError
-
-    def _servers(self) -> list[tuple[str, str]]:
-        raise NotImplementedError
-
-    def hold(self, servers: Sequence[str]) -> None:
-        raise NotImplementedError
-
-    def _next_map_version(self) -> int:
-        raise NotImplementedError
 
     @event
     def register_group(self, caller: Caller, spec: GroupSpec, now: float) -> Group:

@@ -4,28 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paramserver.config import SchedulerConfig
 from paramserver.core.members import Caller
-from paramserver.core.membership import Membership
 from paramserver.scheduler.absences import Absences
-from paramserver.scheduler.events import Recorded, event
+from paramserver.scheduler.events import event
+from paramserver.scheduler.parts import Parts
 from paramserver.scheduler.places import Places
-from paramserver.scheduler.shape import Shape
 from paramserver.scheduler.topics import EVERYTHING
 
 
-class Keeping(Recorded):
+class Keeping(Parts):
     """Methods of ``SchedulerState``."""
 
-    config: SchedulerConfig
-    members: Membership
-    shape: Shape
     absences: Absences
     places: Places
-    map_version: int
-
-    def _after(self, now: float, *topics: str) -> None:
-        raise NotImplementedError
 
     def _look(self, now: float) -> None:
         """Sees which servers are away, and where each is served."""

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from paramserver.config import SchedulerConfig
 from paramserver.core.members import Caller
-from paramserver.core.membership import Membership
-from paramserver.scheduler.adaptation import Adaptation
 from paramserver.scheduler.data_events import DataEvents
-from paramserver.types import Span, WorkerId
+from paramserver.types import Span
 
 PATIENCE_HEARTBEATS = 2  # what ends sooner would be done before a recall comes back
 
 
 class Measuring(DataEvents):
     """Methods of ``SchedulerState``."""
-
-    config: SchedulerConfig
-    members: Membership
-    adaptation: Adaptation
-    _names: dict[WorkerId, str]
 
     def heartbeat(
         self, caller: Caller, clocks: Mapping[str, int], stats: Mapping[str, float], now: float

@@ -9,8 +9,8 @@ from paramserver.core.members import Caller, Member
 from paramserver.core.membership import Membership
 from paramserver.core.placement import check_name
 from paramserver.errors import InvalidRequestError, ResourceError
-from paramserver.scheduler.events import Recorded, event
-from paramserver.scheduler.journal import Journal
+from paramserver.scheduler.events import event
+from paramserver.scheduler.parts import Parts
 from paramserver.scheduler.topics import announcement_topic
 from paramserver.scheduler.words import words
 
@@ -106,17 +106,10 @@ class Offices:
         return f"{what} {name!r} waits for {words(self._members, [holder], now)}, its coordinator"
 
 
-class OfficeEvents(Recorded):
+class OfficeEvents(Parts):
     """Methods of ``SchedulerState``."""
 
     offices: Offices
-    journal: Journal
-
-    def worker(self, caller: Caller) -> Member:
-        raise NotImplementedError
-
-    def _after(self, now: float, *topics: str) -> None:
-        raise NotImplementedError
 
     @event
     def coordinate(self, caller: Caller, name: str, now: float) -> bool:

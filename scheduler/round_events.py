@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-from paramserver.config import SchedulerConfig
-from paramserver.core.members import Caller, Member, State, worker_id
-from paramserver.core.membership import Membership
-from paramserver.core.rounds import Released, Rounds, Waiting
+from paramserver.core.members import Caller, State, worker_id
+from paramserver.core.rounds import Released, Waiting
 from paramserver.errors import InvalidRequestError
-from paramserver.scheduler.datasets import Datasets
-from paramserver.scheduler.events import Recorded, event
-from paramserver.scheduler.shape import Shape
+from paramserver.scheduler.events import event
+from paramserver.scheduler.parts import Parts
 from paramserver.scheduler.topics import round_topic
 from paramserver.scheduler.words import words
-from paramserver.types import WorkerId
 
 
-class RoundEvents(Recorded):
+class RoundEvents(Parts):
     """Methods of ``SchedulerState``."""
-
-    config: SchedulerConfig
-    members: Membership
-    data: Datasets
-    rounds: Rounds
-    shape: Shape
-    _names: dict[WorkerId, str]
-
-    def worker(self, caller: Caller) -> Member:
-        raise NotImplementedError
-
-    def wake(self, topic: str) -> None:
-        raise NotImplementedError
-
-    def _after(self, now: float, *topics: str) -> None:
-        raise NotImplementedError
 
     @event
     def join_round(

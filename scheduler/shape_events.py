@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from paramserver.core.membership import Membership
-from paramserver.scheduler.events import Recorded, event, event_unless
-from paramserver.scheduler.shape import Moving, Shape
+from paramserver.scheduler.events import event, event_unless
+from paramserver.scheduler.parts import Parts
+from paramserver.scheduler.shape import Moving
 
 
-class ShapeEvents(Recorded):
+class ShapeEvents(Parts):
     """Methods of ``SchedulerState``."""
-
-    members: Membership
-    shape: Shape
 
     @event
     def scale(self, servers: int, now: float) -> None:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from paramserver.config import SchedulerConfig
 from paramserver.core.leases import Numbers
-from paramserver.core.members import Caller, JobState, Member, Role
-from paramserver.core.membership import Membership
-from paramserver.core.placement import Groups
+from paramserver.core.members import Caller, JobState, Role
 from paramserver.core.progress import Progress
 from paramserver.core.rounds import Rounds
 from paramserver.errors import InvalidRequestError, ResourceError, UnsupportedError
-from paramserver.scheduler.adaptation import Adaptation
-from paramserver.scheduler.datasets import Datasets
-from paramserver.scheduler.events import Recorded, event
+from paramserver.scheduler.events import event
 from paramserver.scheduler.facts import Schedule, Source
 from paramserver.scheduler.image import GroupImage, Image
-from paramserver.scheduler.journal import Journal
+from paramserver.scheduler.parts import Parts
 from paramserver.scheduler.replicas import replicated
-from paramserver.scheduler.shape import Shape
 from paramserver.scheduler.topics import EVERYTHING, SNAPSHOT
-from paramserver.scheduler.warm_start import WarmStarts
 from paramserver.types import Adaptive, Span
 
 
@@ -54,44 +47,16 @@ class Resumed:
     placed: bool = False
 
 
-class SnapshotEvents(Recorded):
+class SnapshotEvents(Parts):
     """Methods of ``SchedulerState``."""
 
-    config: SchedulerConfig
-    members: Membership
-    groups: Groups
-    data: Datasets
-    rounds: Rounds
-    journal: Journal
-    adaptation: Adaptation
-    warm: WarmStarts
     schedule: Schedule | None
     draft: Draft | None
     resumed: Resumed | None
     numbers: Numbers
     holds: Numbers
-    map_version: int
     lineage: str
-    shape: Shape
     _job: int
-
-    def worker(self, caller: Caller) -> Member:
-        raise NotImplementedError
-
-    def _after(self, now: float, *topics: str) -> None:
-        raise NotImplementedError
-
-    def _servers(self) -> list[tuple[str, str]]:
-        raise NotImplementedError
-
-    def hold(self, servers: Sequence[str]) -> None:
-        raise NotImplementedError
-
-    def _begin_anew(self) -> None:
-        raise NotImplementedError
-
-    def _next_map_version(self) -> int:
-        raise NotImplementedError
 
     # -- taking one
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -17,10 +15,10 @@ import torch
 
 import paramserver as ps
 from paramserver.launch import Child, role_command, role_environment, stop
+from tests.ledger_runs import check_counts, ledger_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-SCRIPT = str(Path(__file__).parent / "scripts" / "ledger.py")
 STEPS, WORKERS = 12, 2
 POINTS = (
     "ps.before_replicate",
@@ -33,37 +31,19 @@ POINTS = (
 
 def run(model: str, folder: Path, points: str = "", servers: int = 2) -> dict[str, torch.Tensor]:
     """What the servers hold after a run."""
-    struck = folder / "struck"
-    struck.mkdir()
-    path = folder / "values.pt"
-    env = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PARAMSERVER_FAILPOINTS": points,
-        "PARAMSERVER_FAILPOINTS_DIR": str(struck),
-    }
-    command = [sys.executable, "-m", "paramserver", "run", "-q", "-s", str(servers)]
-    command += ["-w", str(WORKERS), "--durability", "replica", "--lease", "4"]
-    command += [SCRIPT, model, str(STEPS), str(path), "replica,memory"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(list(struck.iterdir())) == bool(points)
-    values: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
+    options = ("-s", str(servers), "--durability", "replica", "--lease", "4")
+    values = ledger_run(
+        model, folder, points, *options,
+        workers=WORKERS, steps=STEPS, durabilities="replica,memory",
+    )  # fmt: skip
+    check_counts(values, STEPS * WORKERS)
     return values
-
-
-def check_counts(values: dict[str, torch.Tensor]) -> None:
-    for name in ("count/large", "count/small", "rows"):
-        wanted = torch.full_like(values[name], float(STEPS * WORKERS))
-        assert torch.equal(values[name], wanted), name
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """The values of a run in which nothing is killed."""
-    values = run("sync", tmp_path_factory.mktemp("undisturbed"))
-    check_counts(values)
-    return values
+    return run("sync", tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +53,6 @@ def test_sync_is_equal_to_an_undisturbed_run(
     tmp_path: Path, undisturbed: dict[str, torch.Tensor], point: str, servers: int
 ) -> None:
     values = run("sync", tmp_path, f"{point}:crash@40", servers)
-    check_counts(values)
     for name, value in undisturbed.items():
         assert torch.equal(values[name], value), name
 
@@ -82,7 +61,7 @@ def test_sync_is_equal_to_an_undisturbed_run(
     ("model", "point"), [("stale", POINTS[0]), *(("async", point) for point in POINTS[1:])]
 )
 def test_every_push_counts_once(tmp_path: Path, model: str, point: str) -> None:
-    check_counts(run(model, tmp_path, f"{point}:crash@40"))
+    run(model, tmp_path, f"{point}:crash@40")
 
 
 @contextmanager
