@@ -303,8 +303,9 @@ class Group(VectorMethods):
             push = self.push_record(clock, weight, ticket, options)
             operation = Operation()
             operation.skipped = skipped
-            self.window.track(operation, ticket)
+            # First: whoever waits for the window to settle sees what the payload left behind.
             operation.done.then(lambda: payload.end(self._counted(operation, weight)))
+            self.window.track(operation, ticket)
             self.moves.begin(operation, partial(send_push, self, operation, payload, push, take))
         except BaseException:
             self.session.abort_push(ticket)

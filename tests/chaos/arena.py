@@ -84,7 +84,7 @@ class Arena:
             durability=durable,
         )
         child = self._child("scheduler", "scheduler", command)
-        self._behind["scheduler"].forward_to(child.wait_ready(60.0 * busy()))
+        self._behind["scheduler"].forward_to(self._ready(child))
         address = child.address
         assert address is not None
         self._again["scheduler"] = lambda: self._start_scheduler(address)
@@ -103,7 +103,7 @@ class Arena:
         process = psutil.Process(child.pid)
         self._until(lambda: bool(_ports(process)) or child.code is not None, f"the port of {name}")
         self._behind[name].forward_to(f"127.0.0.1:{_ports(process)[0]}")
-        child.wait_ready(60.0 * busy())
+        self._ready(child)
         self._again[name] = lambda: self._start_server(name)
 
     def _start_worker(self, name: str) -> None:
@@ -238,13 +238,21 @@ class Arena:
 
     def _end_faults(self, *, all_of_them: bool = False) -> None:
         for entry in list(self._undo):
-            if all_of_them or entry[0] <= time.monotonic():
+            due = all_of_them or entry[0] <= time.monotonic()
+            if due and entry in self._undo:  # ending one may end others
                 self._undo.remove(entry)
                 entry[1]()
 
+    def _ready(self, child: Child) -> str:
+        up = child.name + " to come up"
+        self._until(lambda: child.address is not None or child.code is not None, up)
+        return child.wait_ready(0.0)
+
     def _until(self, condition: Callable[[], bool], what: str) -> None:
+        """Waits; faults end meanwhile, since what is waited for may need what they hit."""
         deadline = time.monotonic() + 60.0 * busy()
         while not condition():
+            self._end_faults()
             if time.monotonic() > deadline:
                 raise Broken(f"{what}: not within a minute")
             threading.Event().wait(0.02)
