@@ -36,7 +36,7 @@ class GroupCapture:
         self.spans = group.ledger.all_spans()
         self.since: Mapping[int, int] = {}
         self.over = False
-        self._vectors = vectors
+        self._vectors = vectors.dump() if vectors is not None else {}
         self.stored = group.stored
         self._cells = list(group.cells)  # slices may move meanwhile; these stay as they were
         self._left: dict[Cell, None] = dict.fromkeys(self._cells)
@@ -78,10 +78,8 @@ class GroupCapture:
                 yield index, only_changes(state, since) if changed else state
 
     def vector_parts(self) -> Iterator[tuple[str, int, Any]]:
-        """Name, slice and tensor of the vectors, as they are when this is called. Blocks."""
-        if self._vectors is None:
-            return
-        for name, vector in self._vectors.dump().items():
+        """Name, slice and tensor of the vectors, as they were at the cut."""
+        for name, vector in self._vectors.items():
             self.tallies[name] = [[*part, total] for part, total in vector.parts.items()]
             for index, value in vector.values.items():
                 yield VECTOR + name, index, value
@@ -121,6 +119,7 @@ class GroupCapture:
             if cell.capture is self:
                 cell.capture = None
         self._copies.clear()
+        self._vectors = {}
 
 
 def next_clock(group: GroupState) -> int:

@@ -77,9 +77,11 @@ def _load_slice(group: GroupState, index: int, files: Sequence[GroupFile]) -> No
 
 
 def _load_vectors(space: VectorSpace, files: dict[int, GroupFile]) -> None:
-    tallies = next(iter(files.values())).vectors
+    first, *others = [file.vectors for file in files.values()]
     vectors = {}
-    for name, parts in tallies.items():
+    for name, parts in first.items():
+        if not all(name in known for known in others):
+            continue  # it was being made, or dropped: no announcement speaks of it
         values = {index: files[index].vector(name, index) for index in space.slices}
         known = {(int(start), int(stop)): total for start, stop, total in parts}
         vectors[name] = Vector(values, known)

@@ -80,6 +80,9 @@ class Snapshots:
             limits = {WorkerId(w.rank, w.incarnation): w.clock for w in told.workers}
             if group.slices:
                 limits = await hold.drain(group.spec.name, limits, gone)
+            space = self._service.vectors.known(group.spec.name)
+            if space is not None:
+                await space.stand_still()
             reply.groups.append(_clocks(group, limits))
         return reply
 

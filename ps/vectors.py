@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,10 +120,26 @@ class VectorSpace:
         # Whoever waits may go away and come again; the operation goes on.
         return await asyncio.shield(task)
 
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One operation or addition; while the group stands still to be cut, none begins."""
+        while True:
+            async with self.turn:
+                hold = self.group.hold
+                if hold is None:
+                    yield
+                    return
+            await hold.changed()
+
+    async def stand_still(self) -> None:
+        """Returns once what began before the hold of the group is over."""
+        async with self.turn:
+            pass
+
     async def _operate(
         self, request: pb.VectorsRequest, check: Callable[[], None]
     ) -> pb.VectorsReply:
-        async with self.turn:
+        async with self._turn():
             check()
             self._check(request)
             size = self.bytes * (len(request.lin) + len(request.dots))
@@ -238,7 +255,7 @@ class VectorSpace:
     async def _add_once(
         self, worker: WorkerId, record: pb.AddVector, given: Mapping[int, Tensor]
     ) -> bool:
-        async with self.turn:
+        async with self._turn():
             self._find(record.vector, set(self.vectors))
             vector = self.vectors[record.vector]
             if not self._count(worker, record, vector):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from google.protobuf import json_format
@@ -40,6 +40,7 @@ class Image:
         lineage: the same for all jobs that go on with one another.
         schedule: of the cut; None: no worker has saved one.
         warm: groups whose warm start is over.
+        offices: by name, what was announced last by those who coordinate.
     """
 
     job: int
@@ -52,6 +53,7 @@ class Image:
     warm: tuple[str, ...]
     groups: tuple[GroupImage, ...]
     datasets: tuple[Progress, ...]
+    offices: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As a value that JSON can hold."""
@@ -70,6 +72,7 @@ class Image:
                 for group in self.groups
             ],
             "datasets": [to_json(progress) for progress in self.datasets],
+            "offices": dict(self.offices),
         }
 
     @classmethod
@@ -96,6 +99,7 @@ class Image:
                     for g in value["groups"]
                 ),
                 datasets=tuple(map(from_json, value["datasets"])),
+                offices={str(n): str(t) for n, t in value.get("offices", {}).items()},
             )
         except ParameterServerError:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from paramserver.config import Limits
@@ -23,7 +24,8 @@ class Office:
 
     Attributes:
         holder, incarnation: the worker that coordinates it.
-        number, text: the newest announcement; 0: none yet.
+        number, text: the newest announcement; 0: none yet, and the text is that of a snapshot,
+            which only the coordinator is told.
     """
 
     holder: str = ""
@@ -39,6 +41,14 @@ class Offices:
         self._members = members
         self._limits = limits
         self._offices: dict[str, Office] = {}
+
+    def texts(self) -> dict[str, str]:
+        """The newest announcements by name."""
+        return {name: office.text for name, office in self._offices.items() if office.text}
+
+    def resume(self, texts: Mapping[str, str]) -> None:
+        """Whoever coordinates next goes on from these."""
+        self._offices = {name: Office(text=text) for name, text in texts.items()}
 
     def get(self, name: str) -> Office:
         """The office of that name; an empty one if nobody asked before.

@@ -13,6 +13,7 @@ from paramserver.errors import InvalidRequestError, ResourceError, UnsupportedEr
 from paramserver.scheduler.events import event
 from paramserver.scheduler.facts import Schedule, Source
 from paramserver.scheduler.image import GroupImage, Image
+from paramserver.scheduler.offices import Offices
 from paramserver.scheduler.parts import Parts
 from paramserver.scheduler.replicas import replicated
 from paramserver.scheduler.topics import EVERYTHING, SNAPSHOT
@@ -29,6 +30,7 @@ class Draft:
         wanted: the clock of which the chief is asked for its schedule; None: it is not.
         schedule: the newest at the beginning, then that of ``wanted``.
         caught: whether the latter has come.
+        offices: what was announced last, once all servers stand still.
     """
 
     job: int
@@ -36,6 +38,7 @@ class Draft:
     schedule: Schedule | None
     wanted: int | None = None
     caught: bool = False
+    offices: Mapping[str, str] | None = None
 
 
 @dataclass(slots=True)
@@ -55,6 +58,7 @@ class SnapshotEvents(Parts):
     resumed: Resumed | None
     numbers: Numbers
     holds: Numbers
+    offices: Offices
     lineage: str
     _job: int
 
@@ -94,9 +98,12 @@ class SnapshotEvents(Parts):
         return self.draft
 
     @event
-    def want_schedule(self, clock: int) -> None:
-        """Asks the chief for its schedule at the clock of the cut, if it has ever told one."""
+    def chose_cut(self, clock: int) -> None:
+        """All servers stand still: what was announced speaks of vectors that they all have. The
+        chief is asked for its schedule at the clock of the cut, if it has ever told one."""
         draft = self.draft
+        if draft is not None and draft.offices is None:
+            draft.offices = self.offices.texts()
         if draft is not None and draft.schedule is not None and self.members.live(Role.WORKER):
             draft.wanted, draft.caught = clock, False
 
@@ -150,6 +157,8 @@ class SnapshotEvents(Parts):
         draft, self.draft = self.draft, None
         if draft is None or draft.job != self.members.job:
             raise InvalidRequestError("the job that the snapshot was taken of is over")
+        datasets = self.data.end_snapshot(draft.progress, applied)
+        offices = draft.offices or {}  # what is coordinated has an account of its own
         self._after(now)
         return Image(
             job=self.members.job,
@@ -165,7 +174,8 @@ class SnapshotEvents(Parts):
                 for group in self.groups
                 if group.spec.name in clocks
             ),
-            datasets=tuple(self.data.end_snapshot(draft.progress, applied)),
+            datasets=tuple(p for p in datasets if p.spec.name not in offices),
+            offices=offices,
         )
 
     @event
@@ -236,6 +246,7 @@ class SnapshotEvents(Parts):
         self.schedule = image.schedule
         self.warm.resume(image.warm)
         self.data.resume(image.datasets)
+        self.offices.resume(image.offices)
         self.resumed = Resumed(image, source)
         self.members.can_roll_back = True
         self.journal.say(f"job {self.members.job} goes on from snapshot {source.name}", now)

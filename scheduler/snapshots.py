@@ -214,7 +214,7 @@ class Snapshots:
         state = self._state
         groups = [group for group in state.groups if group.stored]
         cutter = Cutter(
-            state.members.job, groups, self._channel, state.next_hold(), state.want_schedule
+            state.members.job, groups, self._channel, state.next_hold(), state.chose_cut
         )
         return await cutter.take(self._config.directory, name)
 

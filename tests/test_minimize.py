@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import paramserver as ps
+from paramserver.config import SnapshotConfig
 from paramserver.core import lbfgs
 from paramserver.errors import (
     ConfigurationError,
@@ -26,6 +28,7 @@ from paramserver.errors import (
     UnsupportedError,
     UsageError,
 )
+from paramserver.snapshot_files import complete, open_store
 from tests.cluster import Cluster, cluster, in_threads
 from tests.test_faults import until
 
@@ -564,3 +567,113 @@ def test_a_worker_killed_in_mid_iteration(doomed_rank: int) -> None:
     assert objective(model, logistic(model), data)(w)[0] == pytest.approx(first.loss, abs=1e-14)
     assert len(tallies) >= 2 * first.evaluations
     assert set(tallies) == {569}
+
+
+# Snapshots
+
+
+class Halted:
+    """Minimizations of the same data by two workers, the first of which ends at a snapshot.
+
+    Attributes:
+        points: evaluations that worker-0 took part in, in this cluster.
+    """
+
+    def __init__(self, c: Cluster, halt: int = 0) -> None:
+        self.c, self.halt = c, halt
+        self.data = breast_cancer()
+        self.points: list[Tensor] = []
+
+    def __call__(self, client: ps.Client, **options: Any) -> tuple[ps.MinimizeResult, Tensor]:
+        model = linear(30, 1)
+        losses = logistic(model)
+
+        def fn(x: Tensor, y: Tensor) -> Tensor:
+            now = flat(model)
+            if client.rank == 0 and not (self.points and torch.equal(self.points[-1], now)):
+                self.points.append(now)
+                if len(self.points) == self.halt:
+                    self.c.snapshot("half")
+                    raise KeyboardInterrupt
+            return losses(x, y)
+
+        options = {"l2": L2, "portion": 100, **options}
+        result = ps.minimize(fn, TensorDataset(*self.data), model=model, client=client, **options)
+        return result, flat(model)
+
+
+@pytest.mark.parametrize("backups", [True, False])
+def test_a_minimization_goes_on_from_a_snapshot(tmp_path: Path, backups: bool) -> None:
+    """On other servers, with the history as it was: the same optimum, one evaluation repeated."""
+    where = SnapshotConfig(directory=str(tmp_path))
+    with cluster(2, 1, snapshots=where) as c, c.connect("worker-0") as client:
+        before = Halted(c, halt=12)
+        with pytest.raises(KeyboardInterrupt):
+            before(client, backups=backups)
+    with cluster(3, 1, snapshots=SnapshotConfig(directory=str(tmp_path), resume="half")) as c:
+        after = Halted(c)
+        ((found, w),) = c.workers(partial(after, backups=backups))
+        queue = c.scheduler.state.data.get("minimize")
+        assert queue.epoch == len(after.points) - 1
+    with cluster(1, 1) as c:
+        whole = Halted(c)
+        ((wanted, best),) = c.workers(partial(whole, backups=backups))
+    assert found.converged
+    assert len(before.points) - 1 + len(after.points) == len(whole.points) == found.evaluations
+    assert torch.equal(after.points[0], before.points[-1])
+    assert found.losses == pytest.approx(wanted.losses, rel=0, abs=1e-12)
+    assert torch.allclose(w, best, rtol=0, atol=1e-8)
+
+
+def test_a_minimization_that_had_ended_is_asked_for_again(tmp_path: Path) -> None:
+    """The same question has the same answer at once; one for more goes on from the optimum."""
+    where = SnapshotConfig(directory=str(tmp_path))
+    with cluster(1, 1, snapshots=where) as c:
+        (said,) = c.workers(partial(Halted(c), max_iter=3))
+        c.snapshot("over")
+    resume = SnapshotConfig(directory=str(tmp_path), resume="over")
+    for more, message in ((3, "max_iter=3"), (200, "the norm")):
+        with cluster(2, 1, snapshots=resume) as c:
+            asked = Halted(c)
+            ((result, w),) = c.workers(partial(asked, max_iter=more))
+        assert message in result.message
+        assert bool(asked.points) == (more > 3)
+        assert result.loss < said[0].loss if more > 3 else torch.equal(w, said[1])
+
+
+def test_a_snapshot_of_another_objective_is_not_gone_on_from(tmp_path: Path) -> None:
+    where = SnapshotConfig(directory=str(tmp_path))
+    with cluster(1, 1, snapshots=where) as c, c.connect("worker-0") as client:
+        with pytest.raises(KeyboardInterrupt):
+            Halted(c, halt=3)(client)
+    resume = SnapshotConfig(directory=str(tmp_path), resume="half")
+    with cluster(1, 1, snapshots=resume) as c:
+        with pytest.raises(JobFailedError, match=r"l2 is 0.5, and was 0.001.*under another name"):
+            c.workers(partial(Halted(c), l2=0.5))
+
+
+def test_vectors_are_cut_while_a_minimization_goes_on(tmp_path: Path) -> None:
+    """Snapshots as fast as they can be taken, two workers; from each the same optimum."""
+    where = SnapshotConfig(directory=str(tmp_path), keep=100)
+    over = threading.Event()
+    with cluster(2, 2, snapshots=where) as c:
+
+        def snapshots() -> None:
+            for number in range(6):
+                until(lambda: c.scheduler.offices.get("minimize").number > 4 * number, 30)
+                if not over.is_set():
+                    c.snapshot(f"s{number}")
+
+        thread = threading.Thread(target=snapshots)
+        thread.start()
+        try:
+            (wanted, _), _ = c.workers(Halted(c))
+        finally:
+            over.set()
+            thread.join()
+    names = [manifest.name for manifest in complete(open_store(str(tmp_path)))]
+    assert len(names) == 6
+    for name in names[::2]:
+        with cluster(1, 1, snapshots=SnapshotConfig(directory=str(tmp_path), resume=name)) as c:
+            ((found, _),) = c.workers(Halted(c))
+        assert found.losses == pytest.approx(wanted.losses, rel=0, abs=1e-12)

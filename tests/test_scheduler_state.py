@@ -278,7 +278,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
         def event() -> None:
             self.state.begin_snapshot()
-            self.state.want_schedule(clock)
+            self.state.chose_cut(clock)
             if not kept:
                 self.state.drop_snapshot("s", "disk full", self.now)
                 return

@@ -27,7 +27,8 @@ class Coordination:
         self._name = name
 
     def take(self, stop: threading.Event) -> tuple[int, str] | None:
-        """Waits until this worker coordinates; the newest announcement then, (0, "") for none.
+        """Waits until this worker coordinates; the newest announcement then, (0, "") for none, and
+        0 with that of a snapshot where this job has none yet.
 
         Args:
             stop: set: to wait no longer; the result is None then.

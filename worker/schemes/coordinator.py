@@ -59,16 +59,30 @@ class Coordinator:
             return
         self.working = True
         number, text = newest
-        if text:
+        if number:
             progress = Progress.parse(text)
             logger.info("minimize %s: taking over at %d", self._dataset, progress.evaluation)
         else:
-            progress = self.begin()
-            number = self._coordination.announce(number + 1, progress.text())
-        while not progress.ended and self._await(progress.evaluation):
+            progress = self.resume(Progress.parse(text)) if text else self.begin()
+            number = self._coordination.announce(1, progress.text())
+        while not progress.ended and self._await(progress.epoch):
             progress = self.advance(progress)
             number = self._coordination.announce(number + 1, progress.text())
             self.sweep(progress)
+
+    def resume(self, saved: Progress) -> Progress:
+        """What a snapshot has; nobody has heard of it yet, so what was summed can be put away.
+
+        Raises:
+            MismatchError: the snapshot is of another objective.
+        """
+        progress = lbfgs.resumed(saved, self._settings)
+        if progress is None:
+            return self.begin()
+        if not progress.ended:
+            self._vectors.operate(lin=[(total(progress.evaluation), {})])
+        logger.info("minimize %s: going on at %d", self._dataset, progress.evaluation)
+        return progress
 
     def begin(self) -> Progress:
         """The first evaluation is of the group's first values."""

@@ -203,11 +203,11 @@ class Minimization:
                 self._client.log(loss=progress.losses[-1])
             if progress.ended:
                 return progress
-            self._evaluate(progress.evaluation)
+            self._evaluate(progress.evaluation, progress.epoch)
 
-    def _evaluate(self, evaluation: int) -> None:
+    def _evaluate(self, evaluation: int, epoch: int) -> None:
         """Portions of one evaluation, until every sample of it is done by somebody."""
-        self._source.epoch = evaluation
+        self._source.epoch = epoch
         while (shard := self._source.next_shard(wait=True)) is not None:
             span = Span(shard.lease, shard.start, shard.stop)
             shard.start = shard.stop  # nothing of it is left to give back

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from paramserver.errors import ConfigurationError, InvalidRequestError
+from paramserver.errors import ConfigurationError, InvalidRequestError, MismatchError
 
 DECREASE, CURVATURE = 1e-4, 0.9  # weak Wolfe conditions
 PAIR = 1e-10  # a pair (s, y) is kept if <s, y> > PAIR <y, y>
@@ -108,6 +108,7 @@ class Progress:
         trials: points of this line search.
         message: why it ended; empty: it goes on.
         failure: a worker could not go on.
+        first: the evaluation that is epoch 0 of the data set: this job's first.
     """
 
     settings: Settings
@@ -125,6 +126,12 @@ class Progress:
     converged: bool = False
     message: str = ""
     failure: str = ""
+    first: int = 0
+
+    @property
+    def epoch(self) -> int:
+        """Of the data set, for the evaluation."""
+        return self.evaluation - self.first
 
     @property
     def iterations(self) -> int:
@@ -162,6 +169,32 @@ class Progress:
         if self.at >= 0:
             names |= {x(self.at), g(self.at), d(self.direction)}
         return names | {name for k in self.pairs for name in (s(k), y(k))}
+
+
+def resumed(saved: Progress, settings: Settings) -> Progress | None:
+    """A minimization of a snapshot, as it goes on: its last evaluation is made anew.
+
+    Args:
+        saved: the newest that was announced before the cut.
+        settings: what the workers say now; the objective must be the same.
+
+    Returns:
+        None: it is to begin anew, from the group's values: it failed, or has ended and is asked
+        for more.
+
+    Raises:
+        MismatchError: another objective.
+    """
+    for name in ("size", "l2"):
+        then, now = getattr(saved.settings, name), getattr(settings, name)
+        if then != now:
+            raise MismatchError(
+                f"{name} is {now}, and was {then} in the snapshot: its history is of another "
+                "objective; minimize as before, or under another name"
+            )
+    if saved.failure or (saved.ended and saved.settings != settings):
+        return None
+    return replace(saved, settings=settings, first=saved.evaluation)
 
 
 class Products:
