@@ -43,9 +43,10 @@ class Adaptation:
         self._ends = 0.0
         self.bounds: dict[str, int] = {}
 
-    def open(self, group: str, max_bound: int, now: float) -> None:
-        """A group was registered."""
+    def open(self, group: str, max_bound: int, now: float, bound: int | None = None) -> None:
+        """A group was registered, or goes on from a snapshot with the bound that it had."""
         self._controllers[group] = made = Controller(max_bound)
+        made.bound = made.bound if bound is None else min(bound, max_bound)
         self.bounds[group] = made.bound
         self._ends = self._ends or now + self._window_s
 

@@ -41,6 +41,7 @@ class Image:
         schedule: of the cut; None: no worker has saved one.
         warm: groups whose warm start is over.
         offices: by name, what was announced last by those who coordinate.
+        bounds: of adaptive groups.
     """
 
     job: int
@@ -54,6 +55,7 @@ class Image:
     groups: tuple[GroupImage, ...]
     datasets: tuple[Progress, ...]
     offices: Mapping[str, str] = field(default_factory=dict)
+    bounds: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As a value that JSON can hold."""
@@ -73,6 +75,7 @@ class Image:
             ],
             "datasets": [to_json(progress) for progress in self.datasets],
             "offices": dict(self.offices),
+            "bounds": dict(self.bounds),
         }
 
     @classmethod
@@ -100,6 +103,7 @@ class Image:
                 ),
                 datasets=tuple(map(from_json, value["datasets"])),
                 offices={str(n): str(t) for n, t in value.get("offices", {}).items()},
+                bounds={str(n): int(b) for n, b in value.get("bounds", {}).items()},
             )
         except ParameterServerError:
             raise

@@ -176,6 +176,7 @@ class SnapshotEvents(Parts):
             ),
             datasets=tuple(p for p in datasets if p.spec.name not in offices),
             offices=offices,
+            bounds=dict(self.adaptation.bounds),
         )
 
     @event
@@ -272,7 +273,11 @@ class SnapshotEvents(Parts):
             self.groups.restore(group.spec, servers, version, group.slice_elements)
             self.hold([name for name, _ in servers])
             if isinstance(group.spec.consistency, Adaptive):
-                self.adaptation.open(group.spec.name, group.spec.consistency.max_bound, now)
+                bound = resumed.image.bounds.get(group.spec.name)
+                self.adaptation.open(
+                    group.spec.name, group.spec.consistency.max_bound, now, bound
+                )
+                self.members.changed()  # servers hear of bounds with the view
             self.journal.say(
                 f"group {group.spec.name} goes on at clock {group.clock}, on {len(servers)} "
                 f"servers, from snapshot {resumed.source.name}",
