@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -15,6 +15,7 @@ from paramserver.core.placement import Group
 from paramserver.core.spans import common
 from paramserver.errors import InternalError, ParameterServerError
 from paramserver.scheduler.recovery import AsyncServerChannel
+from paramserver.scheduler.snapshot_choice import Base
 from paramserver.snapshot_files import ServerFile
 from paramserver.types import Span
 from paramserver.v1 import server_pb2 as pb
@@ -50,6 +51,7 @@ class Cutter:
     Args:
         connect: a channel to the server at an address.
         number: of the cut and of the hold; larger than any before it.
+        base: what it is to build on: of its tables only changes are written.
         chosen: told the clock of the cut as soon as it is known, and again if it changes.
     """
 
@@ -60,9 +62,11 @@ class Cutter:
         connect: Callable[[str], AsyncServerChannel],
         number: int,
         chosen: Callable[[int], None],
+        base: Base | None = None,
     ) -> None:
         self._job, self._groups, self._connect = job, groups, connect
         self._number, self._chosen = number, chosen
+        self._base = base
         self._addresses: dict[str, str] = {}
         for group in groups:
             for owner in set(group.map.owners):
@@ -87,7 +91,12 @@ class Cutter:
                 directory=directory,
                 name=name,
                 cuts=[
-                    pb.GroupCut(group=g.spec.name, map_version=g.map.version, clock=clock)
+                    pb.GroupCut(
+                        group=g.spec.name,
+                        map_version=g.map.version,
+                        clock=clock,
+                        since=self._since(g),
+                    )
                     for g in self._groups
                 ],
                 hold=self._number,
@@ -99,10 +108,26 @@ class Cutter:
                 release = pb.ReleaseRequest(job=self._job, hold=self._number)
                 await self._ask("Release", release, ASK_S)
             raise
-        taken = _merged(replies)
+        taken = self._merged(replies)
         reached = max((taken.clocks[name][0] for name in led & taken.clocks.keys()), default=clock)
         if reached != clock:  # nobody steps any more: it was cut where it stands
             self._chosen(reached)
+        return taken
+
+    def _since(self, group: Group) -> Mapping[int, int]:
+        """By sub-table the version whose changes are wanted; of other groups all is."""
+        if self._base is None or group.spec.table is None:
+            return {}
+        return self._base.since.get(group.spec.name, {})
+
+    def _merged(self, replies: Mapping[str, pb.SnapshotReply]) -> Taken:
+        taken = _merged(replies)
+        changed = {group.spec.name for group in self._groups if self._since(group)}
+        if self._base is not None:
+            taken.files = tuple(
+                replace(file, base=self._base.name) if changed & file.slices.keys() else file
+                for file in taken.files
+            )
         return taken
 
     async def _ask(self, method: str, request: Message, timeout: float) -> dict[str, Any]:

@@ -40,6 +40,34 @@ class Storing:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A snapshot that is complete.
+
+    Attributes:
+        clock: the furthest at which a group goes on.
+        created: seconds since 1970.
+        base: the snapshot that it builds on; empty: it is whole.
+        held_s, took_s: seconds that pushes waited, and that it took.
+    """
+
+    name: str
+    clock: int
+    created: float
+    bytes: int = 0
+    base: str = ""
+    held_s: float = 0.0
+    took_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Asked:
+    """A snapshot that somebody asked for under a key of their own; ``kept`` once it is complete."""
+
+    name: str
+    kept: Kept | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """Where the values of a snapshot lie.
 
@@ -48,8 +76,10 @@ class Source:
         directory: path or URL of all snapshots.
         files: by group, FOLDER/FILE and the slices in it; a later file replaces what an earlier one
             has of a slice.
+        kept: the snapshot.
     """
 
     name: str
     directory: str
     files: Mapping[str, Sequence[tuple[str, Sequence[int]]]]
+    kept: Kept | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from paramserver.core.members import Role
 from paramserver.scheduler.convert import dataset_status, group_placement, view_to_proto
 from paramserver.scheduler.state import SchedulerState
@@ -23,7 +25,18 @@ def status(state: SchedulerState, now: float) -> pb.StatusReply:
         expected_workers=state.config.workers,
         expected_servers=state.members.servers,
         events=state.journal.events(),
+        durability=state.config.durability,
+        keeps_snapshots=bool(state.config.snapshots.directory),
+        snapshot=_snapshot(state),
     )
+
+
+def _snapshot(state: SchedulerState) -> pb.SnapshotStatus | None:
+    newest = state.newest
+    if newest is None:
+        return None
+    age = max(0.0, time.time() - newest.created)
+    return pb.SnapshotStatus(name=newest.name, clock=newest.clock, age_s=age, base=newest.base)
 
 
 def _workers(state: SchedulerState, now: float) -> list[pb.WorkerStatus]:

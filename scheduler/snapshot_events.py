@@ -11,7 +11,7 @@ from paramserver.core.progress import Progress
 from paramserver.core.rounds import Rounds
 from paramserver.errors import InvalidRequestError, ResourceError, UnsupportedError
 from paramserver.scheduler.events import event
-from paramserver.scheduler.facts import Schedule, Source
+from paramserver.scheduler.facts import Asked, Kept, Schedule, Source
 from paramserver.scheduler.image import GroupImage, Image
 from paramserver.scheduler.offices import Offices
 from paramserver.scheduler.parts import Parts
@@ -31,6 +31,7 @@ class Draft:
         schedule: the newest at the beginning, then that of ``wanted``.
         caught: whether the latter has come.
         offices: what was announced last, once all servers stand still.
+        name: of the snapshot.
     """
 
     job: int
@@ -39,6 +40,7 @@ class Draft:
     wanted: int | None = None
     caught: bool = False
     offices: Mapping[str, str] | None = None
+    name: str = ""
 
 
 @dataclass(slots=True)
@@ -50,9 +52,19 @@ class Resumed:
     placed: bool = False
 
 
-class SnapshotEvents(Parts):
-    """Methods of ``SchedulerState``."""
+ASKED = 64  # snapshots asked for whose end can be asked for again
 
+
+class SnapshotEvents(Parts):
+    """Methods of ``SchedulerState``.
+
+    Attributes:
+        newest: the snapshot that this job goes back to, if that is whole.
+        asked: by key, for whoever asks again as the answer was lost.
+    """
+
+    newest: Kept | None
+    asked: dict[str, Asked]
     schedule: Schedule | None
     draft: Draft | None
     resumed: Resumed | None
@@ -70,8 +82,11 @@ class SnapshotEvents(Parts):
         return next(self.holds)
 
     @event
-    def begin_snapshot(self) -> Draft:
+    def begin_snapshot(self, name: str = "", key: str = "") -> Draft:
         """What is known just before a cut.
+
+        Args:
+            key: of whoever asked for it; empty: it was due.
 
         Raises:
             InvalidRequestError: no job has values now, or another snapshot is being taken.
@@ -94,7 +109,11 @@ class SnapshotEvents(Parts):
                 )
         if not any(group.stored for group in self.groups):
             raise InvalidRequestError("no group has values yet: there is nothing to save")
-        self.draft = Draft(self.members.job, self.data.begin_snapshot(), self.schedule)
+        self.draft = Draft(self.members.job, self.data.begin_snapshot(), self.schedule, name=name)
+        if key:
+            self.asked[key] = Asked(name)
+            while len(self.asked) > ASKED:
+                del self.asked[next(iter(self.asked))]
         return self.draft
 
     @event
@@ -185,15 +204,25 @@ class SnapshotEvents(Parts):
         if self.draft is not None and self.draft.job == self.members.job:
             self.data.end_snapshot(self.draft.progress, ())
         self.draft = None
+        for key in self.awaited(name):
+            del self.asked[key]  # nothing was taken: whoever asks again may have it
         self.journal.say(f"snapshot {name} failed: {why}", now)
         self._after(now)
 
+    def awaited(self, name: str = "") -> list[str]:
+        """Keys of snapshots that are not complete yet: of this name, or of any."""
+        asked = self.asked.items()
+        return [key for key, a in asked if a.kept is None and name in ("", a.name)]
+
     @event
-    def keep_snapshot(self, name: str, job: int, text: str, now: float) -> None:
+    def keep_snapshot(self, kept: Kept, job: int, text: str, now: float) -> None:
         """A snapshot is complete: from now on the job can go back to it."""
-        self.journal.say(f"snapshot {name}: {text}", now)
+        self.journal.say(f"snapshot {kept.name}: {text}", now)
+        for key in self.awaited(kept.name):
+            self.asked[key].kept = kept
         if job == self.members.job:
             self.members.can_roll_back = True
+            self.newest = kept
         self._after(now)
 
     # -- going on from one
@@ -250,6 +279,7 @@ class SnapshotEvents(Parts):
         self.offices.resume(image.offices)
         self.resumed = Resumed(image, source)
         self.members.can_roll_back = True
+        self.newest = source.kept
         self.journal.say(f"job {self.members.job} goes on from snapshot {source.name}", now)
         self._after(now, EVERYTHING)
 
@@ -274,9 +304,7 @@ class SnapshotEvents(Parts):
             self.hold([name for name, _ in servers])
             if isinstance(group.spec.consistency, Adaptive):
                 bound = resumed.image.bounds.get(group.spec.name)
-                self.adaptation.open(
-                    group.spec.name, group.spec.consistency.max_bound, now, bound
-                )
+                self.adaptation.open(group.spec.name, group.spec.consistency.max_bound, now, bound)
                 self.members.changed()  # servers hear of bounds with the view
             self.journal.say(
                 f"group {group.spec.name} goes on at clock {group.clock}, on {len(servers)} "

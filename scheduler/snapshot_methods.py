@@ -43,7 +43,7 @@ class SnapshotMethods(Shell):
         )
 
     async def TakeSnapshot(self, request: pb.TakeSnapshotRequest) -> pb.TakeSnapshotReply:
-        taking = self.snapshots.ask(request.name, request.key)
+        taking = self.snapshots.ask(request.name, request.key, request.delta)
 
         def attempt() -> Taking:
             if taking.error is not None:
@@ -51,15 +51,16 @@ class SnapshotMethods(Shell):
             return taking
 
         found = await self._poll(SNAPSHOT, request.wait_s, attempt, lambda t: not t.over)
-        if found.manifest is None:
+        if found.kept is None:
             return pb.TakeSnapshotReply(
                 name=found.name, pending=f"snapshot {found.name!r} is being taken"
             )
         return pb.TakeSnapshotReply(
             name=found.name,
-            bytes=found.manifest.nbytes,
-            held_s=found.held_s,
-            took_s=found.took_s,
+            bytes=found.kept.bytes,
+            held_s=found.kept.held_s,
+            took_s=found.kept.took_s,
+            base=found.kept.base,
         )
 
     async def RestoreSnapshot(self, request: pb.RestoreSnapshotRequest) -> pb.RestoreSnapshotReply:

@@ -9,12 +9,15 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from paramserver.config import MAX_DELTAS
 from paramserver.core.members import JobState, Role
 from paramserver.errors import InvalidRequestError, ParameterServerError, SnapshotError
 from paramserver.scheduler.cutting import Cutter, Taken
+from paramserver.scheduler.facts import Kept
 from paramserver.scheduler.image import Image
 from paramserver.scheduler.recovery import AsyncServerChannel
-from paramserver.scheduler.snapshot_choice import choose, source_of
+from paramserver.scheduler.snapshot_choice import base_for, choose, kept_of, source_of
+from paramserver.scheduler.snapshot_events import ASKED
 from paramserver.scheduler.state import SchedulerState
 from paramserver.scheduler.topics import SNAPSHOT
 from paramserver.snapshot_files import (
@@ -31,23 +34,25 @@ log = logging.getLogger(__name__)
 
 SCHEDULE_S = 10.0  # for the chief to tell its schedule at the cut
 AGAIN_S = 30.0  # after a snapshot that failed
-KEPT = 64  # snapshots asked for whose end can be asked for again
 _AUTOMATIC = re.compile(r"auto-(\d{1,12})")
 
 
 @dataclass(slots=True)
 class Taking:
-    """A snapshot that was asked for: ``manifest`` or ``error`` once it is over."""
+    """A snapshot that was asked for: ``kept`` or ``error`` once it is over.
+
+    Attributes:
+        delta: snapshots that it may build on, to hold of tables only what changed; 0: none.
+    """
 
     name: str
-    manifest: Manifest | None = None
+    delta: int = 0
+    kept: Kept | None = None
     error: ParameterServerError | None = None
-    held_s: float = 0.0
-    took_s: float = 0.0
 
     @property
     def over(self) -> bool:
-        return self.manifest is not None or self.error is not None
+        return self.kept is not None or self.error is not None
 
 
 class Snapshots:
@@ -98,11 +103,7 @@ class Snapshots:
         self._store = await asyncio.to_thread(open_store, self._config.directory)
         self._number = await asyncio.to_thread(_newest_number, self._store)
         state = self._state
-        if state.draft is not None:
-            state.drop_snapshot("under way", "the scheduler was started again", self._now())
-        for name in await asyncio.to_thread(_taken_of, self._store, state.lineage):
-            if not state.members.can_roll_back:  # the scheduler before this one did not come to it
-                state.keep_snapshot(name, state.members.job, "is whole", self._now())
+        await self._take_stock()
         if not self._config.resume:
             return
         if state.members.state is JobState.FAILED and not state.members.live(Role.WORKER):
@@ -111,6 +112,25 @@ class Snapshots:
             self._take_up(*found)
         elif state.untouched:
             await self._resume(self._config.resume)
+
+    async def _take_stock(self) -> None:
+        """What the scheduler before this one was about is complete, or was never taken."""
+        assert self._store is not None
+        state, now = self._state, self._now()
+        there = await asyncio.to_thread(_taken_of, self._store, state.lineage)
+        asked = {state.asked[key].name for key in state.awaited()}
+        known = [m for m in there if m.name in asked]
+        if not state.members.can_roll_back:
+            known = there
+        for manifest in known:
+            state.keep_snapshot(kept_of(manifest), state.members.job, "is whole", now)
+        left = {state.asked[key].name for key in state.awaited()}
+        if state.draft is not None:
+            left.add(state.draft.name)
+        for name in left:
+            state.drop_snapshot(name, "the scheduler was started again", now)
+            if name and name not in {m.name for m in there}:
+                await self._discard(name)
 
     async def close(self) -> None:
         """Gives up what is under way."""
@@ -122,14 +142,21 @@ class Snapshots:
 
     # -- taking
 
-    def ask(self, name: str, key: str) -> Taking:
-        """Begins a snapshot, or joins the one that was asked for under this key.
+    def ask(self, name: str, key: str, delta: bool = False) -> Taking:
+        """Begins a snapshot, or joins the one that was asked for under this key, even if that was
+        of the scheduler before this one.
+
+        Args:
+            delta: of tables only what changed since the snapshot before, if there is one.
 
         Raises:
             InvalidRequestError: nothing to take one of, or no place for it.
         """
         if key in self._asked:
             return self._asked[key]
+        before = self._state.asked.get(key)
+        if before is not None and before.kept is not None:
+            return Taking(before.name, kept=before.kept)
         if self._store is None:
             raise InvalidRequestError(
                 "this scheduler keeps no snapshots; start it with --snapshot-dir DIR"
@@ -138,10 +165,11 @@ class Snapshots:
             check_snapshot_name(name)
             if _AUTOMATIC.fullmatch(name):
                 raise InvalidRequestError(f"snapshot name {name!r}: auto-N are given by themselves")
-        taking = self._start(name or f"manual-{self._number + 1:06d}")
+        name = name or f"manual-{self._number + 1:06d}"
+        taking = self._start(name, key, MAX_DELTAS if delta else 0)
         if key:
             self._asked[key] = taking
-            while len(self._asked) > KEPT:
+            while len(self._asked) > ASKED:
                 del self._asked[next(iter(self._asked))]
         return taking
 
@@ -161,7 +189,7 @@ class Snapshots:
         by_time = self._config.seconds and now - then >= self._config.seconds
         if by_clock or by_time:
             try:
-                self._start(f"auto-{self._number + 1:06d}")
+                self._start(f"auto-{self._number + 1:06d}", "", self._config.delta)
             except ParameterServerError as error:  # no values yet
                 self._not_before = now + self._state.config.heartbeat_s
                 log.debug("no snapshot now: %s", error)
@@ -172,10 +200,10 @@ class Snapshots:
         live = [m.name for m in self._state.members.live(Role.WORKER)]
         return max((c for name in live for c in clocks.get(name, {}).values()), default=0)
 
-    def _start(self, name: str) -> Taking:
-        self._state.begin_snapshot()
+    def _start(self, name: str, key: str, delta: int) -> Taking:
+        self._state.begin_snapshot(name, key)
         self._number += 1
-        self._current = taking = Taking(name)
+        self._current = taking = Taking(name, delta)
         task = asyncio.create_task(self._take(taking))
         self._cutting = self._state.members.job, task
         return taking
@@ -186,9 +214,9 @@ class Snapshots:
         try:
             if await asyncio.to_thread(self._store.files, name):
                 raise InvalidRequestError(f"snapshot {name!r} is there already; give another name")
-            taken = await self._cut(name)
+            taken = await self._cut(name, taking.delta)
             await self._await_schedule(taken)
-            manifest = await self._write(name, taken)
+            kept = await self._write(name, taken, began)
         except BaseException as error:
             known = error if isinstance(error, ParameterServerError) else None
             taking.error = known or SnapshotError(f"{type(error).__name__}: {error}")
@@ -200,8 +228,7 @@ class Snapshots:
                 log.warning("snapshot %s: %s", name, error)
                 await self._discard(name)
         else:
-            taking.manifest, taking.held_s = manifest, taken.held_s
-            taking.took_s = self._now() - began
+            taking.kept = kept
             reached = max((c for c, _ in taken.clocks.values()), default=clock)
             self._last = (reached, self._now())
             await self._prune(name)
@@ -210,12 +237,17 @@ class Snapshots:
             self._state.wake(SNAPSHOT)
             self._after()
 
-    async def _cut(self, name: str) -> Taken:
-        state = self._state
+    async def _cut(self, name: str, delta: int) -> Taken:
+        assert self._store is not None
+        state, job = self._state, self._state.members.job
         groups = [group for group in state.groups if group.stored]
-        cutter = Cutter(
-            state.members.job, groups, self._channel, state.next_hold(), state.chose_cut
-        )
+        base = None
+        if delta and any(group.spec.table is not None for group in groups):
+            resumed = state.resumed.source.name if state.resumed is not None else ""
+            base = await asyncio.to_thread(
+                base_for, self._store, state.lineage, job, resumed, delta
+            )
+        cutter = Cutter(job, groups, self._channel, state.next_hold(), state.chose_cut, base)
         return await cutter.take(self._config.directory, name)
 
     def _channel(self, address: str) -> AsyncServerChannel:
@@ -239,7 +271,7 @@ class Snapshots:
                 return
             await self._wait(SNAPSHOT, left)
 
-    async def _write(self, name: str, taken: Taken) -> Manifest:
+    async def _write(self, name: str, taken: Taken, began: float) -> Kept:
         assert self._store is not None
         image = self._state.end_snapshot(taken.clocks, taken.applied, self._now())
         manifest = Manifest(
@@ -253,9 +285,11 @@ class Snapshots:
         await asyncio.to_thread(write_manifest, self._store, manifest)
         clocks = sorted({clock for clock, _ in taken.clocks.values()})
         held = f", pushes were held for {taken.held_s:.3f} s" if taken.held_s else ""
-        text = f"{manifest.nbytes} bytes at clock {', '.join(map(str, clocks))}{held}"
-        self._state.keep_snapshot(name, image.job, text, self._now())
-        return manifest
+        since = f", changes since {manifest.base}" if manifest.base else ""
+        text = f"{manifest.nbytes} bytes at clock {', '.join(map(str, clocks))}{since}{held}"
+        kept = kept_of(manifest, taken.held_s, self._now() - began)
+        self._state.keep_snapshot(kept, image.job, text, self._now())
+        return kept
 
     async def _discard(self, name: str) -> None:
         """What never became a snapshot goes; if it cannot, a later one takes it along."""
@@ -330,9 +364,9 @@ def _newest_number(store: Store) -> int:
     return max([0, *begun, *(manifest.id for manifest in complete(store))])
 
 
-def _taken_of(store: Store, lineage: str) -> list[str]:
-    """Names of complete snapshots of this training."""
-    return [m.name for m in complete(store) if m.state.get("lineage") == lineage]
+def _taken_of(store: Store, lineage: str) -> list[Manifest]:
+    """Complete snapshots of this training, the oldest first."""
+    return [m for m in complete(store) if m.state.get("lineage") == lineage]
 
 
 def _prune(store: Store, keep: int, lineage: str) -> list[str]:

@@ -31,7 +31,7 @@ from paramserver.scheduler.adaptation import Adaptation
 from paramserver.scheduler.data_events import DataEvents
 from paramserver.scheduler.datasets import Datasets
 from paramserver.scheduler.events import event
-from paramserver.scheduler.facts import Loss, Schedule
+from paramserver.scheduler.facts import Asked, Kept, Loss, Schedule
 from paramserver.scheduler.figures import Figures
 from paramserver.scheduler.group_events import GroupEvents
 from paramserver.scheduler.journal import Journal
@@ -82,6 +82,7 @@ class SchedulerState(
         self._wakes: set[str] = set()
         self._losses: list[Loss] = []  # workers that left with leases which wait for ``recover``
         self._taken = 0  # how many of them the shell knows of
+        self.asked: dict[str, Asked] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -105,6 +106,7 @@ class SchedulerState(
         self.offices = Offices(self.members, self.config.limits)
         self.draft: Draft | None = None
         self.resumed: Resumed | None = None
+        self.newest: Kept | None = None
         self.lineage = f"{self._first}-{self.members.job}"
         self._names: dict[WorkerId, str] = {}
         self._losses.clear()

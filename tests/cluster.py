@@ -191,9 +191,9 @@ class Cluster:
         """Starts it again, on its state directory if it has one."""
         self.run(self._start_server(number, f"ps-{number}"))
 
-    def snapshot(self, name: str) -> Any:
+    def snapshot(self, name: str, delta: bool = False) -> Any:
         """Takes a snapshot, from any thread; what the scheduler answers."""
-        request = scheduler_pb2.TakeSnapshotRequest(name=name, key=name, wait_s=10.0)
+        request = scheduler_pb2.TakeSnapshotRequest(name=name, key=name, wait_s=10.0, delta=delta)
         return self.run(self.scheduler.TakeSnapshot(request))
 
     def check_invariants(self) -> None:

@@ -644,12 +644,14 @@ def test_a_minimization_that_had_ended_is_asked_for_again(tmp_path: Path) -> Non
 def test_a_snapshot_of_another_objective_is_not_gone_on_from(tmp_path: Path) -> None:
     where = SnapshotConfig(directory=str(tmp_path))
     with cluster(1, 1, snapshots=where) as c, c.connect("worker-0") as client:
+        before = Halted(c, halt=3)
         with pytest.raises(KeyboardInterrupt):
-            Halted(c, halt=3)(client)
+            before(client)
     resume = SnapshotConfig(directory=str(tmp_path), resume="half")
-    with cluster(1, 1, snapshots=resume) as c:
+    with cluster(1, 1, snapshots=resume) as c, c.connect("worker-0") as client:
+        after = Halted(c)
         with pytest.raises(JobFailedError, match=r"l2 is 0.5, and was 0.001.*under another name"):
-            c.workers(partial(Halted(c), l2=0.5))
+            after(client, l2=0.5)
 
 
 def test_vectors_are_cut_while_a_minimization_goes_on(tmp_path: Path) -> None:
@@ -660,7 +662,8 @@ def test_vectors_are_cut_while_a_minimization_goes_on(tmp_path: Path) -> None:
 
         def snapshots() -> None:
             for number in range(6):
-                until(lambda: c.scheduler.offices.get("minimize").number > 4 * number, 30)
+                wanted = 4 * number
+                until(lambda n=wanted: c.scheduler.offices.get("minimize").number > n, 30)  # type: ignore[misc]
                 if not over.is_set():
                     c.snapshot(f"s{number}")
 

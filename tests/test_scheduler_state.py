@@ -20,7 +20,7 @@ from paramserver.core.replicas import Offer
 from paramserver.core.slices import TensorSpec
 from paramserver.errors import ParameterServerError
 from paramserver.scheduler.events import is_event
-from paramserver.scheduler.facts import Loss, Schedule, Source
+from paramserver.scheduler.facts import Kept, Loss, Schedule, Source
 from paramserver.scheduler.image import Image
 from paramserver.scheduler.plain import from_text, to_text
 from paramserver.scheduler.state import SchedulerState
@@ -284,7 +284,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 return
             spans = [Span(h.lease, h.start, h.stop) for _, h in self.held[:3]]
             image = self.state.end_snapshot({"m": (clock, clock)}, spans, self.now)
-            self.state.keep_snapshot("s", image.job, "", self.now)
+            self.state.keep_snapshot(Kept("s", clock, 1.0), image.job, "", self.now)
             self.image = Image.from_json(json.loads(json.dumps(image.to_json())))
             assert self.image == image
 

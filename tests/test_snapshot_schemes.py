@@ -43,9 +43,7 @@ class Halves:
         set_values(model, 4)
         x = torch.randn(SAMPLES, 5, generator=torch.Generator().manual_seed(1))
         loader = client.loader(TensorDataset(torch.arange(SAMPLES), x), BATCH, seed=3)
-        optimizer = client.optimizer(
-            model, self.optimizer, consistency=self.scheme, **self.hyper
-        )
+        optimizer = client.optimizer(model, self.optimizer, consistency=self.scheme, **self.hyper)
         seen: list[int] = []
         for _ in client.epochs(1):
             for steps, (index, inputs) in enumerate(loader):

@@ -170,13 +170,15 @@ class DataMethods:
         self._session.refuse_reader("client.epochs")
         return self._schedule.epochs(n, stateful)
 
-    def snapshot(self, name: str = "") -> str:
+    def snapshot(self, name: str = "", *, delta: bool = False) -> str:
         """Saves a consistent snapshot of the whole job; others go on meanwhile.
 
         It has every step that this worker has taken, and no later one under ``Sync()``.
 
         Args:
             name: of the snapshot; empty: the scheduler gives one.
+            delta: of tables only the rows that changed since the snapshot before; whole if there
+                is none.
 
         Returns:
             Its name, once all of it is safe on the disk.
@@ -192,7 +194,7 @@ class DataMethods:
         key = uuid.uuid4().hex
 
         def request(wait_s: float) -> scheduler_pb2.TakeSnapshotRequest:
-            return scheduler_pb2.TakeSnapshotRequest(name=name, key=key, wait_s=wait_s)
+            return scheduler_pb2.TakeSnapshotRequest(name=name, key=key, wait_s=wait_s, delta=delta)
 
         reply = self._session.poll("TakeSnapshot", request, lambda r: not r.pending, "a snapshot")
         return str(reply.name)

@@ -70,6 +70,9 @@ def check_durability(durability: str, servers: int) -> None:
         )
 
 
+MAX_DELTAS = 100
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotConfig:
     """Where snapshots are kept, and when one is taken.
@@ -80,6 +83,8 @@ class SnapshotConfig:
         every: clocks from one to the next; 0: clocks do not matter.
         seconds: from one to the next; 0: time does not matter.
         keep: how many are kept of those that nobody named.
+        delta: after a whole one, how many hold of tables only the rows that changed since the one
+            before.
         resume: name of the one that the first job goes on from, or "latest"; empty: it begins
             empty.
     """
@@ -88,14 +93,20 @@ class SnapshotConfig:
     every: int = 0
     seconds: float = 0.0
     keep: int = 3
+    delta: int = 0
     resume: str = ""
 
     def __post_init__(self) -> None:
-        for name, low in (("every", 0), ("seconds", 0), ("keep", 1)):
+        for name, low in (("every", 0), ("seconds", 0), ("keep", 1), ("delta", 0)):
             if not getattr(self, name) >= low:
                 raise ConfigurationError(
                     f"snapshots: {name}={getattr(self, name)}: must be >= {low}"
                 )
+        if self.delta > MAX_DELTAS:
+            raise ConfigurationError(
+                f"snapshots: delta={self.delta}: at most {MAX_DELTAS}, as all that one builds on "
+                "has to be read, and to be whole; take a whole one more often"
+            )
         if not self.directory and (self.every or self.seconds or self.resume):
             raise ConfigurationError(
                 "snapshots: no directory is given to write them to or read them from; "

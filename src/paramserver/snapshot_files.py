@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -92,6 +93,11 @@ class Manifest:
     def nbytes(self) -> int:
         """Of all files but this one."""
         return sum(each.bytes for each in self.files)
+
+    @property
+    def base(self) -> str:
+        """The snapshot that it builds on; empty: it is whole."""
+        return next((each.base for each in self.files if each.base), "")
 
     def to_json(self) -> str:
         """As text, with a checksum of its own."""
@@ -210,14 +216,16 @@ def prune(store: Store, keep: int, busy: Collection[str] = ()) -> list[str]:
 
     Args:
         keep: at least 1; what they build on stays too.
-        busy: names that are being written.
+        busy: names that stay in any case, with what they build on.
 
     Returns:
         The names of those that went.
     """
-    kept = set(busy)
-    for manifest in complete(store)[-max(1, keep) :]:
-        kept |= {each.name for each in chain(store, manifest)}
+    kept, found = set(busy), complete(store)
+    for manifest in [*found[-max(1, keep) :], *(m for m in found if m.name in kept)]:
+        kept.add(manifest.name)
+        with suppress(SnapshotError):  # what it builds on is gone
+            kept |= {each.name for each in chain(store, manifest)}
     gone = []
     for name in store.folders():
         files = store.files(name)

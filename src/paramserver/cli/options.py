@@ -233,6 +233,14 @@ def snapshot_options(command: F) -> F:
                 help="Keep the newest K; those taken by name stay.",
             ),
             click.option(
+                "--snapshot-delta",
+                type=click.IntRange(0, config.MAX_DELTAS),
+                default=0,
+                show_default=True,
+                metavar="N",
+                help="After a whole one, take N that hold only the rows of tables that changed.",
+            ),
+            click.option(
                 "--resume",
                 metavar="NAME",
                 help="Go on from this snapshot; `latest`: the newest that is whole.",
@@ -248,6 +256,7 @@ def snapshot_config(
     snapshot_every: int | None,
     snapshot_seconds: float | None,
     snapshot_keep: int,
+    snapshot_delta: int,
     resume: str | None,
 ) -> config.SnapshotConfig:
     """The values of ``snapshot_options``.
@@ -265,6 +274,7 @@ def snapshot_config(
             every=snapshot_every or 0,
             seconds=snapshot_seconds or default,
             keep=snapshot_keep,
+            delta=snapshot_delta,
             resume=resume or "",
         )
     except ConfigurationError as error:
@@ -280,6 +290,7 @@ def snapshot_flags(wanted: config.SnapshotConfig) -> dict[str, object]:
         "snapshot_every": wanted.every or None,
         "snapshot_seconds": wanted.seconds or None,
         "snapshot_keep": wanted.keep,
+        "snapshot_delta": wanted.delta,
         "resume": wanted.resume or None,
     }
 

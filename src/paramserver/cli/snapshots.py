@@ -29,8 +29,13 @@ FOLDER = "DIR"
 @options.scheduler_option
 @trust_options
 @options.json_option
+@click.option(
+    "--delta",
+    is_flag=True,
+    help="Of tables only the rows that changed since the snapshot before.",
+)
 @click.argument("name", default="")
-def snapshot(scheduler: str, trust: Trust, as_json: bool, name: str) -> None:
+def snapshot(scheduler: str, trust: Trust, as_json: bool, delta: bool, name: str) -> None:
     """Saves a consistent snapshot of the running job under NAME; training goes on.
 
     Returns when all of it is safe on the disk.
@@ -40,7 +45,9 @@ def snapshot(scheduler: str, trust: Trust, as_json: bool, name: str) -> None:
     try:
         key = uuid.uuid4().hex
         while True:
-            request = scheduler_pb2.TakeSnapshotRequest(name=name, key=key, wait_s=POLL_S)
+            request = scheduler_pb2.TakeSnapshotRequest(
+                name=name, key=key, wait_s=POLL_S, delta=delta
+            )
             reply = channel.call("TakeSnapshot", request)
             if not reply.pending:
                 break
@@ -51,12 +58,14 @@ def snapshot(scheduler: str, trust: Trust, as_json: bool, name: str) -> None:
         "bytes": reply.bytes,
         "seconds": round(reply.took_s, 3),
         "held_s": round(reply.held_s, 3),
+        "base": reply.base,
     }
     if as_json:
         click.echo(json.dumps(found))
         return
     held = f"; pushes were held for {reply.held_s:.3f} s" if reply.held_s else ""
-    click.echo(f"{reply.name}: {size(reply.bytes)} in {reply.took_s:.2f} s{held}")
+    since = f", changes since {reply.base}" if reply.base else ""
+    click.echo(f"{reply.name}: {size(reply.bytes)}{since} in {reply.took_s:.2f} s{held}")
 
 
 @click.command()
@@ -115,6 +124,7 @@ def _described(manifest: Manifest) -> dict[str, Any]:
         "job": manifest.job,
         "created": manifest.created,
         "bytes": manifest.nbytes,
+        "base": manifest.base,
         "servers": len(manifest.files),
         "groups": {group["spec"]["name"]: group["clock"] for group in state.get("groups", ())},
         "epochs": {data["spec"]["name"]: data["epoch"] for data in state.get("datasets", ())},
@@ -123,7 +133,7 @@ def _described(manifest: Manifest) -> dict[str, Any]:
 
 def _draw(found: list[dict[str, Any]], check: bool) -> None:
     table = Table(box=None, pad_edge=False)
-    for name in ("snapshot", "age", "size", "servers", "clocks", "epochs"):
+    for name in ("snapshot", "age", "size", "servers", "clocks", "epochs", "builds on"):
         table.add_column(name, overflow="fold")
     if check:
         table.add_column("files", overflow="fold")
@@ -135,6 +145,7 @@ def _draw(found: list[dict[str, Any]], check: bool) -> None:
             str(entry["servers"]),
             ", ".join(f"{name} {clock}" for name, clock in entry["groups"].items()),
             ", ".join(f"{name} {max(epoch, 0)}" for name, epoch in entry["epochs"].items()),
+            entry["base"],
         ]
         table.add_row(*cells, *([entry.get("damage", "whole")] if check else []))
     Console(highlight=False).print(table if found else "no snapshots")

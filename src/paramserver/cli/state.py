@@ -58,7 +58,9 @@ class Source:
         optimizer, consistency, parameters, bytes, slices, server_bytes, balance, lead, stored,
         version, min_clock, waiting, table: None or rows, bytes, bytes_per_row, evicted,
         not_admitted), ``servers`` (name, address, bytes, slices and counters, or
-        ``error``), ``datasets``, ``waits`` (who, why), ``scalars``, ``events``.
+        ``error``), ``datasets``, ``waits`` (who, why), ``scalars``, ``events``, ``durability``,
+        ``snapshots`` (kept: whether there is a place for them; newest: None or name, clock, age_s,
+        base, of the one that the job goes back to).
 
         Args:
             servers: whether to ask the servers too.
@@ -115,9 +117,19 @@ def from_status(address: str, reply: scheduler_pb2.StatusReply) -> State:
         "waits": [],
         "scalars": dict(sorted(reply.scalars.items())),
         "events": list(reply.events),
+        "durability": reply.durability,
+        "snapshots": {"kept": reply.keeps_snapshots, "newest": _newest(reply)},
     }
     add_lags(state)
     return state
+
+
+def _newest(reply: scheduler_pb2.StatusReply) -> State | None:
+    newest = reply.snapshot
+    if not newest.name:
+        return None
+    age = round(newest.age_s, 3)
+    return {"name": newest.name, "clock": newest.clock, "age_s": age, "base": newest.base}
 
 
 def _member(member: scheduler_pb2.Member, worker: scheduler_pb2.WorkerStatus | None) -> State:

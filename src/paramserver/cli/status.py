@@ -152,9 +152,22 @@ def _headline(state: State) -> Text:
     text = Text(f"job {job['number']} ")
     text.append(job["state"], style=STYLES.get(job["state"], ""))
     text.append(f" · view {job['view']} · up {duration(job['uptime_s'])} · {state['scheduler']}")
+    text.append(f"\n{_safety(state)}", style="dim")
     if job["message"]:
         text.append(f"\n{job['message']}", style="red")
     return text
+
+
+def _safety(state: State) -> str:
+    """What the job would lose: its durability, and its newest snapshot."""
+    newest = state["snapshots"]["newest"]
+    if newest is not None:
+        base = f", changes since {newest['base']}" if newest["base"] else ""
+        age = duration(newest["age_s"])
+        said = f"newest {newest['name']} at clock {newest['clock']}, {age} ago{base}"
+    else:
+        said = "none yet" if state["snapshots"]["kept"] else "none are kept"
+    return f"durability {state['durability']} · snapshots: {said}"
 
 
 def _table(title: str, *columns: str) -> Table:

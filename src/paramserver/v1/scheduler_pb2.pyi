@@ -753,7 +753,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("view", "workers", "datasets", "groups", "scalars", "uptime_s", "expected_workers", "expected_servers", "events")
+    __slots__ = ("view", "workers", "datasets", "groups", "scalars", "uptime_s", "expected_workers", "expected_servers", "events", "durability", "keeps_snapshots", "snapshot")
     class ScalarsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -770,6 +770,9 @@ class StatusReply(_message.Message):
     EXPECTED_WORKERS_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_SERVERS_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     view: View
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
     datasets: _containers.RepeatedCompositeFieldContainer[DatasetStatus]
@@ -779,7 +782,22 @@ class StatusReply(_message.Message):
     expected_workers: int
     expected_servers: int
     events: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, view: _Optional[_Union[View, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., datasets: _Optional[_Iterable[_Union[DatasetStatus, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[GroupPlacement, _Mapping]]] = ..., scalars: _Optional[_Mapping[str, float]] = ..., uptime_s: _Optional[float] = ..., expected_workers: _Optional[int] = ..., expected_servers: _Optional[int] = ..., events: _Optional[_Iterable[str]] = ...) -> None: ...
+    durability: str
+    keeps_snapshots: bool
+    snapshot: SnapshotStatus
+    def __init__(self, view: _Optional[_Union[View, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., datasets: _Optional[_Iterable[_Union[DatasetStatus, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[GroupPlacement, _Mapping]]] = ..., scalars: _Optional[_Mapping[str, float]] = ..., uptime_s: _Optional[float] = ..., expected_workers: _Optional[int] = ..., expected_servers: _Optional[int] = ..., events: _Optional[_Iterable[str]] = ..., durability: _Optional[str] = ..., keeps_snapshots: bool = ..., snapshot: _Optional[_Union[SnapshotStatus, _Mapping]] = ...) -> None: ...
+
+class SnapshotStatus(_message.Message):
+    __slots__ = ("name", "clock", "age_s", "base")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    clock: int
+    age_s: float
+    base: str
+    def __init__(self, name: _Optional[str] = ..., clock: _Optional[int] = ..., age_s: _Optional[float] = ..., base: _Optional[str] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("name", "clocks", "stats", "heard_s")
@@ -851,28 +869,32 @@ class GroupPlacement(_message.Message):
     def __init__(self, group: _Optional[str] = ..., optimizer: _Optional[str] = ..., consistency: _Optional[_Union[_common_pb2.Consistency, _Mapping]] = ..., parameters: _Optional[int] = ..., bytes: _Optional[int] = ..., slices: _Optional[int] = ..., server_bytes: _Optional[_Iterable[int]] = ..., servers: _Optional[_Iterable[str]] = ..., lead: _Optional[str] = ..., stored: bool = ..., scheme: _Optional[str] = ...) -> None: ...
 
 class TakeSnapshotRequest(_message.Message):
-    __slots__ = ("name", "key", "wait_s")
+    __slots__ = ("name", "key", "wait_s", "delta")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
     name: str
     key: str
     wait_s: float
-    def __init__(self, name: _Optional[str] = ..., key: _Optional[str] = ..., wait_s: _Optional[float] = ...) -> None: ...
+    delta: bool
+    def __init__(self, name: _Optional[str] = ..., key: _Optional[str] = ..., wait_s: _Optional[float] = ..., delta: bool = ...) -> None: ...
 
 class TakeSnapshotReply(_message.Message):
-    __slots__ = ("pending", "name", "bytes", "held_s", "took_s")
+    __slots__ = ("pending", "name", "bytes", "held_s", "took_s", "base")
     PENDING_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     HELD_S_FIELD_NUMBER: _ClassVar[int]
     TOOK_S_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
     pending: str
     name: str
     bytes: int
     held_s: float
     took_s: float
-    def __init__(self, pending: _Optional[str] = ..., name: _Optional[str] = ..., bytes: _Optional[int] = ..., held_s: _Optional[float] = ..., took_s: _Optional[float] = ...) -> None: ...
+    base: str
+    def __init__(self, pending: _Optional[str] = ..., name: _Optional[str] = ..., bytes: _Optional[int] = ..., held_s: _Optional[float] = ..., took_s: _Optional[float] = ..., base: _Optional[str] = ...) -> None: ...
 
 class RestoreSnapshotRequest(_message.Message):
     __slots__ = ("name", "force")
