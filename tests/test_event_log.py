@@ -20,13 +20,20 @@ from paramserver.core.members import JobState
 from paramserver.core.placement import GroupSpec
 from paramserver.core.progress import Progress
 from paramserver.core.slices import TensorSpec
-from paramserver.errors import ConfigurationError, InternalError, ResourceError
+from paramserver.errors import (
+    ConfigurationError,
+    InternalError,
+    InvalidRequestError,
+    ResourceError,
+)
 from paramserver.scheduler.durable import Durable
 from paramserver.scheduler.event_log import EventLog
 from paramserver.scheduler.facts import Schedule, Source
 from paramserver.scheduler.image import GroupImage, Image
 from paramserver.scheduler.plain import from_text, to_text
 from paramserver.scheduler.service import SchedulerService
+from paramserver.scheduler.snapshot_choice import kept_of
+from paramserver.snapshot_files import Manifest, ServerFile, open_store, write_manifest
 from paramserver.types import Sync
 from paramserver.v1 import common_pb2 as common
 from paramserver.v1 import scheduler_pb2 as pb
@@ -34,6 +41,13 @@ from tests.canonical import same
 from tests.test_scheduler_service import FakeServers
 
 CONFIG = SchedulerConfig(workers=2, assign="round-robin")
+
+SOURCE = Source("s", "/snapshots", {"m": [("s/ps-0.safetensors", (0,))]})
+GROUP = GroupSpec("m", (TensorSpec("w", (4,), "float32", "add"),), "", (), Sync())
+IMAGE = Image(
+    7, 9, 40, 5, 3, "line", Schedule(2, 30, "{}"), ("m",), (GroupImage(GROUP, 4, 30, 30),),
+    (Progress(DatasetSpec("d", 32, 4, 4, 0, False, "round-robin"), 2, (), ((0, 8),)),),
+)  # fmt: skip
 
 
 class Life:
@@ -296,12 +310,6 @@ def test_only_classes_of_the_state_are_made() -> None:
 
 def test_a_job_that_went_on_from_a_snapshot_is_that_job_still(tmp_path: Path) -> None:
     """It is not asked to go on from there again, and its cut that was under way is over."""
-    source = Source("s", "/snapshots", {"m": [("s/ps-0.safetensors", (0,))]})
-    group = GroupSpec("m", (TensorSpec("w", (4,), "float32", "add"),), "", (), Sync())
-    image = Image(
-        7, 9, 40, 5, 3, "line", Schedule(2, 30, "{}"), ("m",), (GroupImage(group, 4, 30, 30),),
-        (Progress(DatasetSpec("d", 32, 4, 4, 0, False, "round-robin"), 2, (), ((0, 8),)),),
-    )  # fmt: skip
     folder = tmp_path / "snapshots"
     folder.mkdir()
     config = replace(CONFIG, snapshots=SnapshotConfig(directory=str(folder), resume="latest"))
@@ -309,7 +317,7 @@ def test_a_job_that_went_on_from_a_snapshot_is_that_job_still(tmp_path: Path) ->
     async def test() -> None:
         before = Life(tmp_path / "a", config)
         state = before.service.state
-        state.resume(image, source, [], 0.0)
+        state.resume(IMAGE, SOURCE, [], 0.0)
         await before.begin()
         state.begin_snapshot()
         hold = state.next_hold()
@@ -322,8 +330,57 @@ def test_a_job_that_went_on_from_a_snapshot_is_that_job_still(tmp_path: Path) ->
             await after.service.snapshots.begin()
             assert told.draft is None
             assert told.next_hold() > hold
-            assert told.restored("m") == (source, image.groups[0])
+            assert told.restored("m") == (SOURCE, IMAGE.groups[0])
             assert told.members.can_roll_back
             assert (told.data.epoch(), told.job_epoch(), told.lineage) == (2, 2, "line")
+
+    run(test)
+
+
+@pytest.mark.parametrize("end", ["told", "complete", "torn"])
+def test_a_snapshot_that_was_asked_for_is_taken_once(tmp_path: Path, end: str) -> None:
+    """Killed after it was kept, after its manifest was written, or before: asked again by key."""
+    folder = tmp_path / "snapshots"
+    config = replace(CONFIG, snapshots=SnapshotConfig(directory=str(folder)))
+    asked = pb.TakeSnapshotRequest(name="mine", key="k")
+    store = open_store(str(folder))
+
+    async def test() -> None:
+        before = Life(tmp_path / "a", config)
+        state = before.service.state
+        state.resume(replace(IMAGE, lineage="line"), SOURCE, [], 0.0)
+        await before.begin()
+        state.begin_snapshot("mine", "k")
+        with store.create("mine/ps-ps-0.safetensors") as made:
+            made.stream.write(b"seven b")
+        file = ServerFile("ps-ps-0.safetensors", "ps-0", made.bytes, made.sha256)
+        manifest = Manifest("mine", 4, 8, 5.0, (file,), {"lineage": "line", "groups": []})
+        if end != "torn":
+            image = state.end_snapshot({"m": (31, 31)}, (), 1.0)
+            write_manifest(store, manifest)
+        if end == "told":
+            state.keep_snapshot(kept_of(manifest, held_s=0.5), image.job, "", 1.0)
+        await before.log.durable()
+        killed(before, tmp_path / "a", tmp_path / "b")
+        with life(tmp_path / "b", config) as after:
+            same(after.service.state, state)
+            await after.service.snapshots.begin()
+            assert not after.service.state.awaited()
+            if end == "torn":
+                assert store.files("mine") == [], "nobody stumbles over it"
+                reply = await after.says.TakeSnapshot(asked)
+                assert reply.pending, "it is taken now"
+                await after.service.snapshots.close()
+                return
+            reply = await after.says.TakeSnapshot(asked)
+            assert (reply.name, reply.bytes, reply.pending) == ("mine", 7, "")
+            assert reply.held_s == (0.5 if end == "told" else 0.0)
+            newest = (await after.says.Status(pb.StatusRequest())).snapshot
+            assert newest.name == "mine"
+            assert newest.age_s > 1e6
+            other = pb.TakeSnapshotRequest(name="mine", key="other", wait_s=5.0)
+            with pytest.raises(InvalidRequestError, match="'mine' is there already"):
+                await after.says.TakeSnapshot(other)
+            await after.service.snapshots.close()
 
     run(test)
