@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import psutil
 import pytest
+import torch
 
-from paramserver.errors import JobFailedError
+from paramserver.errors import ConfigurationError, JobFailedError
 from paramserver.local import LocalCluster, local_cluster
+from tests.test_faults import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -69,3 +74,40 @@ def test_all_processes_have_names_and_end() -> None:
         assert sorted(cluster.processes) == ["ps-0", "ps-1", "scheduler"]
         found = [psutil.Process(pid) for pid in cluster.processes.values()]
     assert not any(process.is_running() for process in found)
+
+
+def test_what_is_killed_starts_again_and_goes_on(tmp_path: Path) -> None:
+    """A server and the scheduler under "wal"; then a snapshot, on another number of servers."""
+    places: dict[str, Any] = {"snapshot_dir": tmp_path / "s", "state_dir": tmp_path / "state"}
+    ones = {"w": torch.ones(2000)}
+    with local_cluster(servers=2, durability="wal", **places) as cluster:
+        with cluster.connect() as client:
+            group = client.register("g", {"w": torch.zeros(2000)})
+            group.push_pull(ones)
+            for number, name in enumerate(["ps-0", "scheduler", "ps-1"], 2):
+                before = cluster.processes[name]
+                os.kill(before, signal.SIGKILL)
+                until(lambda n=name, b=before: cluster.processes.get(n, b) != b, 60)  # type: ignore[misc]
+                assert group.push(ones).durability == "wal"
+                assert float(group.pull()["w"].sum()) == 2000.0 * number
+            assert client.snapshot("four") == "four"
+        assert (tmp_path / "state" / "ps-1" / "server.json").exists()
+    again = local_cluster(servers=3, snapshot_dir=tmp_path / "s", resume="four")
+    with again as cluster, cluster.connect() as client:
+        group = client.register("g", {"w": torch.zeros(2000)})
+        assert float(group.pull()["w"].sum()) == 2000.0 * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"durability": "disk"}, "durability='disk': must be one of memory, wal, replica"),
+        ({"durability": "replica"}, "servers=1: a backup is kept by another server; use at"),
+        ({"snapshot_every": 5}, "no directory is given"),
+        ({"snapshot_dir": "x", "snapshot_keep": 0}, "keep=0: must be >= 1"),
+        ({"snapshot_dir": "x", "snapshot_delta": 101}, "delta=101: at most 100"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, Any], error: str) -> None:
+    with pytest.raises(ConfigurationError, match=error):
+        local_cluster(**options)

@@ -581,7 +581,7 @@ class Halted:
 
     def __init__(self, c: Cluster, halt: int = 0) -> None:
         self.c, self.halt = c, halt
-        self.data = breast_cancer()
+        self.data = [values[:200] for values in breast_cancer()]
         self.points: list[Tensor] = []
 
     def __call__(self, client: ps.Client, **options: Any) -> tuple[ps.MinimizeResult, Tensor]:
@@ -597,7 +597,7 @@ class Halted:
                     raise KeyboardInterrupt
             return losses(x, y)
 
-        options = {"l2": L2, "portion": 100, **options}
+        options = {"l2": L2, "portion": 100, "max_iter": 14, **options}
         result = ps.minimize(fn, TensorDataset(*self.data), model=model, client=client, **options)
         return result, flat(model)
 
@@ -607,7 +607,7 @@ def test_a_minimization_goes_on_from_a_snapshot(tmp_path: Path, backups: bool) -
     """On other servers, with the history as it was: the same optimum, one evaluation repeated."""
     where = SnapshotConfig(directory=str(tmp_path))
     with cluster(2, 1, snapshots=where) as c, c.connect("worker-0") as client:
-        before = Halted(c, halt=12)
+        before = Halted(c, halt=8)
         with pytest.raises(KeyboardInterrupt):
             before(client, backups=backups)
     with cluster(3, 1, snapshots=SnapshotConfig(directory=str(tmp_path), resume="half")) as c:
@@ -618,7 +618,7 @@ def test_a_minimization_goes_on_from_a_snapshot(tmp_path: Path, backups: bool) -
     with cluster(1, 1) as c:
         whole = Halted(c)
         ((wanted, best),) = c.workers(partial(whole, backups=backups))
-    assert found.converged
+    assert found.message == wanted.message
     assert len(before.points) - 1 + len(after.points) == len(whole.points) == found.evaluations
     assert torch.equal(after.points[0], before.points[-1])
     assert found.losses == pytest.approx(wanted.losses, rel=0, abs=1e-12)
@@ -632,11 +632,11 @@ def test_a_minimization_that_had_ended_is_asked_for_again(tmp_path: Path) -> Non
         (said,) = c.workers(partial(Halted(c), max_iter=3))
         c.snapshot("over")
     resume = SnapshotConfig(directory=str(tmp_path), resume="over")
-    for more, message in ((3, "max_iter=3"), (200, "the norm")):
+    for more in (3, 9):
         with cluster(2, 1, snapshots=resume) as c:
             asked = Halted(c)
             ((result, w),) = c.workers(partial(asked, max_iter=more))
-        assert message in result.message
+        assert f"max_iter={more}" in result.message
         assert bool(asked.points) == (more > 3)
         assert result.loss < said[0].loss if more > 3 else torch.equal(w, said[1])
 
@@ -661,7 +661,7 @@ def test_vectors_are_cut_while_a_minimization_goes_on(tmp_path: Path) -> None:
     with cluster(2, 2, snapshots=where) as c:
 
         def snapshots() -> None:
-            for number in range(6):
+            for number in range(4):
                 wanted = 4 * number
                 until(lambda n=wanted: c.scheduler.offices.get("minimize").number > n, 30)  # type: ignore[misc]
                 if not over.is_set():
@@ -675,8 +675,8 @@ def test_vectors_are_cut_while_a_minimization_goes_on(tmp_path: Path) -> None:
             over.set()
             thread.join()
     names = [manifest.name for manifest in complete(open_store(str(tmp_path)))]
-    assert len(names) == 6
-    for name in names[::2]:
+    assert len(names) == 4
+    for name in names[1:3]:
         with cluster(1, 1, snapshots=SnapshotConfig(directory=str(tmp_path), resume=name)) as c:
             ((found, _),) = c.workers(Halted(c))
         assert found.losses == pytest.approx(wanted.losses, rel=0, abs=1e-12)

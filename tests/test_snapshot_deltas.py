@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def take(
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The snapshots a, which is whole as it is the first, and b to f, each on the one before."""
     place = tmp_path_factory.mktemp("snapshots")
     with cluster(2, 1, snapshots=kept(place)) as made, made.connect() as client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from paramserver.emulation import Emulation
 from paramserver.errors import ConfigurationError
@@ -71,6 +72,7 @@ def check_durability(durability: str, servers: int) -> None:
 
 
 MAX_DELTAS = 100
+SNAPSHOT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +114,46 @@ class SnapshotConfig:
                 "snapshots: no directory is given to write them to or read them from; "
                 "use --snapshot-dir DIR"
             )
+
+    def flags(self) -> dict[str, object]:
+        """Options of the scheduler's command that make it the same."""
+        if not self.directory:
+            return {}
+        return {
+            "snapshot_dir": self.directory,
+            "snapshot_every": self.every or None,
+            "snapshot_seconds": self.seconds or None,
+            "snapshot_keep": self.keep,
+            "snapshot_delta": self.delta,
+            "resume": self.resume or None,
+        }
+
+
+def snapshot_config(
+    snapshot_dir: str | None,
+    snapshot_every: int | None,
+    snapshot_seconds: float | None,
+    snapshot_keep: int,
+    snapshot_delta: int,
+    resume: str | None,
+) -> SnapshotConfig:
+    """From options as ``run`` has them; None is what nobody said.
+
+    Raises:
+        ConfigurationError: snapshots without a place for them, or a value that cannot work.
+    """
+    directory = snapshot_dir or ""
+    if directory and "://" not in directory:
+        directory = str(Path(directory).resolve())
+    default = SNAPSHOT_S if directory and not snapshot_every else 0.0
+    return SnapshotConfig(
+        directory=directory,
+        every=snapshot_every or 0,
+        seconds=snapshot_seconds or default,
+        keep=snapshot_keep,
+        delta=snapshot_delta,
+        resume=resume or "",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from paramserver.config import check_parties
+from paramserver.config import check_durability, snapshot_config
 from paramserver.errors import ConfigurationError
-from paramserver.launch import (
-    Child,
-    report_exit,
-    role_command,
-    role_environment,
-    stop,
-    worker_environment,
-)
+from paramserver.launch import report_exit, worker_environment
 from paramserver.local_job import LocalJob, SpawnedWorker
+from paramserver.local_roles import LocalRoles, Shape, without_resume
 from paramserver.trust import from_environment
-from paramserver.types import ASSIGNMENTS
+from paramserver.types import ASSIGNMENTS, Durability
 
 if TYPE_CHECKING:
     from paramserver.worker.client import Client
@@ -38,27 +32,10 @@ class LocalCluster:
     and ``address`` with them. One job at a time.
     """
 
-    def __init__(
-        self,
-        servers: int = 1,
-        *,
-        workers: int = 1,
-        parties: int = 1,
-        assign: str = "dynamic",
-        lease: float = 10.0,
-    ) -> None:
-        """Starts nothing yet; arguments as for ``local_cluster``."""
-        check_count("servers", servers)
-        check_count("workers", workers)
-        check_count("parties", parties)
-        if assign not in ASSIGNMENTS:
-            raise ConfigurationError(f"assign={assign!r}: must be one of {', '.join(ASSIGNMENTS)}")
-        self._servers = servers
-        self._workers = workers
-        self._parties = parties
-        self._assign = assign
-        self._lease = lease
-        self._roles: dict[str, Child] = {}
+    def __init__(self, shape: Shape) -> None:
+        """Starts nothing yet; ``local_cluster`` makes the shape."""
+        self._shape = shape
+        self._roles: LocalRoles | None = None
         self._job: LocalJob | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -80,14 +57,16 @@ class LocalCluster:
         Raises:
             JobFailedError: a process did not come up; has what it said.
         """
-        if not self._roles:
-            self._start()
-        return self._roles["scheduler"].wait_ready()
+        if self._roles is None:
+            atexit.register(self.close)
+            self._roles = LocalRoles(self._shape)
+            self._shape = without_resume(self._shape)
+        return self._roles.address
 
     @property
     def processes(self) -> dict[str, int]:
         """Process ids by name: "scheduler", "ps-0", "worker-0"; only those that run."""
-        roles = {name: child.pid for name, child in self._roles.items() if child.code is None}
+        roles = self._roles.processes if self._roles is not None else {}
         return roles | (self._job.processes if self._job is not None else {})
 
     def connect(self, **options: Any) -> Client:
@@ -119,9 +98,9 @@ class LocalCluster:
         check_count("workers", workers)
         if self._job is not None and self._job.processes:
             raise ConfigurationError("a job is still running on this cluster; wait for it first")
-        if workers != self._workers or (self._job is not None and self._job.disturbed):
+        if workers != self._shape.workers or (self._job is not None and self._job.disturbed):
             self._stop_roles()
-        self._workers = workers
+        self._shape = replace(self._shape, workers=workers)
         address = self.address
         self._forget_job()
         folder = self._folder = tempfile.TemporaryDirectory(prefix="paramserver-")
@@ -172,39 +151,10 @@ class LocalCluster:
             self._folder.cleanup()
             self._folder = None
 
-    def _start(self) -> None:
-        check_parties(self._workers, self._parties)
-        atexit.register(self.close)
-        try:
-            scheduler = self._start_role(
-                "scheduler",
-                "scheduler",
-                bind="127.0.0.1:0",
-                workers=self._workers,
-                servers=self._servers,
-                parties=self._parties,
-                assign=self._assign,
-                lease=self._lease,
-            )
-            address = scheduler.wait_ready()
-            names = [f"ps-{i}" for i in range(self._servers)]
-            for name in names:
-                self._start_role(name, "ps", scheduler=address, name=name, bind="127.0.0.1:0")
-            for name in names:
-                self._roles[name].wait_ready()
-        except BaseException:
-            self._stop_roles()
-            raise
-
-    def _start_role(self, name: str, role: str, /, **flags: object) -> Child:
-        command = [*role_command(role, **flags), "--log-level", "warning"]
-        env = role_environment(os.environ)
-        self._roles[name] = Child(name, role, command, env=env, on_line=_show)
-        return self._roles[name]
-
     def _stop_roles(self) -> None:
-        stop(self._roles.values())
-        self._roles.clear()
+        if self._roles is not None:
+            self._roles.stop()
+            self._roles = None
         atexit.unregister(self.close)
 
 
@@ -214,11 +164,6 @@ def check_count(name: str, value: int) -> None:
         raise ConfigurationError(f"{name}={value}: must be >= 1")
 
 
-def _show(child: Child, stream: str, line: str) -> None:
-    if stream == "stderr" and not child.stopped:
-        print(f"{child.name}: {line}", file=sys.stderr)
-
-
 def local_cluster(
     servers: int = 1,
     *,
@@ -226,8 +171,19 @@ def local_cluster(
     parties: int = 1,
     assign: str = "dynamic",
     lease: float = 10.0,
+    durability: Durability = "memory",
+    snapshot_dir: str | Path | None = None,
+    snapshot_every: int | None = None,
+    snapshot_seconds: float | None = None,
+    snapshot_keep: int = 3,
+    snapshot_delta: int = 0,
+    resume: str | None = None,
+    state_dir: str | Path | None = None,
 ) -> LocalCluster:
     """A cluster of real processes on this machine; a context manager that ends them all.
+
+    With a durability, snapshots or a state directory, a scheduler or server that is killed is
+    started again, three times at most, and the job goes on as the durability promises.
 
     Args:
         servers: how many.
@@ -235,8 +191,35 @@ def local_cluster(
         parties: of one replica; a number of workers that it does not divide is an error.
         assign: how data shards are dealt: "round-robin", "random" or "dynamic".
         lease: seconds of silence after which a member is lost.
+        durability: what an applied push survives: "memory", "wal" or "replica".
+        snapshot_dir: folder or fsspec URL of snapshots; None: none are taken.
+        snapshot_every, snapshot_seconds: clocks and seconds from one to the next; 300 seconds
+            where nothing is said.
+        snapshot_keep: how many are kept of those that nobody named.
+        snapshot_delta: after a whole one, how many hold only the rows of tables that changed.
+        resume: name of the snapshot that the first job goes on from, or "latest".
+        state_dir: folder for what the scheduler, and servers under "wal", outlast their processes
+            with; a cluster made on it again takes up its job. None: one that ends with this.
 
     Raises:
         ConfigurationError: a value that cannot work.
     """
-    return LocalCluster(servers, workers=workers, parties=parties, assign=assign, lease=lease)
+    for name, value in (("servers", servers), ("workers", workers), ("parties", parties)):
+        check_count(name, value)
+    if assign not in ASSIGNMENTS:
+        raise ConfigurationError(f"assign={assign!r}: must be one of {', '.join(ASSIGNMENTS)}")
+    check_durability(durability, servers)
+    folder = None if snapshot_dir is None else str(snapshot_dir)
+    shape = Shape(
+        servers=servers,
+        workers=workers,
+        parties=parties,
+        assign=assign,
+        lease=lease,
+        durability=durability,
+        snapshots=snapshot_config(
+            folder, snapshot_every, snapshot_seconds, snapshot_keep, snapshot_delta, resume
+        ),
+        state_dir=None if state_dir is None else Path(state_dir).resolve(),
+    )
+    return LocalCluster(shape)

@@ -18,7 +18,6 @@ from paramserver.types import ASSIGNMENTS, DURABILITIES
 from paramserver.wire import addresses
 
 F = TypeVar("F", bound=Callable[..., Any])
-SNAPSHOT_S = 300.0
 
 # Options after the script are the script's own.
 SCRIPT_SETTINGS = {"allow_interspersed_args": False}
@@ -222,7 +221,7 @@ def snapshot_options(command: F) -> F:
                 "--snapshot-seconds",
                 type=click.FloatRange(min=0, min_open=True),
                 metavar="T",
-                help=f"Take one every T seconds; {SNAPSHOT_S:g} where nothing else is said.",
+                help=f"Take one every T seconds; {config.SNAPSHOT_S:g} where nothing else is said.",
             ),
             click.option(
                 "--snapshot-keep",
@@ -251,48 +250,16 @@ def snapshot_options(command: F) -> F:
     return command
 
 
-def snapshot_config(
-    snapshot_dir: str | None,
-    snapshot_every: int | None,
-    snapshot_seconds: float | None,
-    snapshot_keep: int,
-    snapshot_delta: int,
-    resume: str | None,
-) -> config.SnapshotConfig:
+def snapshot_config(**given: Any) -> config.SnapshotConfig:
     """The values of ``snapshot_options``.
 
     Raises:
         click.UsageError: snapshots without a place for them.
     """
-    directory = snapshot_dir or ""
-    if directory and "://" not in directory:
-        directory = str(Path(directory).resolve())
-    default = SNAPSHOT_S if directory and not snapshot_every else 0.0
     try:
-        return config.SnapshotConfig(
-            directory=directory,
-            every=snapshot_every or 0,
-            seconds=snapshot_seconds or default,
-            keep=snapshot_keep,
-            delta=snapshot_delta,
-            resume=resume or "",
-        )
+        return config.snapshot_config(**given)
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from error
-
-
-def snapshot_flags(wanted: config.SnapshotConfig) -> dict[str, object]:
-    """Options of the scheduler's command that make it the same."""
-    if not wanted.directory:
-        return {}
-    return {
-        "snapshot_dir": wanted.directory,
-        "snapshot_every": wanted.every or None,
-        "snapshot_seconds": wanted.seconds or None,
-        "snapshot_keep": wanted.keep,
-        "snapshot_delta": wanted.delta,
-        "resume": wanted.resume or None,
-    }
 
 
 def heartbeat(lease_s: float) -> float:

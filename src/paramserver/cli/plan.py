@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from paramserver.cli.options import snapshot_flags
 from paramserver.config import SnapshotConfig
 from paramserver.trust import OPEN, Trust
 from paramserver.types import Durability
@@ -44,5 +43,5 @@ class Plan:
             "assign": self.assign,
             "lease": self.lease_s,
             "durability": self.durability,
-            **snapshot_flags(self.snapshots),
+            **self.snapshots.flags(),
         }
