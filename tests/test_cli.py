@@ -15,10 +15,12 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
+from paramserver.cli.limits import parse_limits
 from paramserver.cli.main import COMMANDS, main
 from paramserver.cli.progress import Progress
 from paramserver.cli.state import State, add_server, balance, from_status, waits
 from paramserver.cli.status import duration, render, size
+from paramserver.config import Limits
 from paramserver.errors import ConnectionLostError, UsageError
 from paramserver.launch import report_exit
 from paramserver.trust import OPEN
@@ -89,6 +91,16 @@ SCHEDULER = ("--scheduler", "127.0.0.1:1")
         (("ps", "--scheduler", "nowhere"), "not HOST:PORT"),
         (("ps", *SCHEDULER, "--bind", "0.0.0.0:0"), "add --insecure"),
         (("ps", *SCHEDULER, "--threads", "-1"), "x>=0"),
+        (("ps", *SCHEDULER, "--limit", "x=1"), "one of the names peer_bytes, staged_bytes, work"),
+        (("ps", *SCHEDULER, "--limit", "peer_bytes"), "must be NAME=VALUE"),
+        (("ps", *SCHEDULER, "--limit", "frame_bytes=1"), "one of the names"),
+        (("ps", *SCHEDULER, "--limit", "peer_bytes=4GB"), "such as 1073741824, 512MiB or 4GiB"),
+        (("ps", *SCHEDULER, "--limit", "vector_bytes=0"), "'0': must be bytes > 0"),
+        (("ps", *SCHEDULER, "--limit", "work_bytes=99"), "99: must be at least one frame"),
+        (("ps", *SCHEDULER, "--limit", "staged_bytes=1GiB"), "raise that, or lower peer_bytes"),
+        (("ps", *SCHEDULER, "--limit", "stall_s=nan"), "must be > 0 seconds"),
+        (("scheduler", "--limit", "parked_calls=1KiB"), "must be a whole number >= 1"),
+        (("scheduler", "--snapshot-delta", "101"), "0<=x<=100"),
         (("worker", "train.py"), "Missing option '--scheduler'"),
         (("worker", *SCHEDULER), "Missing argument 'SCRIPT'"),
         (("worker", *SCHEDULER, "nowhere.py"), "script 'nowhere.py' not found"),
@@ -117,6 +129,14 @@ def test_shared_options_come_from_the_environment(tmp_path: Path) -> None:
     assert "'x'" in invoke("scheduler", PARAMSERVER_WORKERS="x").stderr
     assert "'x'" in invoke("run", str(tmp_path), PARAMSERVER_WORKERS="x").stderr
     assert "'y'" in invoke("scheduler", PARAMSERVER_SCHEDULER_SERVERS="y").stderr
+    assert "limit 'y'" in invoke("scheduler", PARAMSERVER_LIMITS="stall_s=3 y").stderr
+
+
+def test_limits_are_said_in_words() -> None:
+    said = ["peer_bytes=64MiB", "staged_bytes=1073741824", "stall_s=2.5", "vectors=7", "vectors=8"]
+    wanted = Limits(peer_bytes=64 << 20, staged_bytes=1 << 30, stall_s=2.5, vectors=8)
+    assert parse_limits(said) == wanted
+    assert parse_limits([]) == Limits()
 
 
 def test_errors_of_ours_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,6 +376,11 @@ def state() -> State:
             expected_workers=2,
             expected_servers=2,
             events=["worker-1 joined"],
+            durability="wal",
+            keeps_snapshots=True,
+            snapshot=scheduler_pb2.SnapshotStatus(
+                name="auto-000003", clock=60, age_s=75.25, base="auto-000002"
+            ),
         ),
     )
 
@@ -426,6 +451,21 @@ def test_status_shows_all_of_it(state: State) -> None:
     ):
         assert words in text
     assert "worker-1: waits for worker-0" in text
+    assert (
+        "durability wal · snapshots: newest auto-000003 at clock 60, 0:01:15 ago, "
+        "changes since auto-000002"
+    ) in text
+    newest = {"name": "auto-000003", "clock": 60, "age_s": 75.25, "base": "auto-000002"}
+    assert state["snapshots"] == {"kept": True, "newest": newest}
+    assert state["durability"] == "wal"
+
+
+@pytest.mark.parametrize(("kept", "words"), [(True, "none yet"), (False, "none are kept")])
+def test_status_says_that_there_is_no_snapshot(kept: bool, words: str) -> None:
+    reply = scheduler_pb2.StatusReply(durability="memory", keeps_snapshots=kept)
+    state = from_status("127.0.0.1:1", reply)
+    assert state["snapshots"] == {"kept": kept, "newest": None}
+    assert f"durability memory · snapshots: {words}" in drawn(state)
 
 
 def test_status_of_an_empty_cluster() -> None:

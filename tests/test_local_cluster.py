@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from paramserver.errors import ConfigurationError, JobFailedError
+from paramserver.errors import ConfigurationError, JobFailedError, ResourceError
 from paramserver.local import LocalCluster, local_cluster
 from tests.test_faults import until
 
@@ -96,6 +96,17 @@ def test_what_is_killed_starts_again_and_goes_on(tmp_path: Path) -> None:
     with again as cluster, cluster.connect() as client:
         group = client.register("g", {"w": torch.zeros(2000)})
         assert float(group.pull()["w"].sum()) == 2000.0 * 4
+
+
+def test_limits_reach_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARAMSERVER_LIMITS", "peer_bytes=1MiB vectors=1")
+    with local_cluster() as cluster, cluster.connect() as client:
+        group = client.register("g", {"w": torch.zeros(400_000)})
+        with pytest.raises(ResourceError, match=r"rank 0 has 1600000 bytes.*at most 1048576"):
+            group.push({"w": torch.ones(400_000)})
+        group.lin("one", {"values": 1.0})
+        with pytest.raises(ResourceError, match="at most 1 are allowed"):
+            group.lin("two", {"values": 1.0})
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ import click
 
 from paramserver.cli import options
 from paramserver.cli.exits import KILLED, restart_reason, was_rolled_back
+from paramserver.cli.limits import limit_option
 from paramserver.cli.trust import role_trust_options, trust_options
-from paramserver.config import SchedulerConfig, ServerConfig
+from paramserver.config import Limits, SchedulerConfig, ServerConfig
 from paramserver.launch import (
     GRACE_S,
     Child,
@@ -78,6 +79,7 @@ PARENT = "PARAMSERVER_PARENT"
     "takes the job up where it was.",
 )
 @options.once_option
+@limit_option
 @options.snapshot_options
 @role_trust_options
 @options.log_option
@@ -92,6 +94,7 @@ def scheduler(
     server_timeout: float,
     state_dir: Path | None,
     once: bool,
+    limits: Limits,
     trust: Trust,
     log_level: str,
     **snapshots: Any,
@@ -113,6 +116,7 @@ def scheduler(
         durability=durability,
         server_timeout_s=server_timeout,
         once=once,
+        limits=limits,
         trust=trust,
         state_dir=str(state_dir) if state_dir is not None else None,
         snapshots=options.snapshot_config(**snapshots),
@@ -144,6 +148,7 @@ def scheduler(
     "again goes on where it was.",
 )
 @options.once_option
+@limit_option
 @role_trust_options
 @options.log_option
 def ps(
@@ -154,6 +159,7 @@ def ps(
     threads: int,
     state_dir: str | None,
     once: bool,
+    limits: Limits,
     trust: Trust,
     log_level: str,
 ) -> None:
@@ -170,6 +176,7 @@ def ps(
         threads=threads,
         state_dir=state_dir,
         once=once,
+        limits=limits,
         trust=trust,
     )
     from paramserver.ps.main import serve
