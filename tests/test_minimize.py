@@ -25,6 +25,7 @@ from paramserver.errors import (
     InvalidRequestError,
     JobFailedError,
     MismatchError,
+    RolledBackError,
     UnsupportedError,
     UsageError,
 )
@@ -623,6 +624,42 @@ def test_a_minimization_goes_on_from_a_snapshot(tmp_path: Path, backups: bool) -
     assert torch.equal(after.points[0], before.points[-1])
     assert found.losses == pytest.approx(wanted.losses, rel=0, abs=1e-12)
     assert torch.allclose(w, best, rtol=0, atol=1e-8)
+
+
+def test_a_lost_server_costs_what_came_after_the_snapshot(tmp_path: Path) -> None:
+    """The job goes back by itself, and both workers' scripts begin again in mid-search."""
+    where = SnapshotConfig(directory=str(tmp_path))
+    points: list[int] = []
+    with cluster(2, 2, lease_s=4.0, snapshots=where) as c:
+        lost = threading.Event()
+
+        def work(rank: int) -> ps.MinimizeResult:
+            while True:
+                client = c.connect(f"worker-{rank}")
+                halted = Halted(c)
+                try:
+                    result, _ = halted(client)
+                    client.finish()
+                    return result
+                except RolledBackError:
+                    client.fail("rolled back")
+                finally:
+                    points.append(len(halted.points)) if rank == 0 else None
+
+        def lose() -> None:
+            until(lambda: c.scheduler.offices.get("minimize").number > 6)
+            c.snapshot("half")
+            c.restart_server(0)
+            lost.set()
+
+        first, second, _ = in_threads([partial(work, 0), partial(work, 1), lose])
+        assert lost.is_set()
+        assert c.scheduler.state.members.job == 2
+    with cluster(1, 1) as c:
+        ((wanted, _),) = c.workers(Halted(c))
+    assert first == second
+    assert first.losses == pytest.approx(wanted.losses, rel=0, abs=1e-12)
+    assert points[-1] <= wanted.evaluations - 6, "the search did not begin anew"
 
 
 def test_a_minimization_that_had_ended_is_asked_for_again(tmp_path: Path) -> None:
