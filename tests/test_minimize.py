@@ -578,12 +578,14 @@ class Halted:
 
     Attributes:
         points: evaluations that worker-0 took part in, in this cluster.
+        gate: the tenth waits for it.
     """
 
     def __init__(self, c: Cluster, halt: int = 0) -> None:
         self.c, self.halt = c, halt
         self.data = [values[:200] for values in breast_cancer()]
         self.points: list[Tensor] = []
+        self.gate: threading.Event | None = None
 
     def __call__(self, client: ps.Client, **options: Any) -> tuple[ps.MinimizeResult, Tensor]:
         model = linear(30, 1)
@@ -591,6 +593,8 @@ class Halted:
 
         def fn(x: Tensor, y: Tensor) -> Tensor:
             now = flat(model)
+            if self.gate and self.c.scheduler.offices.get("minimize").number > 9:
+                assert self.gate.wait(60)
             if client.rank == 0 and not (self.points and torch.equal(self.points[-1], now)):
                 self.points.append(now)
                 if len(self.points) == self.halt:
@@ -637,6 +641,7 @@ def test_a_lost_server_costs_what_came_after_the_snapshot(tmp_path: Path) -> Non
             while True:
                 client = c.connect(f"worker-{rank}")
                 halted = Halted(c)
+                halted.gate = lost
                 try:
                     result, _ = halted(client)
                     client.finish()
@@ -652,7 +657,10 @@ def test_a_lost_server_costs_what_came_after_the_snapshot(tmp_path: Path) -> Non
             c.restart_server(0)
             lost.set()
 
-        first, second, _ = in_threads([partial(work, 0), partial(work, 1), lose])
+        thread = threading.Thread(target=lose)
+        thread.start()
+        first, second = in_threads([partial(work, 0), partial(work, 1)])
+        thread.join()
         assert lost.is_set()
         assert c.scheduler.state.members.job == 2
     with cluster(1, 1) as c:

@@ -18,6 +18,8 @@ from paramserver.core.adaptive import Change
 from tests.cluster import Cluster, cluster
 from tests.test_faults import until
 from tests.test_snapshots import set_values
+from tests.test_vertical import Part
+from tests.test_vertical import data as by_feature
 
 SGD = torch.optim.SGD
 SAMPLES, BATCH = 128, 4
@@ -116,3 +118,45 @@ def test_an_adaptive_bound_goes_on_where_it_was(tmp_path: Path) -> None:
         register(client)
         until(lambda: bound(made) == 6)
         assert made.scheduler.state.adaptation._controllers["g"].bound == 6
+
+
+def test_parties_go_on_with_their_sums(tmp_path: Path) -> None:
+    """Half of a by-feature training, and the other half on another number of servers."""
+    columns = (5, 9)
+    xs, y = by_feature(columns=columns)
+
+    class Work:
+        def __init__(self, made: Cluster, stop: int | None) -> None:
+            self.made, self.stop, self.saved = made, stop, threading.Event()
+
+        def __call__(self, client: ps.Client) -> tuple[list[int], dict[str, Tensor]]:
+            model = Part(client, columns, 3, split=True)
+            optimizer = client.optimizer(model, torch.optim.Adam, lr=0.02)
+            dataset = TensorDataset(torch.arange(96), xs[client.party])
+            seen: list[int] = []
+            for _ in client.epochs(1):
+                for step, (numbers, x) in enumerate(client.loader(dataset, 8, seed=5)):
+                    if step == self.stop:
+                        if client.is_chief:
+                            self.made.snapshot("half")
+                            self.saved.set()
+                        assert self.saved.wait(30)
+                        return seen, {}
+                    optimizer.zero_grad()
+                    model.backward(x, y[numbers])
+                    optimizer.step()
+                    seen += numbers.tolist()
+            return seen, client.state_dict()
+
+    where = SnapshotConfig(directory=str(tmp_path))
+    with cluster(2, 2, parties=2, snapshots=where) as made:
+        before = made.workers(Work(made, 5))
+    resume = SnapshotConfig(directory=str(tmp_path), resume="half")
+    with cluster(3, 2, parties=2, snapshots=resume) as made:
+        after = made.workers(Work(made, None))
+    with cluster(1, 2, parties=2) as made:
+        whole = made.workers(Work(made, None))
+    for (first, _), (rest, values), (seen, wanted) in zip(before, after, whole, strict=True):
+        assert first + rest == seen
+        for name, value in wanted.items():
+            assert torch.equal(values[name], value), name
