@@ -20,7 +20,7 @@ from paramserver.core.members import JobState
 from paramserver.core.placement import GroupSpec
 from paramserver.core.progress import Progress
 from paramserver.core.slices import TensorSpec
-from paramserver.errors import ConfigurationError, InternalError, ResourceError
+from paramserver.errors import ConfigurationError, ConnectionLostError, InternalError
 from paramserver.scheduler.durable import Durable
 from paramserver.scheduler.event_log import EventLog
 from paramserver.scheduler.facts import Schedule, Source
@@ -268,7 +268,7 @@ def test_nothing_is_answered_that_is_not_written(tmp_path: Path) -> None:
             text = "x" * 100_000
             save = pb.SaveScheduleRequest(member=who, epoch=1, clock=1, state=text)
             for _ in range(2):
-                with pytest.raises(ResourceError, match="make room"):
+                with pytest.raises(ConnectionLostError, match="make room"):
                     await made.says.SaveSchedule(save)
             made.log._database.execute("PRAGMA max_page_count=1000000")
             await made.says.SaveSchedule(save)

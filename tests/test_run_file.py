@@ -55,7 +55,8 @@ def test_lines_are_json_as_soon_as_written(tmp_path: Path) -> None:
     assert (step["clock"], step["version"], step["staleness"], step["waited"]) == (4, 5, 1.5, 0.25)
     assert (step["sent_bytes"], step["received_bytes"], step["samples"]) == (100, 200, 64.0)
     assert log["scalars"] == {"loss": 0.5, "worse": None, "worst": None}
-    assert wait == {"kind": "wait", "time": 7.0, "what": "shards", "waited": 0.0}
+    assert 0.0 <= wait.pop("waited") < 5.0
+    assert wait == {"kind": "wait", "time": 7.0, "what": "shards"}
     file.close()
     file.log({"after": 1.0})
     assert len(lines(tmp_path / "new" / "worker-1.jsonl")) == 5
