@@ -378,9 +378,11 @@ class Arena:
 
     def _is_exact(self) -> bool:
         """Whether values must equal a run without faults: Sync, a static deal, nobody lost."""
-        joined = [sum(line.startswith("joined") for line in log) for log in self.logs().values()]
-        static = self.plan.assign != "dynamic"
-        return self.plan.consistency == "sync" and static and set(joined) == {1}
+        through = all(
+            log[-1] == "finished" and sum(line.startswith("joined") for line in log) == 1
+            for log in self.logs().values()
+        )
+        return self.plan.consistency == "sync" and self.plan.assign != "dynamic" and through
 
     def _wanted(self) -> dict[str, torch.Tensor]:
         return fault_free(self.plan.workers, self.plan.assign)
