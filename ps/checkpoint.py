@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from paramserver.errors import SnapshotError
@@ -84,5 +85,7 @@ class DumpFile:
 
     def give_up(self) -> None:
         """It never was."""
-        self._stream.close()
-        self._temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that is full, or read-only
+            self._stream.close()
+        with suppress(OSError):
+            self._temporary.unlink(missing_ok=True)

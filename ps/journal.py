@@ -22,6 +22,7 @@ from paramserver.wire.entries import encode_entry
 from paramserver.wire.frames import Piece
 
 T = TypeVar("T")
+ROOM_S = 300.0  # that a push waits for room on a full disk
 
 
 class Sink(Protocol):
@@ -46,7 +47,7 @@ class Journal:
 
     Attributes:
         position: number of the newest entry; 0: none yet.
-        blocked: why nothing more can be kept for the moment ("" if it can): new pushes are refused.
+        blocked: why nothing more can be kept for the moment ("" if it can): new pushes wait.
         failure: why nothing will be kept any more; None while all is well.
         failed: set with it.
     """
@@ -60,6 +61,8 @@ class Journal:
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
         self._kept = Gate(position)
+        self._room = asyncio.Event()
+        self._room.set()
         self._sink: Sink | None = None
 
     @property
@@ -105,13 +108,16 @@ class Journal:
         with self._lock:
             return self.position, read()
 
-    def check(self) -> None:
-        """Raises unless what begins now can be kept.
+    async def room(self) -> None:
+        """Returns when what begins now can be kept: at once, unless the disk is full.
 
         Raises:
-            ResourceError: not for the moment (the disk is full).
-            InternalError: not any more.
+            ResourceError: it was full for ``ROOM_S`` seconds.
+            InternalError: nothing will be kept any more.
         """
+        if not self._room.is_set():
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._room.wait(), ROOM_S)
         if self.failure is not None:
             raise self.failure
         if self.blocked:
@@ -141,7 +147,14 @@ class Journal:
 
     def block(self, reason: str) -> None:
         """Nothing can be kept for the moment; "": it can again."""
+        self._on_loop(self._block, reason)
+
+    def _block(self, reason: str) -> None:
         self.blocked = reason
+        if reason:
+            self._room.clear()
+        else:
+            self._room.set()
 
     def fail(self, error: InternalError) -> None:
         """Nothing will be kept any more."""
@@ -150,6 +163,7 @@ class Journal:
     def _fail(self, error: InternalError) -> None:
         self.failure = self.failure or error
         self.failed.set()
+        self._room.set()
         self._kept.stir()
 
     def _on_loop(self, what: Callable[..., None], *args: object) -> None:

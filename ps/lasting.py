@@ -152,8 +152,9 @@ class Lasting:
         assert state is not None
         job, position = self._service.views.current.job, journal.position
         files.begin_segment()
-        file = checkpoint.DumpFile(state.folder, position)
+        file = None
         try:
+            file = checkpoint.DumpFile(state.folder, position)
             async for data in dump(self._service):
                 await asyncio.to_thread(file.write, data)
             await journal.durable()
@@ -161,15 +162,16 @@ class Lasting:
                 file.give_up()  # it speaks of a job that is over
                 return
             path = await asyncio.to_thread(file.finish)
+            checkpoint.clear(state.folder, but=path)
+            files.drop_before(position)
         except BaseException as error:
-            file.give_up()
+            if file is not None:
+                file.give_up()
             if not isinstance(error, (OSError, ParameterServerError)):
                 raise
             log.warning("the journal stays long: no dump could be written: %s", error)
             self._dumped = files.bytes  # tried again once it has grown to twice of that
             return
-        checkpoint.clear(state.folder, but=path)
-        files.drop_before(position)
         self._dumped = max(file.bytes, files.bytes)
         log.info("the journal begins anew with a dump of %d bytes", file.bytes)
 

@@ -99,6 +99,20 @@ class Outbox:
         self._closed = True
         self._room.set()
 
+    async def may_begin(self, request: int) -> None:
+        """Returns when what begins now can be kept; tells the client if that may take a while.
+
+        Raises:
+            ResourceError: the disk was full for too long.
+            InternalError: nothing will be kept any more.
+        """
+        if self._journal is None:
+            return
+        if self._journal.blocked:
+            waiting = pb.Waiting(reason=self._journal.blocked)
+            self.put_first(pb.Record(request=request, waiting=waiting))
+        await self._journal.room()
+
     async def room(self) -> None:
         """Waits until a slow reader has taken what is queued for it."""
         await self._room.wait()

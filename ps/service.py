@@ -133,6 +133,8 @@ class ServerService(Restorable):
         """Opens a push in the ledger; a receipt if it is over already."""
         group, worker, clock = push.group, push.worker, push.clock
         key = (group.spec.name, worker, clock)
+        if group.journal is not None and group.ledger.receipt(worker, clock) is None:
+            await session.outbox.may_begin(push.request)
         over = ConnectionLostError("this stream is over: its client has opened a newer one")
         while True:
             while (owner := self._owners.get(key)) is not None and owner is not session:
@@ -153,8 +155,6 @@ class ServerService(Restorable):
             ledger.abandon(worker, clock)
             group.expect(worker, group.frontier.value)
             return Receipt(clock, group.version, 0.0, applied=False, dropped=True)
-        if group.journal is not None and ledger.receipt(worker, clock) is None:
-            group.journal.check()
         receipt = ledger.open(worker, clock, sorted(push.declared))
         if receipt is not None:
             return receipt

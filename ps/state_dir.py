@@ -16,6 +16,14 @@ from paramserver.ps import checkpoint, wal
 IDENTITY = "server.json"
 
 
+def unwritable(path: str | Path, error: OSError) -> ConfigurationError:
+    """What to say of a folder in which nothing can be written."""
+    return ConfigurationError(
+        f"--state-dir {path}: cannot be written: {error}; see to the disk, then start this server "
+        "again with the same folder"
+    )
+
+
 class StateDir:
     """The folder, locked for as long as this process lives.
 
@@ -37,7 +45,7 @@ class StateDir:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise ConfigurationError(f"--state-dir {path}: cannot be written: {error}") from None
+            raise unwritable(path, error) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -61,7 +69,17 @@ class StateDir:
         return found if isinstance(found, dict) else {}
 
     def note(self, name: str, incarnation: int, port: int) -> None:
-        """Remembers who the server is; survives a loss of power."""
+        """Remembers who the server is; survives a loss of power.
+
+        Raises:
+            ConfigurationError: it cannot be written.
+        """
+        try:
+            self._note(name, incarnation, port)
+        except OSError as error:
+            raise unwritable(self.folder, error) from None
+
+    def _note(self, name: str, incarnation: int, port: int) -> None:
         self.name, self.incarnation, self.port = name, incarnation, port
         text = json.dumps({"name": name, "incarnation": incarnation, "port": port})
         temporary = self.folder / f"{IDENTITY}.tmp"
@@ -74,11 +92,18 @@ class StateDir:
         wal.sync_folder(self.folder)
 
     def wipe(self) -> None:
-        """Forgets the journal: it is of no use to anybody."""
-        for path in [p for _, p in wal.segments(self.folder)]:
-            path.unlink()
-        checkpoint.clear(self.folder)
-        wal.sync_folder(self.folder)
+        """Forgets the journal: it is of no use to anybody.
+
+        Raises:
+            ConfigurationError: it cannot be removed.
+        """
+        try:
+            for path in [p for _, p in wal.segments(self.folder)]:
+                path.unlink()
+            checkpoint.clear(self.folder)
+            wal.sync_folder(self.folder)
+        except OSError as error:
+            raise unwritable(self.folder, error) from None
 
     def close(self) -> None:
         """Another process may use it."""

@@ -8,6 +8,7 @@ was durable is an error, never a cut: an acknowledged push would be lost in sile
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import struct
 import threading
@@ -22,6 +23,8 @@ from paramserver.errors import InternalError, SnapshotError
 from paramserver.failpoints import failpoint
 from paramserver.ps.journal import Journal
 from paramserver.types import Durability
+
+log = logging.getLogger("paramserver")
 
 SEGMENT_BYTES = 64 << 20
 RETRY_S = 1.0  # between attempts to write to a full disk
@@ -287,21 +290,26 @@ class Wal:
         return self._until_room(write)
 
     def _until_room(self, attempt: Callable[[], int]) -> int:
-        """Tries again while the disk is full; new pushes are refused meanwhile."""
+        """Tries again while the disk is full; new pushes wait meanwhile."""
+        blocked = ""
         while True:
             try:
                 result = attempt()
             except OSError as error:
                 if error.errno not in FULL or self._closed:
                     raise
-                self._journal.block(
-                    f"the disk of the journal ({self._folder}) is full: nothing more can be kept; "
-                    "free some space, then push again"
-                )
+                if not blocked:
+                    blocked = (
+                        f"the disk of the journal ({self._folder}) is full: nothing more can be "
+                        "kept; free some space, and pushes go on"
+                    )
+                    log.warning("%s", blocked)
+                    self._journal.block(blocked)
                 with self._wanted:
                     self._wanted.wait_for(lambda: self._closed, RETRY_S)
             else:
-                if self._journal.blocked:
+                if blocked:
+                    log.warning("there is room for the journal in %s again", self._folder)
                     self._journal.block("")
                 return result
 

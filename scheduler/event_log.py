@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from paramserver.config import SchedulerConfig
-from paramserver.errors import ConfigurationError, InternalError, ResourceError
+from paramserver.errors import ConfigurationError, ConnectionLostError, InternalError
+from paramserver.failpoints import failpoint
 from paramserver.scheduler.events import is_event
 from paramserver.scheduler.plain import from_text, to_text
 from paramserver.scheduler.state import SchedulerState
@@ -75,6 +76,7 @@ class EventLog:
         self._pause = EVENTS_PER_STATE
         self._job = 0
         self._flushing: asyncio.Task[None] | None = None
+        self._failed = False  # at the last attempt to write
 
     # -- at start
 
@@ -181,7 +183,8 @@ class EventLog:
         """Returns when all that has happened so far is on disk.
 
         Raises:
-            ResourceError: it cannot be written now; nothing is lost, and the next call tries again.
+            ConnectionLostError: it cannot be written now. For whoever called that is a scheduler
+                which is away: the call is made again, and this tries again. Nothing is lost.
         """
         wanted = self._appended
         while self._written < wanted:
@@ -194,16 +197,20 @@ class EventLog:
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._thread, self._write, rows)
-        except sqlite3.Error as error:
-            _log.error("the state of the scheduler cannot be written: %s", error)
-            raise ResourceError(
-                f"the scheduler cannot write {self._folder}: {error}; make room there, it goes on "
-                "by itself"
-            ) from error
+        except (sqlite3.Error, OSError) as error:
+            text = f"the scheduler cannot write {self._folder}: {error}"
+            if not self._failed:
+                _log.error("%s; make room there, it goes on by itself", text)
+            self._failed = True
+            raise ConnectionLostError(f"{text}; make room there, it goes on by itself") from error
+        if self._failed:
+            _log.warning("the scheduler can write %s again", self._folder)
+        self._failed = False
         del self._rows[: len(rows)]
         self._written += len(rows)
 
     def _write(self, rows: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
+        failpoint("scheduler.before_write")
         with self._database:
             for statement, row in rows:
                 self._database.execute(statement, row)
@@ -213,7 +220,7 @@ class EventLog:
         self._thread.shutdown()
         try:
             self._write(self._rows)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             _log.error("the state of the scheduler was not written to its end: %s", error)
         self._rows.clear()
         self._database.close()

@@ -22,6 +22,7 @@ from paramserver.core.progress import Progress
 from paramserver.core.slices import TensorSpec
 from paramserver.errors import (
     ConfigurationError,
+    ConnectionLostError,
     InternalError,
     InvalidRequestError,
     ResourceError,
@@ -282,7 +283,7 @@ def test_nothing_is_answered_that_is_not_written(tmp_path: Path) -> None:
             text = "x" * 100_000
             save = pb.SaveScheduleRequest(member=who, epoch=1, clock=1, state=text)
             for _ in range(2):
-                with pytest.raises(ResourceError, match="make room"):
+                with pytest.raises(ConnectionLostError, match="make room"):
                     await made.says.SaveSchedule(save)
             made.log._database.execute("PRAGMA max_page_count=1000000")
             await made.says.SaveSchedule(save)

@@ -71,6 +71,15 @@ def test_a_delay_blocks() -> None:
     assert time.monotonic() - began >= 0.05
 
 
+def test_an_error_while_a_file_is_there(tmp_path: Path) -> None:
+    arm("a:error=EROFS@read-only", tmp_path)
+    seen = [struck("a")]
+    (tmp_path / "read-only").touch()
+    seen += [struck("a"), struck("a")]
+    (tmp_path / "read-only").unlink()
+    assert [*seen, struck("a")] == [False, True, True, False]
+
+
 def test_several_rules_of_one_name() -> None:
     arm("a:error@2,a:error@4")
     assert [struck("a") for _ in range(5)] == [False, True, False, True, False]
@@ -88,6 +97,7 @@ def test_several_rules_of_one_name() -> None:
         ("a:error=ENOSUCH", "no name of an errno"),
         ("a:error=errorcode", "no name of an errno"),
         ("a b:crash", "must be NAME"),
+        ("a:error@some-file", "PARAMSERVER_FAILPOINTS_DIR, name one"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(text: str, said: str) -> None:

@@ -158,10 +158,13 @@ def put(store: Store, name: str, content: bytes = b"x") -> ServerFile:
     return ServerFile(name.partition("/")[2], "ps-0", made.bytes, made.sha256)
 
 
-def snapshot(store: Store, name: str, at: float, base: str = "") -> Manifest:
+def snapshot(
+    store: Store, name: str, at: float, base: str = "", created: float | None = None
+) -> Manifest:
     part = put(store, f"{name}/{file_name('ps-0')}", name.encode())
     part = ServerFile(part.file, part.server, part.bytes, part.sha256, {"m": [0]}, {"m": [3]}, base)
-    manifest = Manifest(name, int(at), 1, at, (part,), {"epoch": 2})
+    created = at if created is None else created
+    manifest = Manifest(name, int(at), 1, created, (part,), {"epoch": 2})
     write_manifest(store, manifest)
     return manifest
 

@@ -11,6 +11,7 @@ import pytest
 from paramserver import failpoints
 from paramserver.errors import ConfigurationError, InternalError, ResourceError, SnapshotError
 from paramserver.ps import checkpoint, wal
+from paramserver.ps import journal as journals
 from paramserver.ps.journal import Journal
 from paramserver.ps.state_dir import StateDir
 from paramserver.ps.wal import Wal, read_all, segment_path
@@ -131,7 +132,7 @@ def test_a_failed_fsync_ends_the_journal_and_keeps_nothing_of_it(tmp_path: Path)
         with pytest.raises(InternalError, match="cannot be kept any more"):
             await journal.durable()
         with pytest.raises(InternalError, match="same --state-dir"):
-            journal.check()
+            await journal.room()
         assert journal.failed.is_set()
         files.close()
 
@@ -139,10 +140,11 @@ def test_a_failed_fsync_ends_the_journal_and_keeps_nothing_of_it(tmp_path: Path)
     assert found(tmp_path) == [1]  # the second was never acknowledged
 
 
-def test_a_full_disk_refuses_new_pushes_and_loses_nothing(
+def test_on_a_full_disk_new_pushes_wait_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wal, "RETRY_S", 0.01)
+    monkeypatch.setattr(journals, "ROOM_S", 0.05)
 
     async def run() -> None:
         failpoints.arm("ps.write:error=ENOSPC@2+")
@@ -151,16 +153,20 @@ def test_a_full_disk_refuses_new_pushes_and_loses_nothing(
         journal.attach(files)
         journal.append(entry(1))
         await journal.durable()
-        journal.check()
+        await journal.room()
         journal.append(entry(2))
         while not journal.blocked:
             await asyncio.sleep(0)
         with pytest.raises(ResourceError, match=r"full: .*; free some space"):
-            journal.check()
+            await journal.room()
         assert not journal.has(2)
+        monkeypatch.setattr(journals, "ROOM_S", 60.0)
+        waiting = asyncio.create_task(journal.room())
+        await asyncio.sleep(0)
+        assert not waiting.done()
         failpoints.arm("")
+        await waiting
         await journal.durable()
-        journal.check()
         files.close()
 
     asyncio.run(run())

@@ -10,6 +10,7 @@ import torch
 import paramserver as ps
 from paramserver import failpoints
 from paramserver.config import ServerConfig
+from paramserver.ps import journal as journals
 from paramserver.ps import lasting, wal
 from paramserver.ps.role import ServerRole
 from paramserver.wire.client import AsyncGrpcChannel
@@ -98,10 +99,11 @@ async def _lose(made: Cluster) -> None:
     made.scheduler.state.lapse({"ps-0": "not heard"}, False, {}, made.scheduler._now())
 
 
-def test_a_full_disk_refuses_pushes_until_there_is_room(
+def test_pushes_wait_on_a_full_disk_and_are_refused_when_it_stays_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wal, "RETRY_S", 0.01)
+    monkeypatch.setattr(journals, "ROOM_S", 0.05)
     with cluster(state=tmp_path) as made, made.connect("worker-0") as client:
         group = client.register("g", {"w": torch.zeros(4)}, consistency=ps.Async())
         group.push({"w": torch.ones(4)})
@@ -113,11 +115,16 @@ def test_a_full_disk_refuses_pushes_until_there_is_room(
                 made.run(_turn())
             with pytest.raises(ps.errors.ResourceError, match="is full"):
                 group.push({"w": torch.ones(4)})
+            monkeypatch.setattr(journals, "ROOM_S", 60.0)
+            patient, clock, began = group._start_push({"w": torch.ones(4)}, None, None, None)
+            while "is full" not in patient.reason:
+                made.run(_turn())
             assert not waiting.done()
+            assert not patient.done.happened
         finally:
             failpoints.arm("")
         assert waiting.result(20).durability == "wal"
-        group.push({"w": torch.ones(4)})
+        assert group.finish_push(patient, clock, began).durability == "wal"
         assert torch.equal(group.pull()["w"], torch.full((4,), 3.0))
         made.kill(0)
         made.restart(0)

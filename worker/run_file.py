@@ -76,9 +76,9 @@ class RunFile:
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """This worker is idle while inside, and in no step."""
-        began = self._now()
+        began = time.monotonic()
         yield
-        self._write("wait", {"what": what, "waited": self._now() - began})
+        self._write("wait", {"what": what, "waited": time.monotonic() - began})
 
     def _write(self, kind: str, content: Mapping[str, Any]) -> None:
         with self._lock:

@@ -2,11 +2,12 @@
 
     PARAMSERVER_FAILPOINTS="ps.after_wal:crash@3,ps.before_fsync:error=ENOSPC@2+,ps.apply:delay=0.5"
 
-Each rule is NAME:ACTION[@N[+]]. Actions: ``crash`` (SIGKILL to this process), ``stop`` (SIGSTOP),
+Each rule is NAME:ACTION[@WHEN]. Actions: ``crash`` (SIGKILL to this process), ``stop`` (SIGSTOP),
 ``delay=SECONDS`` (blocks the caller, as a slow disk would), ``error=ERRNO`` (raises ``OSError``;
-``EIO`` when none is named). ``@3``: the third time only; ``@3+``: from the third time on; without:
-always. With ``PARAMSERVER_FAILPOINTS_DIR=FOLDER`` each ``crash`` and ``stop`` strikes once in all
-processes that share the folder, so that what is started again is not struck again.
+``EIO`` when none is named). ``@3``: the third time only; ``@3+``: from the third on; ``@full``,
+or any other name: while a file of this name is in the folder; without: always. The folder is that
+of ``PARAMSERVER_FAILPOINTS_DIR``; if there is one, each ``crash`` and ``stop`` strikes once in all
+processes that share it, so that what is started again is not struck again.
 
 Code that does a durable step calls ``failpoint("ROLE.STEP")``; off, which is the rule, that is one
 test of a variable.
@@ -29,14 +30,15 @@ VARIABLE = "PARAMSERVER_FAILPOINTS"
 FOLDER = "PARAMSERVER_FAILPOINTS_DIR"
 _RULE = re.compile(
     r"(?P<name>[\w.-]+):(?P<action>crash|stop|delay|error)(?:=(?P<value>[\w.]+))?"
-    r"(?:@(?P<at>[1-9]\d*)(?P<on>\+)?)?"
+    r"(?:@(?:(?P<at>[1-9]\d*)(?P<on>\+)?|(?P<file>[a-z][\w-]*)))?"
 )
-_FORM = "NAME:crash|stop|delay=SECONDS|error[=ERRNO], then @N or @N+ or nothing"
+_FORM = "NAME:crash|stop|delay=SECONDS|error[=ERRNO], then @N or @N+ or @FILE or nothing"
 
 
 @dataclass(slots=True)
 class _Rule:
-    """``at``: the first time that it strikes; ``last``: the last one, 0: for ever."""
+    """``at``: the first time that it strikes; ``last``: the last one, 0: for ever; ``file``: only
+    while it is there."""
 
     text: str
     name: str
@@ -44,6 +46,7 @@ class _Rule:
     value: str
     at: int
     last: int
+    file: Path | None
     seen: int = 0
 
 
@@ -67,6 +70,8 @@ class _Armed:
     def _is_due(self, rule: _Rule) -> bool:
         rule.seen += 1
         if rule.seen < rule.at or (rule.last and rule.seen > rule.last):
+            return False
+        if rule.file is not None and not rule.file.exists():
             return False
         if self._folder is None or rule.action not in ("crash", "stop"):
             return True
@@ -106,16 +111,18 @@ def arm(text: str, folder: str | Path | None = None) -> None:
     """Arms this process with the rules of ``text``; an empty text disarms it.
 
     Args:
-        folder: where strikes of ``crash`` and ``stop`` are remembered; made if need be.
+        folder: where strikes of ``crash`` and ``stop`` are remembered, and files looked for; made
+            if need be.
 
     Raises:
-        ConfigurationError: not of the form above.
+        ConfigurationError: not of the form above, or a file is named and no folder.
     """
     global _armed
-    rules = [_parsed(part.strip()) for part in text.split(",") if part.strip()]
-    if rules and folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    _armed = _Armed(rules, Path(folder) if folder is not None else None) if rules else None
+    place = Path(folder) if folder is not None else None
+    rules = [_parsed(part.strip(), place) for part in text.split(",") if part.strip()]
+    if rules and place is not None:
+        place.mkdir(parents=True, exist_ok=True)
+    _armed = _Armed(rules, place) if rules else None
 
 
 def arm_from(environment: Mapping[str, str]) -> None:
@@ -129,7 +136,7 @@ def hits() -> dict[str, int]:
     return dict(_armed.hits) if _armed is not None else {}
 
 
-def _parsed(text: str) -> _Rule:
+def _parsed(text: str, folder: Path | None) -> _Rule:
     found = _RULE.fullmatch(text)
     if found is None:
         raise ConfigurationError(f"failpoint {text!r}: must be {_FORM}")
@@ -143,6 +150,9 @@ def _parsed(text: str) -> _Rule:
             raise ConfigurationError(f"failpoint {text!r}: delay needs seconds, as in delay=0.5")
     elif value:
         raise ConfigurationError(f"failpoint {text!r}: {action} takes no value")
+    if found["file"] and folder is None:
+        raise ConfigurationError(f"failpoint {text!r}: a file is looked for in {FOLDER}, name one")
+    file = folder / found["file"] if folder is not None and found["file"] else None
     at = int(found["at"] or 1)
     last = at if found["at"] and not found["on"] else 0
-    return _Rule(text, found["name"], action, value, at, last)
+    return _Rule(text, found["name"], action, value, at, last, file)

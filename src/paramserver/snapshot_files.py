@@ -168,7 +168,8 @@ def verify(store: Store, manifest: Manifest) -> None:
 
 
 def complete(store: Store) -> list[Manifest]:
-    """Every snapshot that has a readable manifest, the oldest first."""
+    """Every snapshot that has a readable manifest, the oldest first, by their numbers: the wall
+    clock may have been set back between two of them."""
     found = []
     for name in store.folders():
         try:
@@ -176,7 +177,7 @@ def complete(store: Store) -> list[Manifest]:
                 found.append(read_manifest(store, name))
         except SnapshotError as error:
             log.warning("%s; it is passed over", error)
-    return sorted(found, key=lambda manifest: (manifest.created, manifest.id))
+    return sorted(found, key=lambda manifest: (manifest.id, manifest.created))
 
 
 def chain(store: Store, manifest: Manifest) -> list[Manifest]:

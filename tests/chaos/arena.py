@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -15,13 +16,19 @@ from pathlib import Path
 import psutil
 import torch
 
+from paramserver import failpoints
 from paramserver.launch import Child, cores, role_command, role_environment, stop
 from paramserver.rpc_chaos import VARIABLE as RPC_CHAOS
+from paramserver.snapshot_files import Manifest, complete, open_store, verify
 from tests.chaos import job
-from tests.chaos.plan import LEASE_S, Fault, Means, Plan
+from tests.chaos.hazards import HOUR_S, Clock, Disk
+from tests.chaos.plan import CLOCK, DISK, LEASE_S, Fault, Means, Plan
+from tests.cluster import cluster
 from tests.proxy import Proxy, ProxyThread
 
 DEADLINE_S = 150.0
+SNAPSHOT_EVERY = 2
+CANNOT_KEEP = "cannot be kept any more"  # says a server whose journal's disk has failed
 NO_CUT = ("hole", "one-way", "slow", "damage")  # faults of the network that end by themselves
 
 
@@ -51,9 +58,12 @@ class Arena:
         self._proxies = ProxyThread()
         self._behind: dict[str, Proxy] = {}
         self._children: dict[str, Child] = {}
-        self._again: dict[str, Callable[[], None]] = {}
         self._undo: list[tuple[float, Callable[[], None]]] = []
         self._seen: set[psutil.Process] = set()
+        self._disks: dict[str, Disk] = {}
+        self._clocks: dict[str, Clock] = {}
+        self._stood: set[str] = set()  # snapshots that were complete when their disk was struck
+        self._may_end: set[str] = set()  # servers that could not keep their journals
 
     def say(self, text: str) -> None:
         self.story.append(f"{time.monotonic() - self._began:.1f} s: {text}")
@@ -61,17 +71,46 @@ class Arena:
     # -- starting
 
     def start(self) -> None:
-        """Starts all roles and workers; each role is behind a proxy."""
-        for name in ("scheduler", *(f"ps-{i}" for i in range(self.plan.servers))):
+        """Starts all roles and workers, at once; each role is behind a proxy."""
+        servers = [f"ps-{i}" for i in range(self.plan.servers)]
+        self._equip()
+        for name in ("scheduler", *servers):
             self._behind[name] = self._proxies.proxy(self.plan.seed)
-        self._start_scheduler("127.0.0.1:0")
         self._there = self._behind["scheduler"].address
-        for index in range(self.plan.servers):
-            self._start_server(f"ps-{index}")
+        self._spawn_scheduler("127.0.0.1:0")
+        for name in servers:
+            self._spawn_server(name)
         for index in range(self.plan.workers):
-            self._start_worker(f"worker-{index}")
+            self._spawn_worker(f"worker-{index}")
+        self._await_scheduler()
+        for name in servers:
+            self._await_server(name)
 
-    def _start_scheduler(self, bind: str) -> None:
+    def _equip(self) -> None:
+        """Disks and clocks that will be struck."""
+        self._switches.mkdir()
+        for name in {fault.target for fault in self.plan.faults if fault.kind in DISK}:
+            full = any((f.kind, f.target) == ("full", name) for f in self.plan.faults)
+            self._disks[name] = Disk(name, self.folder / name, self._switches, own=full)
+        for name in {fault.target for fault in self.plan.faults if fault.kind in CLOCK}:
+            self._clocks[name] = Clock(self.folder / f"{name}.clock")
+
+    @property
+    def _switches(self) -> Path:
+        return self.folder / "switches"
+
+    def _start_again(self, name: str) -> None:
+        """A role that has ended; its disk is well again, or it could not."""
+        if name in self._disks:
+            self._disks[name].calm()
+        if name == "scheduler":
+            self._spawn_scheduler(self._bind)
+            self._await_scheduler()
+        else:
+            self._spawn_server(name)
+            self._await_server(name)
+
+    def _spawn_scheduler(self, bind: str) -> None:
         state = self.folder / "scheduler" if self.means.scheduler else None
         durable = self.plan.durability if len(self.means.durabilities) > 1 else None
         command = role_command(
@@ -82,14 +121,16 @@ class Arena:
             lease=LEASE_S,
             state_dir=state,
             durability=durable,
+            snapshot_dir=self.folder / "snapshots" if self.plan.snapshots else None,
+            snapshot_every=SNAPSHOT_EVERY if self.plan.snapshots else None,
         )
-        child = self._child("scheduler", "scheduler", command)
-        self._behind["scheduler"].forward_to(self._ready(child))
-        address = child.address
-        assert address is not None
-        self._again["scheduler"] = lambda: self._start_scheduler(address)
+        self._child("scheduler", "scheduler", command)
 
-    def _start_server(self, name: str) -> None:
+    def _await_scheduler(self) -> None:
+        self._bind = self._ready(self._children["scheduler"])
+        self._behind["scheduler"].forward_to(self._bind)
+
+    def _spawn_server(self, name: str) -> None:
         state = self.folder / name if self.plan.durability == "wal" else None
         command = role_command(
             "ps",
@@ -99,20 +140,29 @@ class Arena:
             advertise=self._behind[name].address,
             state_dir=state,
         )
-        child = self._child(name, "ps", command)
+        self._child(name, "ps", command)
+
+    def _await_server(self, name: str) -> None:
+        child = self._children[name]
         process = psutil.Process(child.pid)
         self._until(lambda: bool(_ports(process)) or child.code is not None, f"the port of {name}")
-        self._behind[name].forward_to(f"127.0.0.1:{_ports(process)[0]}")
+        for port in _ports(process)[:1]:
+            self._behind[name].forward_to(f"127.0.0.1:{port}")
         self._ready(child)
-        self._again[name] = lambda: self._start_server(name)
 
-    def _start_worker(self, name: str) -> None:
+    def _spawn_worker(self, name: str) -> None:
         command = [sys.executable, "-m", "paramserver", "worker", "--scheduler", self._there]
         command += ["--name", name, "--max-restarts", "20", job.__file__, str(self.folder)]
         self._child(name, "worker", [*command, self.plan.consistency, self.plan.assign])
 
     def _child(self, name: str, role: str, command: list[str]) -> Child:
         env = {**role_environment(os.environ), "OMP_NUM_THREADS": "1"}
+        disks = [self._disks[d] for d in (name, "snapshots") if d in self._disks]
+        if rules := [rule for disk in disks for rule in disk.rules]:
+            env[failpoints.VARIABLE] = ",".join(rules)
+            env[failpoints.FOLDER] = str(self._switches)
+        if name in self._clocks:
+            env |= self._clocks[name].environment
         if self.plan.rpc:
             env[RPC_CHAOS] = f"rate={self.plan.rpc},seed={self.plan.seed}"
         lines = self.said.setdefault(name, [])
@@ -165,8 +215,13 @@ class Arena:
 
     def _look_at_roles(self) -> None:
         for name, child in self._children.items():
-            if child.role != "worker" and child.code is not None and not child.stopped:
+            if child.role == "worker" or child.code is None or child.stopped:
+                continue
+            if name not in self._may_end or not any(CANNOT_KEEP in s for s in self.said[name]):
                 raise Broken(f"{name} ended by itself with {child.code}")
+            self.say(f"{name} has ended for its disk, and is started again")
+            self._may_end.discard(name)
+            self._start_again(name)
 
     def _look_at_processes(self) -> None:
         for child in self._children.values():
@@ -188,6 +243,9 @@ class Arena:
         if fault.kind in ("kill", "freeze"):
             self._signal(fault)
             return
+        if fault.kind in (*DISK, *CLOCK):
+            self._strike_machine(fault)
+            return
         proxy = self._behind[fault.target]
         if fault.kind in ("cut", "reset"):
             self._proxies.do(proxy, "cut_all", reset=fault.kind == "reset")
@@ -201,6 +259,23 @@ class Arena:
             proxy.mangle = ("flip", 0.02)
         if fault.kind in NO_CUT:
             self._later(fault.seconds, lambda: self._calm(proxy))
+
+    def _strike_machine(self, fault: Fault) -> None:
+        if fault.kind in CLOCK:
+            clock = self._clocks[fault.target]
+            clock.jump(HOUR_S if fault.kind == "ahead" else -HOUR_S)
+            self._later(fault.seconds, lambda: clock.jump(0))
+            return
+        disk = self._disks[fault.target]
+        if fault.target == "snapshots":
+            self._stood |= {manifest.name for manifest in self._snapshots()}
+        elif fault.kind == "read-only" and fault.target != "scheduler":
+            self._may_end.add(fault.target)
+        disk.strike(fault.kind)
+        self._later(fault.seconds, disk.calm)
+
+    def _snapshots(self) -> list[Manifest]:
+        return complete(open_store(str(self.folder / "snapshots")))
 
     def _calm(self, proxy: Proxy) -> None:
         proxy.calm()
@@ -221,7 +296,7 @@ class Arena:
             child.stopped = True
             child.send(signal.SIGKILL)
             child.wait(10.0)
-            self._later(fault.seconds, self._again[fault.target])
+            self._later(fault.seconds, lambda: self._start_again(fault.target))
 
     def _process(self, name: str) -> psutil.Process | None:
         """A role's process; of a worker its script's, not its launcher's."""
@@ -280,8 +355,17 @@ class Arena:
         for other in results[1:]:
             if not _same(other["model"], results[0]["model"]):
                 raise Broken("two workers have read different models at the end")
+        self._check_snapshots()
         if self._is_exact() and not _same(results[0]["model"], self._wanted()):
             raise Broken("the model is not that of a run without faults")
+
+    def _check_snapshots(self) -> None:
+        """What was complete when the disk was struck is there still, or newer; all are whole."""
+        found = self._snapshots() if self.plan.snapshots else []
+        for manifest in found:
+            verify(open_store(str(self.folder / "snapshots")), manifest)
+        if max(self._stood, default="") > max((m.name for m in found), default=""):
+            raise Broken(f"snapshot {max(self._stood)} is gone, and no newer one is there")
 
     def _batches(self, what: str) -> Counter[int]:
         found: Counter[int] = Counter()
@@ -294,9 +378,11 @@ class Arena:
 
     def _is_exact(self) -> bool:
         """Whether values must equal a run without faults: Sync, a static deal, nobody lost."""
-        joined = [sum(line.startswith("joined") for line in log) for log in self.logs().values()]
-        static = self.plan.assign != "dynamic"
-        return self.plan.consistency == "sync" and static and set(joined) == {1}
+        through = all(
+            log[-1] == "finished" and sum(line.startswith("joined") for line in log) == 1
+            for log in self.logs().values()
+        )
+        return self.plan.consistency == "sync" and self.plan.assign != "dynamic" and through
 
     def _wanted(self) -> dict[str, torch.Tensor]:
         return fault_free(self.plan.workers, self.plan.assign)
@@ -319,6 +405,8 @@ class Arena:
         self._proxies.close()
         left = [p for p in {*self._seen, *own} if not _gone(p)]
         _, left = psutil.wait_procs(left, timeout=10.0)
+        for disk in self._disks.values():
+            disk.close()
         for process in left:
             process.kill()
         if left:
@@ -352,25 +440,11 @@ def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @cache
 def fault_free(workers: int, assign: str) -> dict[str, torch.Tensor]:
-    """The model of a run in which nothing went wrong; the number of servers changes nothing."""
-    import tempfile
-
-    plan = Plan(
-        seed=0,
-        servers=1,
-        workers=workers,
-        consistency="sync",
-        assign=assign,
-        durability="memory",
-        rpc=0.0,
-        faults=(),
-    )
-    with tempfile.TemporaryDirectory(prefix="paramserver-") as folder:
-        arena = Arena(plan, Path(folder), Means(scheduler=False, durabilities=("memory",)))
-        try:
-            arena.start()
-            arena.run()
-        finally:
-            arena.close()
-        found: dict[str, torch.Tensor] = torch.load(Path(folder, "worker-0.pt"))["model"]
-        return found
+    """The model of a run in which nothing goes wrong; the number of servers changes nothing."""
+    with (
+        tempfile.TemporaryDirectory(prefix="paramserver-") as folder,
+        cluster(1, workers, assign=assign, chaos="rate=0") as made,
+    ):
+        log = job.Log(Path(folder, "log"))
+        found = made.workers(lambda client: job.work(client, log, "sync", assign)["model"])
+    return found[0]

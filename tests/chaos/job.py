@@ -54,21 +54,24 @@ def counted(epoch: int, numbers: Tensor) -> dict[str, Tensor]:
     return {f"count-{copy}": ones for copy in range(COPIES)}
 
 
-def main() -> None:
-    """Runs one worker."""
-    folder, consistency = Path(sys.argv[1]), CONSISTENCIES[sys.argv[2]]
-    log = Log(folder / f"{os.environ['PARAMSERVER_NAME']}.log")
-    log.say("pid", os.getpid())
-    client = ps.connect(timeout=60.0, wait_timeout=WAIT_S)
-    log.say("joined", client.rank)
-    torch.manual_seed(0)
+def first_model() -> nn.Module:
+    """The model before the first step; the same in every worker."""
     model = nn.Linear(4, 1, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.3, -0.1, 0.2, 0.4]]))
+        model.bias.zero_()
+    return model
+
+
+def work(client: ps.Client, log: Log, scheme: str, assign: str) -> dict[str, dict[str, Tensor]]:
+    """Trains with the other workers; the counts and the model at the end."""
+    consistency, model = CONSISTENCIES[scheme], first_model()
     empty = {f"count-{copy}": torch.zeros(EPOCHS * SAMPLES) for copy in range(COPIES)}
     counts = client.register("counts", empty, consistency=consistency)
     optimizer = client.optimizer(
         model, torch.optim.SGD, lr=0.02, momentum=0.9, consistency=consistency
     )
-    loader = client.loader(data(), BATCH, seed=3, shard_size=BATCH, assign=sys.argv[3])
+    loader = client.loader(data(), BATCH, seed=3, shard_size=BATCH, assign=assign)
     for epoch in client.epochs(EPOCHS):
         for numbers, x, y in loader:
             names = ",".join(map(str, numbers.tolist()))
@@ -82,6 +85,17 @@ def main() -> None:
     client.barrier("end")
     found = {"counts": counts.read(), "model": client.state_dict()}
     client.barrier("end")
+    return found
+
+
+def main() -> None:
+    """Runs one worker."""
+    folder = Path(sys.argv[1])
+    log = Log(folder / f"{os.environ['PARAMSERVER_NAME']}.log")
+    log.say("pid", os.getpid())
+    client = ps.connect(timeout=60.0, wait_timeout=WAIT_S)
+    log.say("joined", client.rank)
+    found = work(client, log, sys.argv[2], sys.argv[3])
     path = folder / f"{client.name}.pt"
     torch.save(found, path.with_suffix(".part"))
     path.with_suffix(".part").rename(path)

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 
 LEASE_S = 6.0
+DISK, CLOCK = ("full", "read-only"), ("ahead", "behind")
 STEPS = 24  # batches of the whole job; faults come when so many are counted
 
 
@@ -28,8 +29,9 @@ class Fault:
 
     Attributes:
         after: batches counted before it comes.
-        kind: "kill", "freeze", "cut", "reset", "hole", "one-way", "slow" or "damage".
-        target: "worker-1", "ps-0", "scheduler".
+        kind: "kill", "freeze", "cut", "reset", "hole", "one-way", "slow" or "damage"; of a disk
+            "full" or "read-only"; of a wall clock "ahead" or "behind", by an hour.
+        target: "worker-1", "ps-0", "scheduler"; for a disk also "snapshots".
         seconds: until it is over, or the killed process comes back.
     """
 
@@ -55,6 +57,11 @@ class Plan:
     rpc: float
     faults: tuple[Fault, ...]
 
+    @property
+    def snapshots(self) -> bool:
+        """Whether the job takes some: where their disk is to be struck."""
+        return any(fault.target == "snapshots" for fault in self.faults)
+
     def __str__(self) -> str:
         job = (
             f"seed {self.seed}: {self.servers} servers ({self.durability}), {self.workers} "
@@ -73,6 +80,11 @@ def draw(seed: int, means: Means) -> Plan:
     faults = [
         _fault(chance, servers, workers, durability, means)
         for _ in range(chance.choice((1, 2, 2, 3)))
+    ]
+    more = random.Random(f"chaos/machine/{seed}")  # of its own: the rest stays as it was
+    faults += [
+        _machine_fault(more, servers, workers, durability, means)
+        for _ in range(more.choice((0, 1, 1, 2)))
     ]
     return Plan(
         seed=seed,
@@ -106,3 +118,17 @@ def _fault(
     killable = means.scheduler if role == "scheduler" else durability != "memory"
     kind = "kill" if killable and chance.random() < 0.7 else "freeze"
     return Fault(after=after, kind=kind, target=target, seconds=short)
+
+
+def _machine_fault(
+    chance: random.Random, servers: int, workers: int, durability: str, means: Means
+) -> Fault:
+    """Something with a disk or a clock."""
+    after, seconds = chance.randrange(0, STEPS - 4), chance.uniform(0.2, LEASE_S / 3)
+    names = [f"ps-{i}" for i in range(servers)]
+    if chance.random() < 0.4:
+        target = chance.choice(["scheduler", *names, *(f"worker-{i}" for i in range(workers))])
+        return Fault(after=after, kind=chance.choice(CLOCK), target=target, seconds=seconds)
+    written = ["snapshots", *(["scheduler"] if means.scheduler else [])]
+    target = chance.choice([*written, *(names if durability == "wal" else [])])
+    return Fault(after=after, kind=chance.choice(DISK), target=target, seconds=seconds)
