@@ -302,8 +302,11 @@ class Snapshots:
 
     async def _go_back(self) -> None:
         """A server was lost: the job goes on from its newest snapshot that is whole."""
-        assert self._store is not None
         try:
+            if self._store is None:
+                raise SnapshotError(
+                    "this scheduler was started again without --snapshot-dir; start it as before"
+                )
             found = await asyncio.to_thread(choose, self._store, "latest", self._state.lineage)
             self._take_up(*found)
         except (ParameterServerError, OSError) as error:

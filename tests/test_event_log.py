@@ -211,8 +211,11 @@ def test_two_schedulers_do_not_share_a_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_a_running_job_keeps_its_options(tmp_path: Path) -> None:
-    other = SchedulerConfig(workers=3, assign="round-robin")
+@pytest.mark.parametrize("option", ["workers", "servers", "durability"])
+def test_a_running_job_keeps_its_options(tmp_path: Path, option: str) -> None:
+    """Another durability would have servers throw their journals away."""
+    was, now = {"workers": (2, 3), "servers": (1, 2), "durability": ("memory", "wal")}[option]
+    other = replace(CONFIG, **{option: now})
 
     async def test() -> None:
         with life(tmp_path) as before:
@@ -220,7 +223,7 @@ def test_a_running_job_keeps_its_options(tmp_path: Path) -> None:
             with pytest.raises(ConfigurationError, match="in use"):
                 EventLog(tmp_path)
         with (
-            pytest.raises(ConfigurationError, match="began with workers=2, now workers=3"),
+            pytest.raises(ConfigurationError, match=f"began with {option}={was}, now {option}={now}"),
             life(tmp_path, other),
         ):
             pass
@@ -229,7 +232,7 @@ def test_a_running_job_keeps_its_options(tmp_path: Path) -> None:
                 await again.says.Finish(pb.FinishRequest(member=who))
             newest = again.service.state.members._incarnation
         with life(tmp_path, other) as after:
-            assert after.service.state.members.workers == 3
+            assert getattr(after.service.state.config, option) == now
             assert after.service.state.members.state is JobState.WAITING
             assert newest > 0
 

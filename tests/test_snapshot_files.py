@@ -321,6 +321,31 @@ def test_prune_leaves_what_is_not_ours(tmp_path: Path) -> None:
     assert store.folders() == ["busy", "empty", "model", "s2", "s3", "site"]
 
 
+def test_prune_is_not_kept_from_its_work_by_what_lies_about(place: str) -> None:
+    """Every file system made by mkfs has a lost+found; a snapshot may have lost its base."""
+    store = open_store(place)
+    root = Path(place) if "://" not in place else None
+    for name in ("lost+found", ".git", "my models") if root is not None else ():
+        (root / name).mkdir(parents=True)
+    for number in range(4):
+        snapshot(store, f"s{number}", float(number))
+    snapshot(store, "s4", 4.0, "nowhere")
+    assert [m.name for m in complete(store)] == ["s0", "s1", "s2", "s3", "s4"]
+    assert prune(store, 2) == ["s0", "s1", "s2"]
+    assert store.folders() == ["s3", "s4"]
+
+
+def test_prune_leaves_what_it_cannot_read(place: str) -> None:
+    """It may be of another version, or the disk may be away for a moment."""
+    store = open_store(place)
+    for number in range(3):
+        snapshot(store, f"s{number}", float(number))
+    newer = read_manifest(store, "s0").to_json().replace('"format": 1', '"format": 2')
+    put(store, f"s0/{MANIFEST}", newer.encode())
+    assert prune(store, 1) == ["s1"]
+    assert store.folders() == ["s0", "s2"]
+
+
 @pytest.mark.parametrize("where", ["snapshot.before_fsync", "snapshot.before_rename"])
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, where: str) -> None:
     store = open_store(str(tmp_path))

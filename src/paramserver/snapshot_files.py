@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -208,6 +209,8 @@ def newest_good(store: Store) -> tuple[Manifest | None, list[str]]:
 def prune(store: Store, keep: int, busy: Collection[str] = ()) -> list[str]:
     """Deletes all but the newest ``keep`` snapshots, and what never became one.
 
+    One whose manifest cannot be read stays: it may be of another version, or the disk away.
+
     Args:
         keep: at least 1; what they build on stays too.
         busy: names that are being written.
@@ -215,15 +218,19 @@ def prune(store: Store, keep: int, busy: Collection[str] = ()) -> list[str]:
     Returns:
         The names of those that went.
     """
-    kept = set(busy)
-    for manifest in complete(store)[-max(1, keep) :]:
-        kept |= {each.name for each in chain(store, manifest)}
-    gone = []
+    kept, known = set(busy), complete(store)
+    for manifest in known[-max(1, keep) :]:
+        kept.add(manifest.name)
+        with suppress(SnapshotError):  # one without its base keeps nobody else from going
+            kept |= {each.name for each in chain(store, manifest)}
+    gone, readable = [], {manifest.name for manifest in known}
     for name in store.folders():
         files = store.files(name)
         if name in kept or not files or not all(map(_OURS.fullmatch, files)):
             continue  # whatever else lies there is somebody's
         if MANIFEST in files:
+            if name not in readable:
+                continue
             store.delete(f"{name}/{MANIFEST}")  # first: what has none does not exist
         store.delete(name)
         gone.append(name)

@@ -57,7 +57,7 @@ class Store(Protocol):
         """A file on this machine, for as long as the context lasts."""
 
     def folders(self) -> list[str]:
-        """Names of all folders."""
+        """Names of all folders that could be ours; what else lies there is somebody's."""
 
     def files(self, folder: str) -> list[str]:
         """Names of the files of a folder, without it; none for one that is not there."""
@@ -168,11 +168,15 @@ class LocalStore:
     def folders(self) -> list[str]:
         if not self._root.is_dir():
             return []
-        return sorted(p.name for p in self._root.iterdir() if p.is_dir() and not p.is_symlink())
+        found = (p for p in self._root.iterdir() if p.is_dir() and not p.is_symlink())
+        return sorted(p.name for p in found if _PART.fullmatch(p.name))
 
     def files(self, folder: str) -> list[str]:
         path = self._path(folder)
-        return sorted(p.name for p in path.iterdir() if p.is_file()) if path.is_dir() else []
+        try:
+            return sorted(p.name for p in path.iterdir() if p.is_file()) if path.is_dir() else []
+        except OSError as error:
+            raise SnapshotError(f"snapshot folder {path}: {error.strerror}") from error
 
     def delete(self, name: str) -> None:
         path = self._path(name)
@@ -250,7 +254,7 @@ class RemoteStore:
         return sorted(named)
 
     def folders(self) -> list[str]:
-        return self._names(self._root, "directory")
+        return [n for n in self._names(self._root, "directory") if _PART.fullmatch(n)]
 
     def files(self, folder: str) -> list[str]:
         return self._names(self._path(folder), "file")
