@@ -330,3 +330,23 @@ def test_a_job_that_went_on_from_a_snapshot_is_that_job_still(tmp_path: Path) ->
             assert (told.data.epoch(), told.job_epoch(), told.lineage) == (2, 2, "line")
 
     run(test)
+
+
+def test_a_job_that_cannot_go_back_ends_and_says_why(tmp_path: Path) -> None:
+    """The scheduler was started again without --snapshot-dir: nobody waits for ever."""
+
+    async def test() -> None:
+        with life(tmp_path) as before:
+            await before.begin()
+            before.service.state.keep_snapshot("auto-000001", 1, "is whole", 0.0)
+        with life(tmp_path) as after:
+            state = after.service.state
+            state.lapse({"ps-0": "not heard"}, False, {}, 0.0)
+            assert state.members.waits
+            after.service.tick()
+            while state.members.waits:
+                await asyncio.sleep(0)
+            assert state.members.state is JobState.FAILED
+            assert "without --snapshot-dir" in state.members.message
+
+    run(test)

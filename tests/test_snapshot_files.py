@@ -392,3 +392,17 @@ def test_a_crash_leaves_a_whole_snapshot_or_none(tmp_path: Path, step: str, time
         assert good == one
         snapshot(store, "three", 3.0)
         assert prune(store, 1) == ["one", "two"], "what never became a snapshot goes too"
+
+
+def test_two_schedulers_do_not_share_a_place(tmp_path: Path) -> None:
+    """Each would clear away what the other has begun, under the same names."""
+    place = str(tmp_path / "new")
+    with open_store(place).own():
+        with pytest.raises(ConfigurationError, match="its own --snapshot-dir"):
+            open_store(place).own().__enter__()
+        assert open_store(place).folders() == []
+    with open_store(place).own(), open_store(f"memory://{tmp_path}").own():
+        pass
+    (tmp_path / "file").touch()  # nothing can be made there, and that is told elsewhere
+    with open_store(str(tmp_path / "file")).own():
+        pass

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import logging
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from paramserver.errors import ConfigurationError, SnapshotError
 from paramserver.failpoints import failpoint
 
+log = logging.getLogger("paramserver")
+
 CHUNK = 1 << 20
 MAX_PART = 200
+LOCK = ".lock"
 _PART = re.compile(r"[A-Za-z0-9_%\-][A-Za-z0-9_.%\-]*")
 
 
@@ -64,6 +69,13 @@ class Store(Protocol):
 
     def delete(self, name: str) -> None:
         """Removes a file, or a folder with all it holds; one that is not there is not missed."""
+
+    def own(self) -> AbstractContextManager[None]:
+        """Nobody else writes snapshots here meanwhile, as far as this kind of place can tell.
+
+        Raises:
+            ConfigurationError: another process has it.
+        """
 
 
 def check_snapshot_name(name: str) -> str:
@@ -185,6 +197,22 @@ class LocalStore:
         else:
             path.unlink(missing_ok=True)
 
+    @contextmanager
+    def own(self) -> Iterator[None]:
+        with ExitStack() as stack:  # the kernel lets go of it with the process
+            try:
+                self._root.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((self._root / LOCK).open("a"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigurationError(
+                    f"snapshot directory {self._root}: another scheduler keeps its snapshots "
+                    "there; give every one its own --snapshot-dir"
+                ) from None
+            except OSError as error:  # what is there can be read all the same
+                log.warning("snapshot directory %s cannot be locked: %s", self._root, error)
+            yield
+
 
 def _sync_folder(path: Path) -> None:
     number = os.open(path, os.O_RDONLY)
@@ -262,3 +290,6 @@ class RemoteStore:
     def delete(self, name: str) -> None:
         with suppress(FileNotFoundError):
             self._system.rm(self._path(name), recursive=True)
+
+    def own(self) -> AbstractContextManager[None]:
+        return nullcontext()
