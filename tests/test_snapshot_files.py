@@ -324,9 +324,8 @@ def test_prune_leaves_what_is_not_ours(tmp_path: Path) -> None:
 def test_prune_is_not_kept_from_its_work_by_what_lies_about(place: str) -> None:
     """Every file system made by mkfs has a lost+found; a snapshot may have lost its base."""
     store = open_store(place)
-    root = Path(place) if "://" not in place else None
-    for name in ("lost+found", ".git", "my models") if root is not None else ():
-        (root / name).mkdir(parents=True)
+    for name in ("lost+found", ".git", "my models") if "://" not in place else ():
+        (Path(place) / name).mkdir(parents=True)
     for number in range(4):
         snapshot(store, f"s{number}", float(number))
     snapshot(store, "s4", 4.0, "nowhere")
