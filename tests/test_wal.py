@@ -222,6 +222,27 @@ def test_a_state_directory_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="cannot be written"):
         StateDir(str(tmp_path / "file" / "ps-0"))
-    (tmp_path / "server.json").write_text("{")
-    with pytest.raises(ConfigurationError, match="cannot be read"):
-        StateDir(str(tmp_path))
+    for text in (
+        "{",
+        "[1]",
+        "7",
+        '{"name": "ps-0"}',
+        '{"name": "a", "incarnation": [], "port": 1}',
+    ):
+        (tmp_path / "server.json").write_text(text)
+        with pytest.raises(ConfigurationError, match="cannot be read"):
+            StateDir(str(tmp_path))
+
+
+def test_files_of_others_in_a_state_directory_are_left_alone(tmp_path: Path) -> None:
+    asyncio.run(written(tmp_path, 1, 2))
+    others = [tmp_path / name for name in ("journal-old.log", "dump-mine.log", "journal-1.log.bak")]
+    for path in others:
+        path.write_text("mine")
+    assert found(tmp_path) == [1, 2]
+    assert checkpoint.newest(tmp_path) is None
+    state = StateDir(str(tmp_path))
+    state.wipe()
+    state.close()
+    assert found(tmp_path) == []
+    assert all(path.exists() for path in others)
