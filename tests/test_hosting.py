@@ -305,7 +305,8 @@ def test_a_primary_that_was_given_up_acknowledges_nothing() -> None:
 @pytest.mark.parametrize(("job", "epoch"), [(0, -1), (-1, 0)])
 def test_what_speaks_of_an_older_epoch_or_job_is_refused(job: int, epoch: int) -> None:
     with cluster(2, 1, durability="replica", lease_s=600) as made:
-        made.workers(lambda client: client.register("m", first()) and until(lambda: complete(made)))
+        made.workers(lambda client: client.register("m", first()).read())
+        until(lambda: complete(made))
         now, host = places(made)["ps-0"], made._roles[1].role.host
         hello = server_pb2.ReplicateRequest(server="ps-0", epoch=now.epoch + epoch)
         hello.job = host._view.job + job
