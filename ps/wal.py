@@ -96,7 +96,7 @@ def _check_tail(view: memoryview, at: int, position: int, path: Path) -> None:
     """Raises unless nothing that was durable is lost with the file's end from ``at`` on."""
     mark = _HEAD.pack(MARK, 0, 0, 0)[:4]
     rest = bytes(view[at:])
-    found = rest.find(mark, 1)
+    found = rest.find(mark)
     while found >= 0:
         later = read_record(view, at + found)
         if later is not None and later.durable >= position:

@@ -107,6 +107,20 @@ def test_a_flipped_bit_is_an_error_or_a_cut_of_the_last_entry_only(tmp_path: Pat
             assert found(tmp_path) == list(range(1, COUNT))
 
 
+def test_an_entry_that_is_missing_or_there_twice_is_no_other(tmp_path: Path) -> None:
+    """Whole records in the wrong place: one was kept and is gone, or one came back."""
+    asyncio.run(written(tmp_path, 1, 3))
+    path = segment_path(tmp_path, 1)
+    whole = path.read_bytes()
+    size = len(whole) // 3
+    path.write_bytes(whole[:size] + whole[2 * size :])
+    with pytest.raises(SnapshotError, match="entry 2 cannot be read"):
+        found(tmp_path)
+    path.write_bytes(whole + whole[size : 2 * size])
+    assert found(tmp_path) == [1, 2, 3]
+    assert path.read_bytes() == whole, "cut"
+
+
 def test_a_batch_that_was_never_durable_is_cut_though_its_end_is_whole(tmp_path: Path) -> None:
     """A loss of power may keep the end of a write without its beginning."""
     asyncio.run(written(tmp_path, 1, 2))
