@@ -16,13 +16,13 @@ _END = b""  # the entry of the last record
 
 def newest(folder: Path) -> tuple[int, Path] | None:
     """The newest complete dump, and the position of the journal that it was begun at."""
-    found = [(int(path.stem.split("-")[1]), path) for path in folder.glob("dump-*.log")]
-    return max(found, default=None)
+    return max(wal.numbered(folder, "dump"), default=None)
 
 
 def clear(folder: Path, but: Path | None = None) -> None:
     """Deletes the dumps, finished or not."""
-    for path in [*folder.glob("dump-*.log"), *folder.glob("dump-*.tmp")]:
+    finished = [path for _, path in wal.numbered(folder, "dump")]
+    for path in [*finished, *folder.glob("dump-*.tmp")]:
         if path != but:
             path.unlink()
 

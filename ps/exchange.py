@@ -8,8 +8,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from paramserver.core.ledger import MASK, Receipt, digest
-from paramserver.errors import InvalidRequestError, MovedError, NonFiniteError, ReusedClockError
+from paramserver.errors import (
+    InvalidRequestError,
+    MovedError,
+    NonFiniteError,
+    ResourceError,
+    ReusedClockError,
+)
 from paramserver.failpoints import failpoint
+from paramserver.ps.answers import accepted, settled
 from paramserver.ps.group import GroupState
 from paramserver.ps.outbox import Outbox
 from paramserver.ps.pulls import answer_pull
@@ -40,7 +47,6 @@ if TYPE_CHECKING:
 
 FRAMES_AT_WORK = 4  # frames of one stream whose tensor work may overlap
 _numbers = itertools.count()
-Inbound = Incoming | Request
 ALL_REQUESTS = {**REQUESTS, "lookup": Lookup}
 
 
@@ -57,9 +63,10 @@ class Session:
         self.number = next(_numbers)
         self.closed = False
         self.outbox = Outbox(send, service.config.limits, service.sent, service.journal)
-        self._inbound: dict[int, Inbound] = {}
+        self._inbound: dict[int, Incoming | Request] = {}
         self._pulls: dict[int, asyncio.Task[None]] = {}
         self._work: set[asyncio.Task[None]] = set()
+        self._most = service.config.limits.parked_calls
 
     async def run(self, frames: AsyncIterator[bytes]) -> None:
         """Handles frames until the client ends the stream."""
@@ -127,10 +134,19 @@ class Session:
             elif kind in _HANDLERS:
                 handle = getattr(self, f"_{kind}")
                 await self._guard(record.request, handle(record.request, getattr(record, kind)))
-            elif kind in ALL_REQUESTS:
-                await self._guard(record.request, self._open(record))
+            elif kind in _OPENING:
+                await self._guard(record.request, self._begin(record, _OPENING[kind]))
             else:
                 raise InvalidRequestError(f"frame: a client does not send {kind!r} records")
+
+    async def _begin(self, record: pb.Record, kind: str) -> None:
+        """Opens a request under a number of its own, while not too many are open."""
+        number, pull = record.request, self._pulls.get(record.request)
+        if number in self._inbound or (pull is not None and not pull.done()):
+            raise InvalidRequestError(f"request {number} is open already; it ends")
+        if len(self._inbound) + len(self._pulls) >= self._most:
+            raise ResourceError(f"{self._most} requests of this stream are open: read first")
+        await getattr(self, f"_{kind}")(record)
 
     async def _guard(self, request: int, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -165,7 +181,8 @@ class Session:
 
     # Pushes
 
-    async def _push(self, request: int, push: pb.Push) -> None:
+    async def _push(self, record: pb.Record) -> None:
+        request, push = record.request, record.push
         await self.settle()  # gradients of one worker reach a bucket in the order of their clocks
         service = self.service
         worker = await service.views.admit(push.worker)
@@ -326,19 +343,11 @@ class Session:
             self._start_pull(request, pull, push, receipt)
 
     def _accepted(self, push: Incoming, receipt: Receipt) -> None:
-        accepted = pb.Accepted(
-            clock=push.group.frontier.value if receipt.dropped else receipt.clock,
-            version=receipt.version,
-            staleness=receipt.staleness,
-            applied=receipt.applied,
-            dropped=receipt.dropped,
-            durability=self.service.durability,
-        )
-        self.outbox.put(pb.Record(request=push.request, accepted=accepted))
+        self.outbox.put(accepted(push, receipt, self.service.durability))
         if push.pull is not None:
             return
         if receipt.settled:
-            self._settled(push, receipt)
+            self.outbox.put(settled(push, receipt, self.service.durability))
             self._end_pull(push.request)
         else:
             self.start(push.request, self._until_settled(push), push.group.spec.name)
@@ -348,23 +357,13 @@ class Session:
         await push.group.settled.reach(push.clock + 1)
         receipt = push.group.ledger.receipt(push.worker, push.clock)
         if receipt is not None:
-            self._settled(push, receipt)
-
-    def _settled(self, push: Incoming, receipt: Receipt) -> None:
-        done = pb.Done(
-            clock=receipt.clock,
-            version=receipt.version,
-            dropped=receipt.dropped,
-            staleness=receipt.staleness,
-            durability=self.service.durability,
-        )
-        self.outbox.put(pb.Record(request=push.request, done=done))
+            self.outbox.put(settled(push, receipt, self.service.durability))
 
     # Pulls
 
-    async def _pull(self, request: int, pull: pb.Pull) -> None:
+    async def _pull(self, record: pb.Record) -> None:
         await self.settle()  # read-my-writes: what this stream sent before is applied first
-        self._start_pull(request, pull, None, None)
+        self._start_pull(record.request, record.pull, None, None)
 
     def _start_pull(
         self, request: int, pull: pb.Pull, push: Incoming | None, receipt: Receipt | None
@@ -397,4 +396,5 @@ class Session:
             inbound.close()
 
 
-_HANDLERS = frozenset({"push", "commit", "pull", "cancel"})
+_HANDLERS = frozenset({"commit", "cancel"})
+_OPENING = {"push": "push", "pull": "pull", **dict.fromkeys(ALL_REQUESTS, "open")}

@@ -27,6 +27,17 @@ REASON_EVERY = 5.0  # seconds between words to a client that waits
 DEFAULT_TIMEOUT = 1800.0
 
 
+def deadline_in(timeout: float) -> float:
+    """The time on the monotonic clock so many seconds from now; 0: as long as usual.
+
+    Raises:
+        InvalidRequestError: no number of seconds.
+    """
+    if not 0 <= timeout < float("inf"):
+        raise InvalidRequestError(f"timeout={timeout}: must be finite and >= 0 (seconds)")
+    return time.monotonic() + (timeout or DEFAULT_TIMEOUT)
+
+
 async def answer_pull(
     service: ServerService,
     outbox: Outbox,
@@ -55,7 +66,7 @@ async def answer_pull(
     have = beside(pull.slices, pull.have)
     asked = set(pull.slices) or set(group.slices)
     wire = wire_from_proto(pull.wire_dtype, blocks=False)
-    deadline = time.monotonic() + (pull.timeout or DEFAULT_TIMEOUT)
+    deadline = deadline_in(pull.timeout)
     for cell in group.cells:
         wanted = [i for i in cell.slices if i in asked]
         if not wanted:

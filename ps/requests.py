@@ -12,7 +12,7 @@ from torch import Tensor
 
 from paramserver.errors import InvalidRequestError, NonFiniteError, WaitTimeoutError
 from paramserver.ps.collectives import answer_piece, intact
-from paramserver.ps.pulls import DEFAULT_TIMEOUT, REASON_EVERY
+from paramserver.ps.pulls import REASON_EVERY, deadline_in
 from paramserver.ps.push import Parcel, check_sizes
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.frames import Piece
@@ -229,6 +229,7 @@ class Reduce(Request):
 
     async def begin(self) -> None:
         await self.service.views.admit(self._record.worker)
+        self._deadline = deadline_in(self._record.timeout)
         self._sum = self.service.reduces.open(self._record, self.service.views)
         if self._record.party in self._record.contributors and not self._sum.over.is_set():
             self._awaited = len(self._record.pieces)
@@ -258,7 +259,7 @@ class Reduce(Request):
 
     async def _until_over(self) -> None:
         reduces, views = self.service.reduces, self.service.views
-        deadline = time.monotonic() + (self._record.timeout or DEFAULT_TIMEOUT)
+        deadline = self._deadline
         while not self._sum.over.is_set():
             left = deadline - time.monotonic()
             with suppress(asyncio.TimeoutError):

@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from paramserver.errors import ConfigurationError
 from paramserver.failpoints import failpoint
@@ -54,19 +53,20 @@ class StateDir:
                 f"--state-dir {path}: another process uses it; every server needs a folder of its "
                 "own"
             ) from None
-        found = self._read()
-        self.name = str(found.get("name", ""))
-        self.incarnation = int(found.get("incarnation", 0))
-        self.port = int(found.get("port", 0))
+        self.name, self.incarnation, self.port = self._read()
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> tuple[str, int, int]:
         try:
             found = json.loads((self.folder / IDENTITY).read_text())
+            return str(found["name"]), int(found["incarnation"]), int(found["port"])
         except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{self.folder / IDENTITY}: cannot be read: {error}") from None
-        return found if isinstance(found, dict) else {}
+            return "", 0, 0
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            os.close(self._lock)
+            raise ConfigurationError(
+                f"{self.folder / IDENTITY}: cannot be read: {error!r}; who this server was is not "
+                "known without it: use an empty folder, and restore a snapshot"
+            ) from None
 
     def note(self, name: str, incarnation: int, port: int) -> None:
         """Remembers who the server is; survives a loss of power.

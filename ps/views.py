@@ -7,6 +7,8 @@ from paramserver.errors import FencedError, RolledBackError, WaitTimeoutError
 from paramserver.ps.gate import Gate
 from paramserver.types import WorkerId
 from paramserver.v1 import common_pb2, scheduler_pb2
+from paramserver.wire.guard import SPEAKER
+from paramserver.wire.permissions import check_name
 
 VIEW_PATIENCE = 15.0  # seconds that a request may park until its view has arrived here
 
@@ -63,11 +65,13 @@ class Views:
 
         Raises:
             FencedError: lost, replaced by a newer incarnation, unknown, or of another job.
+            PermissionDeniedError: the certificate of who calls is for another worker.
         """
         if identity.view > self.current.number:
             await self.reach(identity.view)
         worker = WorkerId(identity.rank, identity.incarnation)
         self.check(worker, identity.job)
+        check_name(SPEAKER.get(), self.names[worker])
         return worker
 
     def check(self, worker: WorkerId, job: int) -> None:

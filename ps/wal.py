@@ -99,7 +99,7 @@ def _check_tail(view: memoryview, at: int, position: int, path: Path) -> None:
     """Raises unless nothing that was durable is lost with the file's end from ``at`` on."""
     mark = _HEAD.pack(MARK, 0, 0, 0)[:4]
     rest = bytes(view[at:])
-    found = rest.find(mark, 1)
+    found = rest.find(mark)
     while found >= 0:
         later = read_record(view, at + found)
         if later is not None and later.durable >= position:
@@ -114,7 +114,13 @@ def _check_tail(view: memoryview, at: int, position: int, path: Path) -> None:
 
 def segments(folder: Path) -> list[tuple[int, Path]]:
     """Segments with the positions of their first records, in order."""
-    return sorted((int(p.stem.split("-")[1]), p) for p in folder.glob("journal-*.log"))
+    return sorted(numbered(folder, "journal"))
+
+
+def numbered(folder: Path, kind: str) -> list[tuple[int, Path]]:
+    """Files named KIND-NUMBER.log, and their numbers; what else lies there is somebody's."""
+    found = [(p.stem.removeprefix(f"{kind}-"), p) for p in folder.glob(f"{kind}-*.log")]
+    return [(int(number), p) for number, p in found if number.isascii() and number.isdigit()]
 
 
 def segment_path(folder: Path, first: int) -> Path:

@@ -14,7 +14,7 @@ import socket
 import sqlite3
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +27,7 @@ from paramserver.scheduler.state import SchedulerState
 
 FORMAT = "1"
 EVENTS_PER_STATE = 20_000  # at least; a large state is written less often
-SAME = ("workers", "servers", "parties", "assign")  # options that a running job rests on
+SAME = ("workers", "servers", "parties", "assign", "durability")  # a running job rests on these
 _FILE = "scheduler.sqlite"
 _log = logging.getLogger("paramserver")
 
@@ -92,6 +92,11 @@ class EventLog:
                 f"--state-dir {self._folder} was written by another version of paramserver; "
                 "use that version until its job has ended, or another folder"
             )
+        told = self._tell(replace(config, **self._options_before(config)))
+        return None if told is None else self._unless_over(told, config)
+
+    def _tell(self, config: SchedulerConfig) -> Told | None:
+        """The state, under the options of then."""
         found = self._database.execute(
             "SELECT number, state FROM states ORDER BY number DESC LIMIT 1"
         ).fetchone()
@@ -116,11 +121,11 @@ class EventLog:
                 )
             self._since += 1
         self._number = number
-        return self._unless_over(Told(state, at, self._since), config)
+        return Told(state, at, self._since)
 
     def _unless_over(self, told: Told, config: SchedulerConfig) -> Told | None:
         options = {name: getattr(config, name) for name in SAME}
-        before = from_text(self.fact("options", to_text(options)), config)
+        before = options | self._options_before(config)
         differ = [name for name in SAME if options[name] != before[name]]
         if not differ:
             return told
@@ -131,6 +136,10 @@ class EventLog:
             f"--state-dir {self._folder}: its job began with {name}={before[name]}, now "
             f"{name}={options[name]}; start the scheduler as before, or with another folder"
         )
+
+    def _options_before(self, config: SchedulerConfig) -> dict[str, Any]:
+        found: dict[str, Any] = from_text(self.fact("options", to_text({})), config)
+        return found
 
     def fact(self, name: str, default: str) -> str:
         """A fact as ``note`` left it."""

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from paramserver.config import MAX_DELTAS
@@ -84,6 +85,7 @@ class Snapshots:
         self._last = (0, now())  # clock and time of the newest
         self._not_before = 0.0
         self._store: Store | None = None
+        self._owned = ExitStack()
 
     @property
     def on(self) -> bool:
@@ -96,18 +98,25 @@ class Snapshots:
         A job that the scheduler before this one began goes on as it is, unless it has failed.
 
         Raises:
+            ConfigurationError: another scheduler has the place.
             ParameterServerError: no such snapshot, or none that is whole.
         """
         if not self.on:
             return
         self._store = await asyncio.to_thread(open_store, self._config.directory)
-        self._number = await asyncio.to_thread(_newest_number, self._store)
+        with ExitStack() as owned:
+            owned.enter_context(self._store.own())
+            await self._look_back(self._store)
+            self._owned = owned.pop_all()
+
+    async def _look_back(self, store: Store) -> None:
+        self._number = await asyncio.to_thread(_newest_number, store)
         state = self._state
         await self._take_stock()
         if not self._config.resume:
             return
         if state.members.state is JobState.FAILED and not state.members.live(Role.WORKER):
-            found = await asyncio.to_thread(choose, self._store, self._config.resume, "")
+            found = await asyncio.to_thread(choose, store, self._config.resume, "")
             state.restore(False, self._now())
             self._take_up(*found)
         elif state.untouched:
@@ -133,12 +142,13 @@ class Snapshots:
                 await self._discard(name)
 
     async def close(self) -> None:
-        """Gives up what is under way."""
+        """Gives up what is under way, and lets go of the place."""
         cutting = None if self._cutting is None else self._cutting[1]
         tasks = [task for task in (cutting, self._restoring) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._owned.close()
 
     # -- taking
 
@@ -336,8 +346,11 @@ class Snapshots:
 
     async def _go_back(self) -> None:
         """A server was lost: the job goes on from its newest snapshot that is whole."""
-        assert self._store is not None
         try:
+            if self._store is None:
+                raise SnapshotError(
+                    "this scheduler was started again without --snapshot-dir; start it as before"
+                )
             found = await asyncio.to_thread(choose, self._store, "latest", self._state.lineage)
             self._take_up(*found)
         except (ParameterServerError, OSError) as error:

@@ -18,6 +18,7 @@ from rich.console import Console
 from paramserver.cli.limits import parse_limits
 from paramserver.cli.main import COMMANDS, main
 from paramserver.cli.progress import Progress
+from paramserver.cli.signals import handled
 from paramserver.cli.state import State, add_server, balance, from_status, waits
 from paramserver.cli.status import duration, render, size
 from paramserver.config import Limits
@@ -266,6 +267,28 @@ def test_worker_forwards_signals(script: Any, number: int, code: int) -> None:
         assert process.stdout.readline() == b"up\n"
         process.send_signal(number)
         assert process.wait(20) == code
+
+
+def test_a_worker_under_nohup_outlives_its_terminal(script: Any) -> None:
+    path = script("print('up', flush=True); input()")
+    command = ["nohup", *COMMAND, "worker", *SCHEDULER, path]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(signal.SIGHUP)
+        process.communicate(b"go on\n", timeout=20)
+        assert process.returncode == 0
+
+
+def test_run_under_nohup_ignores_what_nohup_ignores() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with handled(lambda number, frame: None):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 class FakeChannel:

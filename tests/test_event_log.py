@@ -25,11 +25,10 @@ from paramserver.errors import (
     ConnectionLostError,
     InternalError,
     InvalidRequestError,
-    ResourceError,
 )
 from paramserver.scheduler.durable import Durable
 from paramserver.scheduler.event_log import EventLog
-from paramserver.scheduler.facts import Schedule, Source
+from paramserver.scheduler.facts import Kept, Schedule, Source
 from paramserver.scheduler.image import GroupImage, Image
 from paramserver.scheduler.plain import from_text, to_text
 from paramserver.scheduler.service import SchedulerService
@@ -226,8 +225,17 @@ def test_two_schedulers_do_not_share_a_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_a_running_job_keeps_its_options(tmp_path: Path) -> None:
-    other = SchedulerConfig(workers=3, assign="round-robin")
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (replace(CONFIG, workers=3), "began with workers=2, now workers=3"),
+        (replace(CONFIG, durability="wal"), "began with durability=memory, now durability=wal"),
+    ],
+)
+def test_a_running_job_keeps_its_options(
+    tmp_path: Path, other: SchedulerConfig, words: str
+) -> None:
+    """Another durability would have servers throw their journals away."""
 
     async def test() -> None:
         with life(tmp_path) as before:
@@ -235,7 +243,7 @@ def test_a_running_job_keeps_its_options(tmp_path: Path) -> None:
             with pytest.raises(ConfigurationError, match="in use"):
                 EventLog(tmp_path)
         with (
-            pytest.raises(ConfigurationError, match="began with workers=2, now workers=3"),
+            pytest.raises(ConfigurationError, match=words),
             life(tmp_path, other),
         ):
             pass
@@ -244,7 +252,7 @@ def test_a_running_job_keeps_its_options(tmp_path: Path) -> None:
                 await again.says.Finish(pb.FinishRequest(member=who))
             newest = again.service.state.members._incarnation
         with life(tmp_path, other) as after:
-            assert after.service.state.members.workers == 3
+            assert after.service.state.config == other
             assert after.service.state.members.state is JobState.WAITING
             assert newest > 0
 
@@ -383,5 +391,25 @@ def test_a_snapshot_that_was_asked_for_is_taken_once(tmp_path: Path, end: str) -
             with pytest.raises(InvalidRequestError, match="'mine' is there already"):
                 await after.says.TakeSnapshot(other)
             await after.service.snapshots.close()
+
+    run(test)
+
+
+def test_a_job_that_cannot_go_back_ends_and_says_why(tmp_path: Path) -> None:
+    """The scheduler was started again without --snapshot-dir: nobody waits for ever."""
+
+    async def test() -> None:
+        with life(tmp_path) as before:
+            await before.begin()
+            before.service.state.keep_snapshot(Kept("auto-000001", 1, 0.0), 1, "is whole", 0.0)
+        with life(tmp_path) as after:
+            state = after.service.state
+            state.lapse({"ps-0": "not heard"}, False, {}, 0.0)
+            assert state.members.waits
+            after.service.tick()
+            while state.members.waits:
+                await asyncio.sleep(0)
+            assert state.members.state is JobState.FAILED
+            assert "without --snapshot-dir" in state.members.message
 
     run(test)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
+import grpc
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,11 +16,12 @@ from torch import Tensor
 import paramserver as ps
 from paramserver.config import SchedulerConfig
 from paramserver.core.replication import Place
-from paramserver.errors import ConfigurationError, MovedError
+from paramserver.errors import ConfigurationError, FencedError, MovedError
 from paramserver.types import Consistency
 from paramserver.v1 import server_pb2
 from paramserver.wire.client import GrpcChannel
 from tests.cluster import Cluster, cluster
+from tests.stock import StockWorker
 
 STEPS = 12
 LEASE_S = 1.5
@@ -269,6 +273,53 @@ def answers(channel: GrpcChannel) -> bool:
         return bool(channel.call("Describe", server_pb2.DescribeRequest()).groups)
     except MovedError:
         return False
+
+
+def test_a_primary_that_was_given_up_acknowledges_nothing() -> None:
+    """It hears nothing of that: cut off from the scheduler, but not from its backup."""
+    with cluster(2, 1, durability="replica", lease_s=600, chaos="rate=0") as made:
+        worker = StockWorker(made.address, 8)
+        until(lambda: complete(made))
+        ones = np.ones(8, np.float32)
+        assert worker.add(worker.clock, ones)[0].accepted.durability == "replica"
+
+        async def give_up() -> None:
+            made._roles[0].beats.cancel()
+            scheduler = made.scheduler
+            scheduler.state.lapse({"ps-0": "cut off"}, False, {}, scheduler._now())
+            scheduler.tick()
+
+        made.run(give_up())
+        host = made._roles[1].role.host
+        until(lambda: {"ps-0", "ps-1"} == {service.name for service in host.services})
+        push = server_pb2.Record(request=7, push=worker.push(worker.clock + 1))
+        header = server_pb2.Header(records=[push, *worker.data(7, ones)])
+        frames: queue.SimpleQueue[server_pb2.Frame] = queue.SimpleQueue()  # stays open
+        frames.put(server_pb2.Frame(header=header, payload=ones.tobytes()))
+        with pytest.raises(grpc.RpcError) as error:
+            next(worker.server.Exchange(iter(frames.get, None), timeout=2))
+        assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        worker.close()
+
+
+@pytest.mark.parametrize(("job", "epoch"), [(0, -1), (-1, 0)])
+def test_what_speaks_of_an_older_epoch_or_job_is_refused(job: int, epoch: int) -> None:
+    with cluster(2, 1, durability="replica", lease_s=600) as made:
+        made.workers(lambda client: client.register("m", first()).read())
+        until(lambda: complete(made))
+        now, host = places(made)["ps-0"], made._roles[1].role.host
+        hello = server_pb2.ReplicateRequest(server="ps-0", epoch=now.epoch + epoch)
+        hello.job = host._view.job + job
+
+        async def requests() -> AsyncIterator[server_pb2.ReplicateRequest]:
+            yield hello
+
+        async def call() -> None:
+            async for _ in host.Replicate(requests()):
+                pass
+
+        with pytest.raises(FencedError, match="stop serving it"):
+            made.run(call())
 
 
 def test_a_backup_needs_another_server() -> None:

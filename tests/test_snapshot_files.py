@@ -324,6 +324,30 @@ def test_prune_leaves_what_is_not_ours(tmp_path: Path) -> None:
     assert store.folders() == ["busy", "empty", "model", "s2", "s3", "site"]
 
 
+def test_prune_is_not_kept_from_its_work_by_what_lies_about(place: str) -> None:
+    """Every file system made by mkfs has a lost+found; a snapshot may have lost its base."""
+    store = open_store(place)
+    for name in ("lost+found", ".git", "my models") if "://" not in place else ():
+        (Path(place) / name).mkdir(parents=True)
+    for number in range(4):
+        snapshot(store, f"s{number}", float(number))
+    snapshot(store, "s4", 4.0, "nowhere")
+    assert [m.name for m in complete(store)] == ["s0", "s1", "s2", "s3", "s4"]
+    assert prune(store, 2) == ["s0", "s1", "s2"]
+    assert store.folders() == ["s3", "s4"]
+
+
+def test_prune_leaves_what_it_cannot_read(place: str) -> None:
+    """It may be of another version, or the disk may be away for a moment."""
+    store = open_store(place)
+    for number in range(3):
+        snapshot(store, f"s{number}", float(number))
+    newer = read_manifest(store, "s0").to_json().replace('"format": 1', '"format": 2')
+    put(store, f"s0/{MANIFEST}", newer.encode())
+    assert prune(store, 1) == ["s1"]
+    assert store.folders() == ["s0", "s2"]
+
+
 @pytest.mark.parametrize("where", ["snapshot.before_fsync", "snapshot.before_rename"])
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, where: str) -> None:
     store = open_store(str(tmp_path))
@@ -370,3 +394,17 @@ def test_a_crash_leaves_a_whole_snapshot_or_none(tmp_path: Path, step: str, time
         assert good == one
         snapshot(store, "three", 3.0)
         assert prune(store, 1) == ["one", "two"], "what never became a snapshot goes too"
+
+
+def test_two_schedulers_do_not_share_a_place(tmp_path: Path) -> None:
+    """Each would clear away what the other has begun, under the same names."""
+    place = str(tmp_path / "new")
+    with open_store(place).own():
+        with pytest.raises(ConfigurationError, match="its own --snapshot-dir"):
+            open_store(place).own().__enter__()
+        assert open_store(place).folders() == []
+    with open_store(place).own(), open_store(f"memory://{tmp_path}").own():
+        pass
+    (tmp_path / "file").touch()  # nothing can be made there, and that is told elsewhere
+    with open_store(str(tmp_path / "file")).own():
+        pass

@@ -35,7 +35,7 @@ from paramserver.errors import (
 from paramserver.scheduler.service import SchedulerService
 from paramserver.trust import OPEN, Tls, Trust, from_environment
 from paramserver.types import PROTOCOL_VERSION
-from paramserver.v1 import common_pb2, scheduler_pb2
+from paramserver.v1 import common_pb2, scheduler_pb2, server_pb2
 from paramserver.wire import options
 from paramserver.wire.client import AsyncGrpcChannel, GrpcChannel
 from paramserver.wire.credentials import (
@@ -45,6 +45,7 @@ from paramserver.wire.credentials import (
     read_pems,
 )
 from paramserver.wire.diagnose import explain
+from paramserver.wire.frames import decode, encode
 from paramserver.wire.health import is_serving
 from paramserver.wire.methods import SCHEDULER, SCHEDULER_METHODS, SERVER_METHODS, Method
 from paramserver.wire.permissions import PERMISSIONS
@@ -268,6 +269,33 @@ def test_a_certificate_with_a_name_is_for_that_member(guarded: Cluster) -> None:
     with pytest.raises(PermissionDeniedError, match="the request says 'worker-0'"):
         channel.call("Heartbeat", scheduler_pb2.HeartbeatRequest(member=other), timeout=10.0)
     channel.close()
+
+
+def test_a_certificate_with_a_name_pushes_for_that_member_alone(guarded: Cluster) -> None:
+    """Nor in the frames of a stream, whoever the request says to be."""
+    alone = common_pb2.Identity()
+
+    def said(role: str, name: str) -> str:
+        who = common_pb2.Identity()
+        who.CopyFrom(alone)
+        who.name = name
+        push = server_pb2.Record(request=1, push=server_pb2.Push(worker=who, group="none"))
+        server = guarded.scheduler.state.members.live(Role.SERVER)[0].address
+        credentials = channel_credentials(read_pems(pki.tls(role)))
+        with grpc.secure_channel(server, credentials) as channel:
+            call = channel.stream_stream(SERVER_METHODS["Exchange"].path)
+            metadata = [("authorization", f"Bearer {TOKEN}")]
+            replies = call(iter([encode([push])]), timeout=10.0, metadata=metadata)
+            return next(record.failure.message for record in decode(next(replies))[0])
+
+    def work(client: ps.Client) -> None:
+        client.barrier("there")
+        alone.CopyFrom(client._session.identity())
+        assert "is for 'worker-1', the request says" in said("worker-1", alone.name)
+        assert "is for 'worker-1', the request says" in said("worker-1", "worker-1")
+        assert "group 'none'" in said("worker", alone.name)
+
+    guarded.workers(work)
 
 
 def test_a_certificate_without_a_role(guarded: Cluster, tmp_path: Path) -> None:

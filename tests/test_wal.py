@@ -108,6 +108,20 @@ def test_a_flipped_bit_is_an_error_or_a_cut_of_the_last_entry_only(tmp_path: Pat
             assert found(tmp_path) == list(range(1, COUNT))
 
 
+def test_an_entry_that_is_missing_or_there_twice_is_no_other(tmp_path: Path) -> None:
+    """Whole records in the wrong place: one was kept and is gone, or one came back."""
+    asyncio.run(written(tmp_path, 1, 3))
+    path = segment_path(tmp_path, 1)
+    whole = path.read_bytes()
+    size = len(whole) // 3
+    path.write_bytes(whole[:size] + whole[2 * size :])
+    with pytest.raises(SnapshotError, match="entry 2 cannot be read"):
+        found(tmp_path)
+    path.write_bytes(whole + whole[size : 2 * size])
+    assert found(tmp_path) == [1, 2, 3]
+    assert path.read_bytes() == whole, "cut"
+
+
 def test_a_batch_that_was_never_durable_is_cut_though_its_end_is_whole(tmp_path: Path) -> None:
     """A loss of power may keep the end of a write without its beginning."""
     asyncio.run(written(tmp_path, 1, 2))
@@ -228,6 +242,27 @@ def test_a_state_directory_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="cannot be written"):
         StateDir(str(tmp_path / "file" / "ps-0"))
-    (tmp_path / "server.json").write_text("{")
-    with pytest.raises(ConfigurationError, match="cannot be read"):
-        StateDir(str(tmp_path))
+    for text in (
+        "{",
+        "[1]",
+        "7",
+        '{"name": "ps-0"}',
+        '{"name": "a", "incarnation": [], "port": 1}',
+    ):
+        (tmp_path / "server.json").write_text(text)
+        with pytest.raises(ConfigurationError, match="cannot be read"):
+            StateDir(str(tmp_path))
+
+
+def test_files_of_others_in_a_state_directory_are_left_alone(tmp_path: Path) -> None:
+    asyncio.run(written(tmp_path, 1, 2))
+    others = [tmp_path / name for name in ("journal-old.log", "dump-mine.log", "journal-1.log.bak")]
+    for path in others:
+        path.write_text("mine")
+    assert found(tmp_path) == [1, 2]
+    assert checkpoint.newest(tmp_path) is None
+    state = StateDir(str(tmp_path))
+    state.wipe()
+    state.close()
+    assert found(tmp_path) == []
+    assert all(path.exists() for path in others)

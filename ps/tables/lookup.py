@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from paramserver.errors import InvalidRequestError
 from paramserver.ps.group import Cell
-from paramserver.ps.pulls import DEFAULT_TIMEOUT, until_readable
+from paramserver.ps.pulls import deadline_in, until_readable
 from paramserver.ps.push import wire_of
 from paramserver.ps.requests import Request
 from paramserver.v1 import server_pb2 as pb
@@ -35,6 +34,7 @@ class Lookup(Request):
 
     async def begin(self) -> None:
         lookup = self._lookup
+        self._deadline = deadline_in(lookup.timeout)
         if not lookup.latest:
             await self.service.views.admit(lookup.worker)
         self._group = await self.service.group(lookup.group, lookup.map_version)
@@ -68,7 +68,7 @@ class Lookup(Request):
 
     async def _answer(self) -> None:
         lookup, group = self._lookup, self._group
-        deadline = time.monotonic() + (lookup.timeout or DEFAULT_TIMEOUT)
+        deadline = self._deadline
         have = dict(zip(lookup.slices, lookup.have, strict=False))
         for part in self._frames():
             for index in part:

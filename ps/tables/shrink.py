@@ -22,6 +22,8 @@ async def shrink(
     """
     if group.spec.table is None or group.spec.table.evict is None:
         raise InvalidRequestError(f"group {group.spec.name!r} is no table with evict=")
+    if not park_seconds >= 0:
+        raise InvalidRequestError(f"park_seconds={park_seconds}: must be >= 0 (0: do not wait)")
     deadline = time.monotonic() + park_seconds
     for cell in group.cells:
         if not await group.readable(cell, clock, max(0.0, deadline - time.monotonic())):

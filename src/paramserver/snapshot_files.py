@@ -215,6 +215,8 @@ def newest_good(store: Store) -> tuple[Manifest | None, list[str]]:
 def prune(store: Store, keep: int, busy: Collection[str] = ()) -> list[str]:
     """Deletes all but the newest ``keep`` snapshots, and what never became one.
 
+    One whose manifest cannot be read stays: it may be of another version, or the disk away.
+
     Args:
         keep: at least 1; what they build on stays too.
         busy: names that stay in any case, with what they build on.
@@ -227,12 +229,14 @@ def prune(store: Store, keep: int, busy: Collection[str] = ()) -> list[str]:
         kept.add(manifest.name)
         with suppress(SnapshotError):  # what it builds on is gone
             kept |= {each.name for each in chain(store, manifest)}
-    gone = []
+    gone, readable = [], {manifest.name for manifest in found}
     for name in store.folders():
         files = store.files(name)
         if name in kept or not files or not all(map(_OURS.fullmatch, files)):
             continue  # whatever else lies there is somebody's
         if MANIFEST in files:
+            if name not in readable:
+                continue
             store.delete(f"{name}/{MANIFEST}")  # first: what has none does not exist
         store.delete(name)
         gone.append(name)

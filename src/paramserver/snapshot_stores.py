@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import logging
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from paramserver.errors import ConfigurationError, SnapshotError
 from paramserver.failpoints import failpoint
 
+log = logging.getLogger("paramserver")
+
 CHUNK = 1 << 20
 MAX_PART = 200
+LOCK = ".lock"
 _PART = re.compile(r"[A-Za-z0-9_%\-][A-Za-z0-9_.%\-]*")
 
 
@@ -57,13 +62,20 @@ class Store(Protocol):
         """A file on this machine, for as long as the context lasts."""
 
     def folders(self) -> list[str]:
-        """Names of all folders."""
+        """Names of all folders that could be ours; what else lies there is somebody's."""
 
     def files(self, folder: str) -> list[str]:
         """Names of the files of a folder, without it; none for one that is not there."""
 
     def delete(self, name: str) -> None:
         """Removes a file, or a folder with all it holds; one that is not there is not missed."""
+
+    def own(self) -> AbstractContextManager[None]:
+        """Nobody else writes snapshots here meanwhile, as far as this kind of place can tell.
+
+        Raises:
+            ConfigurationError: another process has it.
+        """
 
 
 def check_snapshot_name(name: str) -> str:
@@ -168,11 +180,15 @@ class LocalStore:
     def folders(self) -> list[str]:
         if not self._root.is_dir():
             return []
-        return sorted(p.name for p in self._root.iterdir() if p.is_dir() and not p.is_symlink())
+        found = (p for p in self._root.iterdir() if p.is_dir() and not p.is_symlink())
+        return sorted(p.name for p in found if _PART.fullmatch(p.name))
 
     def files(self, folder: str) -> list[str]:
         path = self._path(folder)
-        return sorted(p.name for p in path.iterdir() if p.is_file()) if path.is_dir() else []
+        try:
+            return sorted(p.name for p in path.iterdir() if p.is_file()) if path.is_dir() else []
+        except OSError as error:
+            raise SnapshotError(f"snapshot folder {path}: {error.strerror}") from error
 
     def delete(self, name: str) -> None:
         path = self._path(name)
@@ -180,6 +196,22 @@ class LocalStore:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+    @contextmanager
+    def own(self) -> Iterator[None]:
+        with ExitStack() as stack:  # the kernel lets go of it with the process
+            try:
+                self._root.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((self._root / LOCK).open("a"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigurationError(
+                    f"snapshot directory {self._root}: another scheduler keeps its snapshots "
+                    "there; give every one its own --snapshot-dir"
+                ) from None
+            except OSError as error:  # what is there can be read all the same
+                log.warning("snapshot directory %s cannot be locked: %s", self._root, error)
+            yield
 
 
 def _sync_folder(path: Path) -> None:
@@ -250,7 +282,7 @@ class RemoteStore:
         return sorted(named)
 
     def folders(self) -> list[str]:
-        return self._names(self._root, "directory")
+        return [n for n in self._names(self._root, "directory") if _PART.fullmatch(n)]
 
     def files(self, folder: str) -> list[str]:
         return self._names(self._path(folder), "file")
@@ -258,3 +290,6 @@ class RemoteStore:
     def delete(self, name: str) -> None:
         with suppress(FileNotFoundError):
             self._system.rm(self._path(name), recursive=True)
+
+    def own(self) -> AbstractContextManager[None]:
+        return nullcontext()

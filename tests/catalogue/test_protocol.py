@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
+from paramserver.config import Limits
 from paramserver.v1 import common_pb2, scheduler_pb2
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.methods import SCHEDULER_METHODS
@@ -206,6 +207,49 @@ WALL_CLOCK = {
     "src/paramserver/cli/snapshots.py",  # its age, for people
     "src/paramserver/cli/comparison.py",  # a budget over run files, which have dates
 }
+
+
+def test_two_requests_of_one_number(own: Desk) -> None:
+    """The open one ends, so that the same push on another stream does not wait for it for ever."""
+    whole = own.worker.data(7, ONES)[0].data
+    first = pb.Data(slices=[0], sizes=whole.sizes[:1], checksums=whole.checksums[:1])
+    part = ONES[own.worker.bounds(0)].tobytes()
+    stream = Stream(own.worker.server)
+    stream.send([own.push(), pb.Record(request=7, data=first)], part)
+    stream.send(*own.rows([1]))
+    answers = [r for frame in stream.until_done() for r in frame.header.records]
+    assert "request 7 is open already" in answers[-1].failure.message
+    stream.close()
+    own.pushed()
+
+
+def test_requests_without_end_on_one_stream() -> None:
+    with cluster(lease_s=600, limits=Limits(parked_calls=8)) as c:
+        at = Desk(c)
+        records = [pb.Record(request=n, lookup=keys_to_come(at)) for n in range(9)]
+        answers = at.worker.ask(records)
+        assert [r.request for r in answers] == [8]
+        assert answers[0].failure.reason == "RESOURCE"
+        assert "8 requests of this stream are open" in answers[0].failure.message
+        at.worker.close()
+
+
+def keys_to_come(at: Desk) -> pb.Lookup:
+    """A lookup that waits for its keys."""
+    return pb.Lookup(
+        worker=at.identity, group="t", map_version=at.table_map.version, slices=[0], latest=True
+    )
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), float("inf"), -1.0])
+def test_row_48_times_that_are_none(at: Desk, timeout: float) -> None:
+    """What is no number is never reached: the server would look at it without end."""
+    pull = pb.Pull(worker=at.identity, group="g", map_version=at.worker.map.version)
+    lookup = keys_to_come(at)
+    pull.timeout = lookup.timeout = timeout
+    words = f"timeout={timeout}: must be"
+    at.refuse([pb.Record(request=9, pull=pull)], reason="INVALID_REQUEST", words=words)
+    at.refuse([pb.Record(request=9, lookup=lookup)], reason="INVALID_REQUEST", words=words)
 
 
 def test_row_47_no_decision_reads_the_wall_clock() -> None:

@@ -21,6 +21,7 @@ import click
 from paramserver.cli import options
 from paramserver.cli.exits import KILLED, restart_reason, was_rolled_back
 from paramserver.cli.limits import limit_option
+from paramserver.cli.signals import ending
 from paramserver.cli.trust import role_trust_options, trust_options
 from paramserver.config import Limits, SchedulerConfig, ServerConfig
 from paramserver.launch import (
@@ -246,7 +247,7 @@ class WorkerLauncher:
 
     def run(self) -> int:
         """The exit code of the script, or of the signal that ended it."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in ending():
             signal.signal(number, self._on_signal)
         while True:
             child = self._once()

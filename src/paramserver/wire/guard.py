@@ -6,6 +6,7 @@ import hmac
 import logging
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import grpc
@@ -24,6 +25,9 @@ log = logging.getLogger("paramserver")
 URN = "urn:paramserver:"
 HEALTH = "/grpc.health.v1.Health/"
 TELL_S = 1.0  # between two refusals that the log tells of
+
+# Of the call that is being answered: the one member that its certificate is for; empty: any.
+SPEAKER: ContextVar[str] = ContextVar("paramserver_speaker", default="")
 
 
 class Caller(NamedTuple):

@@ -104,14 +104,15 @@ def check_request(role: str, name: str, request: Any) -> None:
                 f"a {role} may not register as {scheduler_pb2.Role.Name(request.role)}; "
                 "use a certificate or token of that role"
             )
-        _check_name(name, request.name)
+        check_name(name, request.name)
     elif name:
         for field in request.DESCRIPTOR.fields:
             if field.message_type is common_pb2.Identity.DESCRIPTOR:
-                _check_name(name, getattr(request, field.name).name)
+                check_name(name, getattr(request, field.name).name)
 
 
-def _check_name(name: str, claimed: str) -> None:
+def check_name(name: str, claimed: str) -> None:
+    """Raises PermissionDeniedError for another member than the certificate's; empty: for any."""
     if name and claimed != name:
         raise PermissionDeniedError(
             f"the certificate is for {name!r}, the request says {claimed!r}; "

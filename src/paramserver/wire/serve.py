@@ -19,7 +19,7 @@ from paramserver.errors import ConfigurationError, InternalError, InvalidRequest
 from paramserver.errors import ParameterServerError as Refusal
 from paramserver.trust import OPEN, Trust
 from paramserver.wire.credentials import server_credentials
-from paramserver.wire.guard import Guard, TokenInterceptor
+from paramserver.wire.guard import SPEAKER, Guard, TokenInterceptor
 from paramserver.wire.methods import Method
 from paramserver.wire.options import server_options, tune_allocator
 from paramserver.wire.permissions import check_request
@@ -83,6 +83,7 @@ class _Door:
         if guard is None:
             return lambda message: parse(method, message)
         caller = guard.admit(method.path, context)
+        SPEAKER.set(caller.name)  # for what is told in frames, which are not parsed here
 
         def checked(message: bytes) -> Message:
             request = parse(method, message)
