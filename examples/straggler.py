@@ -3,8 +3,7 @@
 paramserver run -s 2 -w 4 examples/straggler.py
 PARAMSERVER_EMULATE=sample=0.002,slow=3:5 paramserver run -s 2 -w 4 examples/straggler.py
 
-The second plays four machines, one of them 5 x slower. For slow steps instead, take jitter=0.1:5 in
-place of slow=3:5, and --adapt behind the script.
+The second plays four machines, one 5 x slower. For slow steps: jitter=0.1:5 and --adapt at the end.
 """
 
 import argparse

@@ -38,9 +38,10 @@ class GroupEvents(Parts):
                 self.hold([name for name, _ in servers])
             if isinstance(spec.consistency, Adaptive):
                 self.adaptation.open(spec.name, spec.consistency.max_bound, now)
+            where = f"{len(servers)} servers" if len(servers) > 1 else "1 server"
             self.journal.say(
                 f"{member.name} registered group {spec.name}: {spec.elements} parameters, "
-                f"{len(group.map.owners)} slices on {len(servers)} servers",
+                f"{len(group.map.owners)} slices on {where}",
                 now,
             )
         self.members.join_group(member.name, spec.name)

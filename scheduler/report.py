@@ -12,7 +12,7 @@ from paramserver.v1 import scheduler_pb2 as pb
 
 def status(state: SchedulerState, now: float) -> pb.StatusReply:
     """What the scheduler knows at this moment. Reads only."""
-    view = view_to_proto(state.members.view(), state.adaptation.bounds)
+    view = view_to_proto(state.members.view(), state.adaptation.bounds, places=state.places.all)
     for member in view.members:
         member.heard_s = now - state.members.heard(member.name)
     return pb.StatusReply(

@@ -112,6 +112,8 @@ SCHEDULER = ("--scheduler", "127.0.0.1:1")
         (("run", "--max-restarts", "-1", "nowhere.py"), "x>=0"),
         (("run", "-w", "4", "--parties", "3", __file__), "parties=3, workers=4"),
         (("run", "-w", "4", "--parties", "0", __file__), "x>=1"),
+        (("run", "--durability", "replica", __file__), "use at least 2 servers"),
+        (("snapshots", "/nowhere/snapshots"), "there is no folder /nowhere/snapshots"),
         (("scheduler", "--workers", "5", "--parties", "2"), "the workers must make whole replicas"),
         (("status",), "Missing option '--scheduler'"),
         (("top", *SCHEDULER), "needs a terminal"),

@@ -77,3 +77,15 @@ def test_readme_api_is_the_size_it_claims() -> None:
     lines = [line for line in blocks[0].splitlines() if line.strip()]
     assert len(lines) <= 20
     compile(blocks[0], "README.md", "exec")
+
+
+@pytest.mark.parametrize(
+    "name", ["allreduce", "compare", "diloco", "downpour", "lbfgs", "straggler", "vertical"]
+)
+def test_each_scheme_has_a_short_example(name: str) -> None:
+    assert len((ROOT / f"examples/{name}.py").read_text().splitlines()) <= 60
+    assert f"examples/{name}.py" in (ROOT / "Makefile").read_text()
+    said = "\n".join(p.read_text() for p in (ROOT / "docs").rglob("*.md"))
+    assert f"examples/{name}.py" in said
+    for page in (ROOT / "docs/schemes").glob("*.md"):
+        assert "choose" in page.read_text().lower(), page

@@ -17,6 +17,7 @@ import paramserver as ps
 from paramserver.config import SchedulerConfig
 from paramserver.core.replication import Place
 from paramserver.errors import ConfigurationError, FencedError, MovedError
+from paramserver.scheduler.report import status
 from paramserver.types import Consistency
 from paramserver.v1 import server_pb2
 from paramserver.wire.client import GrpcChannel
@@ -128,6 +129,8 @@ def test_a_server_that_returns_keeps_the_backups_again(plain: list[dict[str, Ten
     with cluster(2, 2, durability="replica", lease_s=LEASE_S) as made:
         plan = Plan((3, lambda: made.kill(0)), (7, return_and_lose_other))
         same(train(made, plan), plain)
+        told = status(made.scheduler.state, 0.0).view.places  # what `paramserver status` asks
+        assert [p.address.partition("/")[2] for p in told] == ["", "ps-1"]
         assert [p.primary.name for p in places(made).values()] == ["ps-0", "ps-0"]
 
 

@@ -170,6 +170,7 @@ def test_a_scheduler_that_does_not_come_up(case: Case, capsys: Capture) -> None:
     assert case("") == 1
     said = capsys.readouterr().err
     assert "scheduler did not come up: exit code 1" in said
+    assert "no process of this cluster ended" not in said
     assert "paramserver: no port" in said
 
 

@@ -259,8 +259,9 @@ def test_a_snapshot_is_what_has_a_manifest(place: str) -> None:
     assert manifest == Manifest.from_json(manifest.to_json())
     assert (manifest.nbytes, manifest.state) == (3, {"epoch": 2})
     verify(store, manifest)
-    with pytest.raises(SnapshotError):
-        read_manifest(store, "torn")
+    for name in ("torn", "mistyped"):
+        with pytest.raises(SnapshotError, match=f"there is no snapshot '{name}'"):
+            read_manifest(store, name)
 
 
 def test_every_change_of_a_manifest_is_found(place: str) -> None:

@@ -140,6 +140,10 @@ def read_manifest(store: Store, name: str) -> Manifest:
         SnapshotError: no such snapshot, or a damaged manifest.
     """
     check_snapshot_name(name)
+    if MANIFEST not in store.files(name):
+        raise SnapshotError(
+            f"there is no snapshot {name!r}; `paramserver snapshots DIR` lists those that there are"
+        )
     with store.open(f"{name}/{MANIFEST}") as stream:
         text = stream.read(MAX_MANIFEST)
     try:

@@ -140,7 +140,9 @@ def block(cause: Failure, others: Sequence[Failure] = (), message: str = "") -> 
         message: why the scheduler says that the job failed; shown unless the cause says it.
     """
     lines = [" root cause ".center(RULE, "─")]
-    if cause.code is None:
+    if cause.name == "cluster":
+        lines.append("a process of this cluster did not start")
+    elif cause.code is None:
         lines.append("the job failed; no process of this cluster ended before that")
     else:
         lines.append(f"{cause.name} failed first: {describe_exit(cause.code)}")

@@ -71,6 +71,18 @@ def check_parties(workers: int, parties: int) -> None:
         raise click.UsageError(str(error)) from error
 
 
+def check_durability(durability: str, servers: int) -> None:
+    """Refuses too few servers for a durability.
+
+    Raises:
+        click.UsageError: with both, and the cure.
+    """
+    try:
+        config.check_durability(durability, servers)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
+
+
 def check_script(target: str, module: bool) -> None:
     """Refuses a script or module that is not there.
 

@@ -80,6 +80,7 @@ def run(
     """
     options.check_script(script, module)
     options.check_parties(workers, parties)
+    options.check_durability(durability, servers)
     plan = Plan(
         servers=servers,
         workers=workers,

@@ -102,6 +102,8 @@ def snapshots(ctx: click.Context, as_json: bool, check: bool, folder: str) -> No
 
     With --check, exits with 1 if one is damaged.
     """
+    if "://" not in folder and not Path(folder).is_dir():
+        raise click.UsageError(f"there is no folder {folder}")
     store = open_store(folder)
     found = [_described(manifest) for manifest in complete(store)]
     for manifest, entry in zip(complete(store), found, strict=True) if check else ():
@@ -113,7 +115,7 @@ def snapshots(ctx: click.Context, as_json: bool, check: bool, folder: str) -> No
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
-        _draw(found, check)
+        _draw(found, check, folder)
     ctx.exit(int(any(entry.get("damage") for entry in found)))
 
 
@@ -131,7 +133,7 @@ def _described(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _draw(found: list[dict[str, Any]], check: bool) -> None:
+def _draw(found: list[dict[str, Any]], check: bool, folder: str) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("snapshot", "age", "size", "servers", "clocks", "epochs", "builds on"):
         table.add_column(name, overflow="fold")
@@ -148,7 +150,7 @@ def _draw(found: list[dict[str, Any]], check: bool) -> None:
             entry["base"],
         ]
         table.add_row(*cells, *([entry.get("damage", "whole")] if check else []))
-    Console(highlight=False).print(table if found else "no snapshots")
+    Console(highlight=False).print(table if found else f"no snapshots in {folder}")
 
 
 @click.command()
