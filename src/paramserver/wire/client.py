@@ -20,6 +20,7 @@ from paramserver.wire.credentials import Watched, call_metadata, channel_credent
 from paramserver.wire.diagnose import check_reachable
 from paramserver.wire.methods import METHODS
 from paramserver.wire.options import CLIENT_OPTIONS, tune_allocator
+from paramserver.wire.seal import sealed, unsealed
 from paramserver.wire.status import from_rpc_error
 from paramserver.wire.targets import call_target
 from paramserver.wire.transport import Channel, FrameStream
@@ -54,11 +55,7 @@ class _Connection:
             credentials = channel_credentials(certificates.pems)
             self.channel = grpc.secure_channel(address, credentials, options=CLIENT_OPTIONS)
         self.calls = {
-            name: self.channel.unary_unary(
-                m.path,
-                request_serializer=m.request.SerializeToString,
-                response_deserializer=m.reply.FromString,
-            )
+            name: self.channel.unary_unary(m.path, request_serializer=sealed)
             for name, m in METHODS.items()
             if not m.client_streams and not m.server_streams
         }
@@ -103,11 +100,11 @@ class GrpcChannel:
         while True:
             left = deadline - time.monotonic()
             try:
-                reply = self._once(method, request, max(left, 0.001))
+                data = unsealed(self._once(method, request, max(left, 0.001)))
                 self._met = True
-                return reply
-            except grpc.RpcError as error:
-                cause = from_rpc_error(error, self._peer)
+                return METHODS[method].reply.FromString(data)
+            except (grpc.RpcError, ConnectionLostError) as error:
+                cause = self._cause(error)
                 if not isinstance(cause, ConnectionLostError):
                     raise cause from None
                 if left <= pause:
@@ -115,6 +112,11 @@ class GrpcChannel:
                     raise cause from None
             time.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE_S)
+
+    def _cause(self, error: grpc.RpcError | ConnectionLostError) -> Exception:
+        if isinstance(error, ConnectionLostError):
+            return error
+        return from_rpc_error(error, self._peer)
 
     def _once(self, method: str, request: Message, timeout: float) -> Any:
         call, metadata = self._newest().calls[method], self._metadata
@@ -235,8 +237,10 @@ class AsyncGrpcChannel:
                 await self._retired.pop(0).close()
         return self._channel
 
-    async def _cause(self, error: grpc.RpcError) -> Exception:
+    async def _cause(self, error: grpc.RpcError | ConnectionLostError) -> Exception:
         """The error to raise; the reason that gRPC does not tell, if the peer never answered."""
+        if isinstance(error, ConnectionLostError):
+            return error
         cause = from_rpc_error(error, self._peer)
         if isinstance(cause, ConnectionLostError) and not self._met:
             try:
@@ -252,16 +256,15 @@ class AsyncGrpcChannel:
         pause = FIRST_PAUSE_S
         while True:
             left = deadline - time.monotonic()
-            call = (await self._newest()).unary_unary(
-                m.path, m.request.SerializeToString, m.reply.FromString
-            )
+            call = (await self._newest()).unary_unary(m.path, sealed)
             call = partial(call, metadata=self._metadata)
             try:
-                reply = await _once(method, call, request, max(left, 0.001))
+                data = unsealed(await _once(method, call, request, max(left, 0.001)))
                 self._met = True
-                return reply
-            except grpc.RpcError as error:
-                cause = from_rpc_error(error, self._peer)
+                return m.reply.FromString(data)
+            except (grpc.RpcError, ConnectionLostError) as error:
+                lost = isinstance(error, ConnectionLostError)
+                cause = error if lost else from_rpc_error(error, self._peer)
                 if not isinstance(cause, ConnectionLostError) or left <= pause:
                     raise await self._cause(error) from None
             await asyncio.sleep(pause)
@@ -270,12 +273,10 @@ class AsyncGrpcChannel:
     async def stream(self, method: str, request: Message) -> AsyncIterator[Any]:
         """The replies of a server-streaming rpc."""
         m = METHODS[method]
-        call = (await self._newest()).unary_stream(
-            m.path, m.request.SerializeToString, m.reply.FromString
-        )
+        call = (await self._newest()).unary_stream(m.path, sealed)
         try:
-            async for reply in _read(method, call(request, metadata=self._metadata)):
-                yield reply
+            async for data in _read(method, call(request, metadata=self._metadata)):
+                yield m.reply.FromString(unsealed(data))
         except grpc.RpcError as error:
             raise await self._cause(error) from None
 

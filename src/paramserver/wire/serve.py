@@ -23,6 +23,7 @@ from paramserver.wire.guard import SPEAKER, Guard, TokenInterceptor
 from paramserver.wire.methods import Method
 from paramserver.wire.options import server_options, tune_allocator
 from paramserver.wire.permissions import check_request
+from paramserver.wire.seal import sealed, unsealed
 from paramserver.wire.status import to_status
 from paramserver.wire.targets import called_server
 
@@ -58,9 +59,10 @@ def parse(method: Method, message: bytes) -> Message:
 
     Raises:
         InvalidRequestError: the bytes are no such message.
+        ConnectionLostError: they were damaged on the way.
     """
     try:
-        parsed: Message = method.request.FromString(message)
+        parsed: Message = method.request.FromString(unsealed(message))
     except DecodeError as error:
         raise InvalidRequestError(f"{method.path}: not a {method.request.__name__}") from error
     return parsed
@@ -101,8 +103,7 @@ def _unary(door: _Door, find: Find) -> Any:
     async def handle(message: bytes, context: Any) -> bytes:
         try:
             request = door.open(context)(message)
-            reply: bytes = (await find(context)(request)).SerializeToString()
-            return reply
+            return sealed(await find(context)(request))
         except Exception as error:
             await context.abort_with_status(to_status(as_refusal(error)))
             raise AssertionError("abort raises") from None
@@ -115,7 +116,7 @@ def _stream(door: _Door, find: Find) -> Any:
         try:
             request = door.open(context)(message)
             async for reply in find(context)(request):
-                await context.write(reply.SerializeToString())
+                await context.write(sealed(reply))
         except Exception as error:
             await context.abort_with_status(to_status(as_refusal(error)))
 
