@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import grpc
 import numpy as np
@@ -99,8 +100,19 @@ def test_frames_wait_their_turn() -> None:
         return group.read()["w"]
 
     with cluster(1, 3, limits=Limits(work_bytes=1)) as c:
+        inflow, at_work = c.servers[0].inflow, []
+        start = inflow.start
+
+        async def watched(size: int, work: Coroutine[Any, Any, None]) -> Any:
+            task = await start(size, work)
+            at_work.append(inflow._at_work - size)
+            return task
+
+        inflow.start = watched
         for found in c.workers(work):
             assert torch.equal(found, torch.full((2_000_000,), 9.0))
+        assert len(at_work) > 9
+        assert set(at_work) == {0}
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from google.protobuf.message import Message
 
 from paramserver.config import Limits, SchedulerConfig
+from paramserver.core.members import Role
 from paramserver.errors import (
     ConnectionLostError,
     FencedError,
@@ -214,6 +216,23 @@ def test_a_start_says_who_is_missing() -> None:
         assert started.view.state == pb.JOB_RUNNING
 
     asyncio.run(body())
+
+
+def test_a_scheduler_that_stood_still_loses_nobody() -> None:
+    """SIGSTOP, or a machine that sleeps: nobody could be heard meanwhile."""
+
+    async def test() -> None:
+        config = SchedulerConfig(lease_s=1.0, heartbeat_s=0.2)
+        service = SchedulerService(config, connect=FakeServers().connect)
+        await service.Register(pb.RegisterRequest(protocol=1, role=pb.ROLE_WORKER, name="w"))
+        running = asyncio.ensure_future(service.run())
+        await asyncio.sleep(0)
+        threading.Event().wait(1.5)
+        await asyncio.sleep(0.2)
+        running.cancel()
+        assert [m.name for m in service.state.members.live(Role.WORKER)] == ["w"]
+
+    asyncio.run(test())
 
 
 def test_registration_is_checked() -> None:

@@ -185,6 +185,20 @@ def test_a_request_that_is_refused_changes_nothing() -> None:
     alone(work)
 
 
+def test_a_server_looks_for_itself_at_what_is_added() -> None:
+    """Where the group takes NaN, no worker looks; a sum with NaN would be lost all the same."""
+
+    def work(client: ps.Client) -> None:
+        group = client.register("g", tensors(), consistency=ASYNC, on_nonfinite="apply")
+        group.lin("a", [])
+        with pytest.raises(NonFiniteError, match="added to vector 'a'; nothing was added"):
+            group.vector("a").add({"single": torch.tensor(torch.nan)})
+        assert float(group.vector("a").pull()["single"]) == 0.0
+
+    with cluster(1, 1) as c:
+        c.workers(work)
+
+
 def test_buffers_have_no_part_in_vectors() -> None:
     with cluster(1, 1) as c, c.connect("worker-0") as client:
         model = torch.nn.BatchNorm1d(3)

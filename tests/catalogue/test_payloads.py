@@ -236,6 +236,18 @@ def test_row_15_minus_zero_and_denormals_are_numbers() -> None:
         at.worker.close()
 
 
+def test_row_15_what_is_refused_is_counted(at: Desk) -> None:
+    """Guarantee G29: `paramserver status` shows it."""
+    before = at.worker.server.Describe(pb.DescribeRequest())
+    bad = ONES.copy()
+    bad[1] = np.nan
+    at.refuse([at.push(), *at.worker.data(7, bad)], bad.tobytes(), reason="NON_FINITE")
+    at.refuse([at.push(group="nobody")], reason="NOT_FOUND")
+    after = at.worker.server.Describe(pb.DescribeRequest())
+    counted = (after.non_finite - before.non_finite, after.refusals - before.refusals)
+    assert counted == (1, 2)
+
+
 def test_row_17_payload_cut_off(at: Desk) -> None:
     header = pb.Header(records=[at.push(), *at.worker.data(7, ONES)]).SerializeToString()
     at.refuse_bytes(frame(header, ONES.tobytes()[:-1]))
