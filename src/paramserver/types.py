@@ -146,7 +146,7 @@ def canonical(consistency: Consistency) -> Consistency:
     if not isinstance(consistency, Consistency):
         raise ConfigurationError(
             f"consistency={consistency!r}: must be Sync(), Stale(bound), Async(), "
-            "Adaptive(max_bound) or AllReduce()"
+            "Adaptive(max_bound) or AllReduce(); in client.optimizer also Local(steps), Downpour()"
         )
     if isinstance(consistency, Stale) and consistency.bound == 0:
         return Sync()

@@ -19,7 +19,7 @@ ELEMENTWISE = (
 )
 OURS = ("DelayedNesterov",)  # not in torch.optim; servers bring it along
 REFUSED = {
-    "LBFGS": "its line search needs all parameters at once; use an elementwise rule such as SGD",
+    "LBFGS": "its line search needs all parameters at once; use ps.minimize, or a rule such as SGD",
     "Muon": "it orthogonalizes whole matrices, slices hold ranges; use AdamW",
     "Adafactor": "it factors whole matrices, slices hold ranges; use AdamW",
     "SparseAdam": "it takes sparse gradients, dense groups have none; use Adam",
