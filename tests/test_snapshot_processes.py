@@ -176,6 +176,11 @@ def test_roles_by_hand_snapshot_and_restore(start: Callable[..., Running], tmp_p
     found = result(worker)
     assert "was sent back to a snapshot" in worker.said()
     assert found.startswith(f"total {SAMPLES * (SAMPLES - 1):g} of {2 * SAMPLES} samples")
+    status = start("status", "--scheduler", address, "--json")
+    assert status.wait() == 0, status.said()
+    newest = json.loads(status.said())["snapshots"]["newest"]
+    assert (newest["name"], newest["base"]) == ("mine", "")
+    assert newest["clock"] >= 12
     none = start("restore", "--scheduler", address, "nothing")
     assert none.wait() == 1
     assert "nothing" in none.said()

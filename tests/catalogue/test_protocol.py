@@ -204,6 +204,7 @@ WALL_CLOCK = {
     "scheduler/service.py",  # the first incarnation of a scheduler, above those of the one before
     "src/paramserver/cli/certs.py",  # dates of certificates
     "scheduler/snapshots.py",  # the date of a snapshot, for people
+    "scheduler/report.py",  # the age of the newest snapshot, for people
     "src/paramserver/cli/snapshots.py",  # its age, for people
     "src/paramserver/cli/comparison.py",  # a budget over run files, which have dates
 }
