@@ -369,10 +369,10 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
     async def Scale(self, request: pb.ScaleRequest) -> pb.ScaleReply:
         shape = self.state.shape
         if request.servers:
-            if self._config.durability != "memory":
+            if self._config.durability == "replica":
                 raise InvalidRequestError(
-                    f"scale: not with --durability {self._config.durability}, whose journals do "
-                    "not follow slices that move; take a snapshot, and restore it on other servers"
+                    "scale: not with --durability replica, whose backups do not follow slices that "
+                    "move; take a snapshot, and restore it on other servers"
                 )
             self.state.scale(request.servers, self._now())
             self._after()
