@@ -27,6 +27,11 @@ def slices_at(new: SliceMap, server: str) -> set[int]:
     return {i for i, owner in enumerate(new.owners) if new.servers[owner] == server}
 
 
+def way(had: set[int], mine: set[int]) -> str:
+    """What a map is to a server: slices arrive, or leave, or it is only told."""
+    return "arrives" if mine - had else "leaves" if had - mine else "is_told"
+
+
 def blank_map(new: SliceMap) -> SliceMap:
     """A map of the same slices by which no server has any."""
     owners = (0,) * len(new.owners)

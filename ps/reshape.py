@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from paramserver.ps import records
 from paramserver.ps.group import GroupState
 from paramserver.ps.holds import LIMIT_S, GroupHold
 from paramserver.ps.lead import Leadership, reports_of
-from paramserver.ps.regroup import blank_map, lead_on, regroup, slices_at, without_pushes
+from paramserver.ps.regroup import blank_map, lead_on, regroup, slices_at, way, without_pushes
 from paramserver.ps.slice_parts import Fetched, gather, group_part, pushes_parts, state_parts
 from paramserver.types import WorkerId
 from paramserver.v1 import scheduler_pb2
@@ -278,7 +279,7 @@ class Reshape:
             group = await self._empty(name, new)
             self._service.install(group)
         fetched = taken[1] if taken is not None and mine - had else None
-        failpoint(f"ps.before_{_way(had, mine)}")
+        failpoint(f"ps.before_move_{way(had, mine)}")
         regroup(group, new, fetched, time.monotonic())
         self._lead(group, fetched)
         if part is not None and part.move == (move or part.move):
@@ -301,6 +302,14 @@ class Reshape:
         group = await self.follow(name, map_from_proto(reply.map))
         assert group is not None, "a group that is here does not vanish"
         return group
+
+    async def leave(self) -> None:
+        """Nothing is to be here any more: whoever waits here is told so."""
+        for group in self._service.fetched():
+            request = scheduler_pb2.GetGroupRequest(group=group.spec.name)
+            with suppress(ParameterServerError):  # else clients find out when this ends
+                reply = await self._service.ask_scheduler("GetGroup", request)
+                await self.follow(group.spec.name, map_from_proto(reply.map))
 
     async def _empty(self, name: str, new: SliceMap) -> GroupState:
         """A group of which nothing is here, and some slices are about to be."""
@@ -390,8 +399,3 @@ class Reshape:
         if part is not None and lead is not None:
             part.lead = lead
             lead.hold()
-
-
-def _way(had: set[int], mine: set[int]) -> str:
-    """What a map is to this server: slices arrive, or leave, or it is only told."""
-    return "move_arrives" if mine - had else "move_leaves" if had - mine else "move_is_told"

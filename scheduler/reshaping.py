@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
 from paramserver.errors import ConnectionLostError, FencedError, ParameterServerError
+from paramserver.failpoints import failpoint
 from paramserver.scheduler.recovery import AsyncServerChannel
 from paramserver.scheduler.shape import Moving, Shape
 from paramserver.scheduler.state import SchedulerState
@@ -31,6 +32,7 @@ class Reshaping:
 
     Args:
         changed: called after every move.
+        kept: returns when the scheduler's state so far outlasts its process.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class Reshaping:
         now: Clock,
         connect: Callable[[str], AsyncServerChannel],
         changed: Callable[[], None],
+        kept: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._state, self._now, self._connect, self._changed = state, now, connect, changed
+        self._kept = kept
         self._channels: dict[str, AsyncServerChannel] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -72,8 +76,14 @@ class Reshaping:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LAST_PAUSE_S)
 
+    async def _keep(self) -> None:
+        """No server hears of what the next scheduler would not know."""
+        if self._kept is not None:
+            await self._kept()
+
     async def _move(self, moving: Moving, prepare: Callable[[Moving], Awaitable[None]]) -> bool:
         try:
+            await self._keep()
             await prepare(moving)
         except (ParameterServerError, asyncio.CancelledError) as error:
             self._state.abort_move(moving, str(error), self._now())
@@ -81,7 +91,10 @@ class Reshaping:
             if isinstance(error, asyncio.CancelledError):
                 raise
             return False
+        failpoint("scheduler.before_move_commit")
         self._state.commit_move(moving, self._now())
+        await self._keep()
+        failpoint("scheduler.after_move_commit")
         self._changed()
         move = moving.move
         for end in (move.destination, move.source):
@@ -124,6 +137,7 @@ class Reshaping:
             source=moving.addresses[move.source],
             map=map_to_proto(moving.new),
         )
+        failpoint("scheduler.before_move_follow")
         await self._insist(moving, moving.new.servers[moving.new.lead])
 
     async def _ask_again(self, moving: Moving) -> None:

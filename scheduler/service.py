@@ -91,7 +91,8 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
         self.parking = Parking(config.limits.parked_calls)
         now, state = self._now, self.state
         self.recovery = Recovery(state, now, connect, self._after)
-        self.reshaping = Reshaping(state, now, connect, self._after)
+        kept = log.durable if log is not None else None
+        self.reshaping = Reshaping(state, now, connect, self._after, kept)
         self.snapshots = Snapshots(state, now, connect, self.parking.wait, self._after)
         self.ended = asyncio.Event()
         self._view: pb.View | None = None
