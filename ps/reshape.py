@@ -211,6 +211,7 @@ class Reshape:
         if group is None or part.hold is None:
             raise InvalidRequestError(f"move {request.move} does not hold {request.group!r} here")
         group.check_slices(request.slices)
+        await group.pause()  # the lead may close the next clock before what leaves is forgotten
         await self._bind(request.group, part)
         failpoint("ps.after_move_bind")
         lead = self._service.lead_of(request.group)
@@ -338,8 +339,6 @@ class Reshape:
         if came and part is not None:
             part.lead = lead  # goes on with what else waits
 
-    # The journal
-
     async def still(self) -> None:
         """Returns once nothing moves; until ``dumped``, no move begins here."""
         self._dumps += 1
@@ -389,8 +388,7 @@ class Reshape:
         part.group = group
         if group.slices:
             group.hold = part.hold = GroupHold(group)
-        if part.taken is not None:
-            await group.pause()
+        await group.pause()
         part.timer = asyncio.create_task(self._patience(name, part, 0.0))
 
     def hold_lead(self, name: str) -> None:
