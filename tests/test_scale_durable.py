@@ -40,7 +40,7 @@ def both_hold(c: Cluster, servers: int) -> bool:
 def restart_all(c: Cluster) -> None:
     """Ends every server as a crash does, and starts it again."""
     for number, running in enumerate(list(c._roles)):
-        if not running.role.ended.is_set():
+        if not running.role._leaves:
             c.kill(number)
             c.run(c._start_server(number, running.role.service.name))
 
