@@ -142,11 +142,19 @@ class Lasting:
             if journal is not None and journal.failure is not None:
                 return journal.failure
             limit = max(self._config.journal_bytes, 2 * self._dumped)
-            if files is not None and files.bytes > limit:
+            moving = self._service.reshape.busy  # a dump speaks of no slices on their way
+            if files is not None and files.bytes > limit and not moving:
                 await self._compact(files)
 
     async def _compact(self, files: wal.Wal) -> None:
         """A dump takes the place of what the journal holds so far."""
+        await self._service.reshape.still()
+        try:
+            await self._dump(files)
+        finally:
+            self._service.reshape.dumped()
+
+    async def _dump(self, files: wal.Wal) -> None:
         journal, state = self._service.journal, self._state
         assert journal is not None
         assert state is not None

@@ -60,6 +60,10 @@ class Leads:
         elif group.slices:
             self.follow(group, reports_of(group))
 
+    def drop(self, group: str) -> None:
+        """Another server leads, as a journal tells."""
+        self._leads.pop(group, None)
+
     def follow(self, group: GroupState, reports: Sequence[pb.Staged]) -> None:
         """Another server leads the group; nobody does for one that has no slices here.
 

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from paramserver.core.ledger import Receipt
+from paramserver.core.placement import SliceMap
 from paramserver.ps.journal import Journal
 from paramserver.ps.state import SliceState
 from paramserver.ps.tables.store import Rows
@@ -23,6 +24,7 @@ from paramserver.v1.journal_pb2 import Entry, Part
 from paramserver.wire.convert import (
     consistency_to_proto,
     dtype_to_proto,
+    map_to_proto,
     options_to_proto,
     spans_to_proto,
 )
@@ -288,6 +290,45 @@ def observed(
 
 def _identities(workers: Iterable[WorkerId]) -> list[server_pb2.Staged]:
     return [server_pb2.Staged(rank=w.rank, incarnation=w.incarnation) for w in sorted(workers)]
+
+
+# Moves of slices: on the event loop
+
+
+def came(journal: Journal, group: str, slice_: int, state: SliceState) -> None:
+    """A slice came, and is kept ready for a new map."""
+    entry, pieces = dumped_slice(0, group, slice_, state, 0, 0.0)
+    moved = Entry(group=group, came=entry.dumped_slice, parts=entry.parts)
+    journal.append(moved, pieces)
+
+
+def bound(
+    journal: Journal,
+    group: str,
+    move: int,
+    new: SliceMap | None = None,
+    told: server_pb2.MovedGroup | None = None,
+) -> None:
+    """A part in a move that ends by the scheduler's word only.
+
+    Args:
+        new: on the destination, the map by which what came is here.
+        told: and the state of the group on the source.
+    """
+    slice_map = None if new is None else map_to_proto(new)
+    body = journal_pb2.Bound(move=move, map=slice_map, group=told)
+    journal.append(Entry(group=group, bound=body))
+
+
+def followed(journal: Journal, group: str, new: SliceMap, now: float) -> None:
+    """A new map holds."""
+    body = journal_pb2.Followed(map=map_to_proto(new), now=now)
+    journal.append(Entry(group=group, followed=body))
+
+
+def released(journal: Journal, group: str, move: int) -> None:
+    """A move is off."""
+    journal.append(Entry(group=group, released=move))
 
 
 # Requests that are kept as they came

@@ -14,17 +14,17 @@ from paramserver.errors import InvalidRequestError
 from paramserver.ps.group import Cell, GroupState
 from paramserver.ps.lead import Leadership
 from paramserver.ps.records import FORMAT
+from paramserver.ps.replay_moves import MOVES, MovesReplay, state_of, tensor_of
 from paramserver.ps.service import ServerService
-from paramserver.ps.state import VALUE, SliceState
+from paramserver.ps.state import VALUE
 from paramserver.ps.tables.bucket import RowBucket
 from paramserver.ps.tables.store import Rows
 from paramserver.ps.vectors import Vector, VectorSpace
 from paramserver.types import WorkerId
 from paramserver.v1 import journal_pb2 as pb
-from paramserver.wire.convert import dtype_from_proto, options_from_proto, spans_from_proto
+from paramserver.wire.convert import options_from_proto, spans_from_proto
 from paramserver.wire.entries import decode_entry
 from paramserver.wire.frames import Piece
-from paramserver.wire.tensors import DTYPES, from_bytes
 
 Pieces = Sequence[Piece]
 
@@ -42,6 +42,7 @@ class Replay:
         self.position = 0
         self._dumped: dict[tuple[str, str | int], int] = {}  # group, part: true as of a position
         self._service = service
+        self._moves = MovesReplay(service)
 
     async def apply(self, position: int, data: bytes | memoryview) -> None:
         """One entry: of a dump, or the next one of the journal.
@@ -65,6 +66,8 @@ class Replay:
         elif kind == "lead":
             if self._is_new(entry.group, "ledger"):
                 self._lead(entry.group).replay(entry.lead)
+        elif kind in MOVES:
+            self._moves.apply(kind, await self._group(entry.group), entry, pieces)
         elif kind in REST:
             await self._on_rest(kind, entry, pieces)
         else:
@@ -175,10 +178,6 @@ def _worker(body: Any) -> WorkerId:
     return WorkerId(body.rank, body.incarnation)
 
 
-def _tensor(part: pb.Part, piece: Piece) -> Tensor:
-    return from_bytes(piece, DTYPES[dtype_from_proto(part.dtype)])
-
-
 def _gradients(
     group: GroupState, entry: pb.Entry, pieces: Pieces
 ) -> tuple[dict[int, Any], dict[int, Tensor]]:
@@ -188,9 +187,9 @@ def _gradients(
     for part, piece in zip(entry.parts, pieces, strict=True):
         own = bytearray(piece)
         if part.kind == pb.PART_VALUE:
-            values[part.slice] = _tensor(part, memoryview(own))
+            values[part.slice] = tensor_of(part, memoryview(own))
         elif part.kind == pb.PART_GRADIENT:
-            found.setdefault(part.slice, {})[part.kind] = _tensor(part, memoryview(own))
+            found.setdefault(part.slice, {})[part.kind] = tensor_of(part, memoryview(own))
         elif part.kind == pb.PART_KEYS:
             found.setdefault(part.slice, {})[part.kind] = np.frombuffer(own, np.uint64)
         elif part.kind == pb.PART_TIMES:
@@ -214,7 +213,7 @@ def _gradients(
 
 def _stored(group: GroupState, cell: Cell, entry: pb.Entry, pieces: Pieces) -> None:
     part = entry.parts[0]
-    cell.dense.store(part.slice, _tensor(part, pieces[0]))
+    cell.dense.store(part.slice, tensor_of(part, pieces[0]))
 
 
 def _stepped(group: GroupState, cell: Cell, entry: pb.Entry, pieces: Pieces) -> None:
@@ -255,11 +254,7 @@ def _set_time(cell: Cell, now: float) -> None:
 def _dumped_slice(group: GroupState, cell: Cell, entry: pb.Entry, pieces: Pieces) -> None:
     body = entry.dumped_slice
     _set_time(cell, body.now)
-    tensors = {
-        part.name: _tensor(part, memoryview(bytearray(piece))).view(tuple(part.shape))
-        for part, piece in zip(entry.parts, pieces, strict=True)
-    }
-    cell.bucket.load({body.slice: SliceState(tensors, json.loads(body.numbers))})
+    cell.bucket.load({body.slice: state_of(body, entry.parts, pieces)})
     cell.stepped = max(cell.stepped, body.closed)
 
 
@@ -272,7 +267,7 @@ def _load_vectors(
         if part.kind == pb.PART_BYTES:
             replies.append(bytes(piece))
         else:
-            own = _tensor(part, memoryview(bytearray(piece)))
+            own = tensor_of(part, memoryview(bytearray(piece)))
             values.setdefault(part.name, {})[part.slice] = own
     parts = {name: {(a, b): total for a, b, total in each} for name, each in numbers["vectors"]}
     space.load({name: Vector(values.get(name, {}), parts[name]) for name in parts})

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from paramserver.core.placement import SliceMap, slices_of
-from paramserver.core.reshape import holders
-from paramserver.core.slices import pack
+from paramserver.core.placement import SliceMap
 from paramserver.errors import (
     FencedError,
     InvalidRequestError,
@@ -21,14 +20,17 @@ from paramserver.errors import (
     UnsupportedError,
     WaitTimeoutError,
 )
-from paramserver.ps.group import Cell, GroupState
+from paramserver.failpoints import failpoint
+from paramserver.ps import records
+from paramserver.ps.group import GroupState
 from paramserver.ps.holds import LIMIT_S, GroupHold
 from paramserver.ps.lead import Leadership, reports_of
-from paramserver.ps.slice_parts import Fetched, gather, group_part, staged_parts, state_parts
+from paramserver.ps.regroup import blank_map, lead_on, regroup, slices_at, way, without_pushes
+from paramserver.ps.slice_parts import Fetched, gather, group_part, pushes_parts, state_parts
 from paramserver.types import WorkerId
 from paramserver.v1 import scheduler_pb2
 from paramserver.v1 import server_pb2 as pb
-from paramserver.wire.convert import group_from_proto, map_from_proto
+from paramserver.wire.convert import group_from_proto, map_from_proto, map_to_proto
 
 if TYPE_CHECKING:
     from paramserver.ps.service import ServerService
@@ -64,12 +66,13 @@ class Reshape:
     def __init__(self, service: ServerService) -> None:
         self._service = service
         self._parts: dict[str, Part] = {}
+        self._dumps = 0  # under way, of all that is here
         self._turn = asyncio.Lock()
 
     def clear(self) -> None:
         """Forgets everything (a new job)."""
         for name in list(self._parts):
-            self._let_go(name)
+            self._let_go(name, note=False)
 
     async def move(self, request: pb.MoveRequest) -> pb.MoveReply:
         """One step."""
@@ -83,6 +86,8 @@ class Reshape:
             await self._take(request)
         elif request.step == pb.MOVE_FOLLOW:
             await self.follow(request.group, map_from_proto(request.map), request.move)
+            await self._service.durable()
+            failpoint("ps.after_move_follow")
         elif request.step == pb.MOVE_RELEASE:
             if self._is(request.group, request.move):
                 self._let_go(request.group)
@@ -123,6 +128,8 @@ class Reshape:
     def _begin(self, request: pb.MoveRequest, group: GroupState) -> None:
         if group.hold is not None:
             raise ResourceError(f"group {request.group!r} is being held already; try again")
+        if self._dumps:
+            raise ResourceError(f"{self._service.name} writes down all that it has; try again")
         part = Part(request.move, group)
         if request.pushes and group.slices:
             group.hold = part.hold = GroupHold(group)
@@ -130,10 +137,14 @@ class Reshape:
             part.lead = lead
             lead.hold()
         self._parts[request.group] = part
-        part.timer = asyncio.create_task(self._patience(request.group, part, request.limit_s))
+        part.timer = asyncio.create_task(
+            self._patience(request.group, part, request.limit_s or LIMIT_S)
+        )
 
     async def _patience(self, name: str, part: Part, limit_s: float) -> None:
-        await asyncio.sleep(limit_s or LIMIT_S)
+        await asyncio.sleep(limit_s)
+        while not self._service.views.current.number:  # begun again, and not told yet who is here
+            await asyncio.sleep(LOOK_EVERY_S)
         while part.bound:
             try:
                 request = scheduler_pb2.GetGroupRequest(group=name)
@@ -163,8 +174,10 @@ class Reshape:
             raise FencedError(f"move {move} of group {name!r} is over here; begin again")
         return part
 
-    def _let_go(self, name: str) -> None:
+    def _let_go(self, name: str, *, note: bool = True) -> None:
         part = self._parts.pop(name)
+        if note and part.bound and self._service.journal is not None:
+            records.released(self._service.journal, name, part.move)
         if part.timer is not None:
             part.timer.cancel()
         if part.hold is not None and part.group is not None:
@@ -198,7 +211,9 @@ class Reshape:
         if group is None or part.hold is None:
             raise InvalidRequestError(f"move {request.move} does not hold {request.group!r} here")
         group.check_slices(request.slices)
-        part.bound = True
+        await group.pause()  # the lead may close the next clock before what leaves is forgotten
+        await self._bind(request.group, part)
+        failpoint("ps.after_move_bind")
         lead = self._service.lead_of(request.group)
         yield group_part(group, lead.clock.dump() if lead is not None else None)
         for cell in group.cells:
@@ -211,21 +226,11 @@ class Reshape:
             for index in wanted:
                 for message in state_parts(index, states[index]):
                     yield message
-        for message in self._staged(group, request.slices):
+        for message in pushes_parts(group, request.slices):
             yield message
-
-    @staticmethod
-    def _staged(group: GroupState, slices: Sequence[int]) -> Iterator[pb.SlicePart]:
-        for number, staged in enumerate(group.staged.values(), 1):
-            for index in slices:
-                if index in staged.gradients:
-                    yield from staged_parts(index, number, staged.gradients[index])
 
     async def _take(self, request: pb.MoveRequest) -> None:
         name, service = request.group, self._service
-        if name not in self._parts:  # nothing of the group is here yet
-            part = self._parts[name] = Part(request.move, service.held(name))
-            part.timer = asyncio.create_task(self._patience(name, part, request.limit_s))
         part = self._mine(name, request.move)
         if part.group is not None:  # a clock that closes now must close on what comes, too
             await part.group.pause()
@@ -239,7 +244,8 @@ class Reshape:
             await channel.close()
         self._mine(name, request.move)
         part.taken = map_from_proto(request.map), fetched
-        part.bound = True
+        await self._bind(name, part)
+        failpoint("ps.after_move_take")
 
     # The new map
 
@@ -261,7 +267,7 @@ class Reshape:
         group, part = self._service.held(name), self._parts.get(name)
         if group is not None and group.map.version >= new.version:
             return group
-        mine = {i for i, o in enumerate(new.owners) if new.servers[o] == self._service.name}
+        mine = slices_at(new, self._service.name)
         had = set(group.slices) if group is not None else set()
         taken = part.taken if part is not None else None
         if mine - had and (taken is None or taken[0].version != new.version):
@@ -273,11 +279,12 @@ class Reshape:
                 return None
             group = await self._empty(name, new)
             self._service.install(group)
-        fetched = taken[1] if taken is not None else None
-        self._exchange(group, new, mine, fetched)
-        self._lead(group, new, fetched)
-        if self._is(name, move or (part.move if part is not None else 0)):
-            self._let_go(name)
+        fetched = taken[1] if taken is not None and mine - had else None
+        failpoint(f"ps.before_move_{way(had, mine)}")
+        regroup(group, new, fetched, time.monotonic())
+        self._lead(group, fetched)
+        if part is not None and part.move == (move or part.move):
+            self._let_go(name, note=False)
         if had - mine:
             for session in list(self._service.sessions):
                 session.moved(group)
@@ -297,79 +304,96 @@ class Reshape:
         assert group is not None, "a group that is here does not vanish"
         return group
 
+    async def leave(self) -> None:
+        """Nothing is to be here any more: whoever waits here is told so."""
+        for group in self._service.fetched():
+            request = scheduler_pb2.GetGroupRequest(group=group.spec.name)
+            with suppress(ParameterServerError):  # else clients find out when this ends
+                reply = await self._service.ask_scheduler("GetGroup", request)
+                await self.follow(group.spec.name, map_from_proto(reply.map))
+
     async def _empty(self, name: str, new: SliceMap) -> GroupState:
         """A group of which nothing is here, and some slices are about to be."""
         request = scheduler_pb2.GetGroupRequest(group=name)
         reply = await self._service.ask_scheduler("GetGroup", request)
-        owners = (0,) * len(new.owners)
-        nothing = SliceMap(0, ("",), ("",), new.slice_elements, owners, 0)
+        nothing = blank_map(new)
+        if self._service.journal is not None and not self._service.has_group(name):
+            reply.map.CopyFrom(map_to_proto(nothing))
+            records.made(self._service.journal, reply)
         return self._service.make(group_from_proto(reply.spec), nothing)
 
-    def _exchange(
-        self, group: GroupState, new: SliceMap, mine: set[int], fetched: Fetched | None
-    ) -> None:
-        """Slices that left are forgotten, those that came are there; at once."""
-        every = slices_of(group.spec, new)
-        gone = set(group.slices) - mine
-        cells: list[Cell] = []
-        for cell in group.cells:
-            kept = [i for i in cell.slices if i in mine]
-            if len(kept) == len(cell.slices):
-                cells.append(cell)
-            elif kept:
-                with cell.lock:
-                    states = cell.bucket.dump(kept)
-                cells.append(self._cell(group, kept, states, cell.closed.value))
-        if fetched is not None:
-            if not group.slices:
-                self._begin_group(group, fetched)
-            frontier = group.frontier.value
-            came = [every[i] for i in fetched.states]
-            packed = pack(came) if group.spec.table is None else [[s] for s in came]
-            for pieces in packed:
-                indices = [s.index for s in pieces]
-                states = {i: fetched.states[i] for i in indices}
-                cells.append(self._cell(group, indices, states, frontier))
-            for push in fetched.pushes():
-                if (push.worker, push.clock) in group.staged:
-                    group.staged[push.worker, push.clock].gradients.update(push.gradients)
-        for staged in group.staged.values():
-            for index in gone & staged.gradients.keys():
-                del staged.gradients[index]
-            staged.nbytes = sum(gradient.nbytes for gradient in staged.gradients.values())
-        group.reshape(new, {i: every[i] for i in sorted(mine)}, cells)
-
-    @staticmethod
-    def _cell(group: GroupState, indices: Sequence[int], states: object, closed: int) -> Cell:
-        every = slices_of(group.spec, group.map)
-        cell = Cell([every[i] for i in indices], group.spec)
-        cell.bucket.load(states)  # type: ignore[arg-type]
-        cell.closed.advance(closed)
-        return cell
-
-    @staticmethod
-    def _begin_group(group: GroupState, fetched: Fetched) -> None:
-        """A server that had nothing of the group goes on as the source does."""
-        group.ledger.load(json.loads(fetched.group.ledger))
-        group.version = fetched.group.version
-        group.frontier.advance(fetched.group.frontier)
-        group.settled.advance(fetched.group.frontier if group.sync else 0)
-        group.staged = {(p.worker, p.clock): p for p in fetched.pushes()}
-        for push in group.staged.values():
-            push.gradients = {}
-
-    def _lead(self, group: GroupState, new: SliceMap, fetched: Fetched | None) -> None:
+    def _lead(self, group: GroupState, fetched: Fetched | None) -> None:
         """Who decides for the group, and who is told, by the new map."""
         service, name = self._service, group.spec.name
-        lead = service.lead_of(name)
         if group.lead != service.name:
             service.leads.follow(group, reports_of(group))
             return
-        if lead is None:
-            lead = service.leads.take(group)
-            if fetched is not None and fetched.group.clock:
-                lead.clock.load(json.loads(fetched.group.clock))
+        came = lead_on(service, group, fetched)
+        lead = service.lead_of(name)
+        assert lead is not None
+        if came:
             lead.observe(service.views)
-        lead.reshape(holders(new))
         for staged in reports_of(group):
             lead.staged(service.name, staged)
+        part = self._parts.get(name)
+        if came and part is not None:
+            part.lead = lead  # goes on with what else waits
+
+    async def still(self) -> None:
+        """Returns once nothing moves; until ``dumped``, no move begins here."""
+        self._dumps += 1
+        while self._parts:
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def dumped(self) -> None:
+        """What began with ``still`` is over."""
+        self._dumps -= 1
+
+    @property
+    def busy(self) -> bool:
+        """Whether slices are on their way here or from here."""
+        return bool(self._parts)
+
+    async def _bind(self, name: str, part: Part) -> None:
+        """From now on only the scheduler's word ends the move here, whatever process hears it."""
+        part.bound = True
+        journal, group = self._service.journal, part.group
+        if journal is None or group is None:
+            return
+        if part.taken is None:
+            records.bound(journal, name, part.move)
+        else:
+            new, fetched = part.taken
+            for index, state in fetched.states.items():
+                records.came(journal, name, index, state)
+            told = without_pushes(group, fetched.group)
+            records.bound(journal, name, part.move, new, told)
+        await self._service.durable()
+        self._mine(name, part.move)
+
+    def remember(self, name: str, part: Part) -> None:
+        """A journal tells of a part that has not ended."""
+        self._parts[name] = part
+
+    def remembered(self, name: str) -> Part | None:
+        """A part that the journal told of so far; it is forgotten here."""
+        return self._parts.pop(name, None)
+
+    async def resume(self, group: GroupState) -> None:
+        """All that a journal told is here again: a part that has not ended goes on."""
+        name = group.spec.name
+        part = self._parts.get(name)
+        if part is None:
+            return
+        part.group = group
+        if group.slices:
+            group.hold = part.hold = GroupHold(group)
+        await group.pause()
+        part.timer = asyncio.create_task(self._patience(name, part, 0.0))
+
+    def hold_lead(self, name: str) -> None:
+        """After ``resume``, when leads go on: this one does not yet."""
+        part, lead = self._parts.get(name), self._service.lead_of(name)
+        if part is not None and lead is not None:
+            part.lead = lead
+            lead.hold()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from paramserver.core.placement import GroupSpec, SliceMap
 from paramserver.errors import InvalidRequestError
@@ -21,6 +22,9 @@ from paramserver.types import Durability
 from paramserver.v1 import scheduler_pb2
 from paramserver.wire.convert import group_from_proto, map_from_proto
 
+if TYPE_CHECKING:
+    from paramserver.ps.reshape import Reshape
+
 
 class Restorable:
     """The part of a server that its journal concerns.
@@ -35,6 +39,7 @@ class Restorable:
     snapshots: Snapshots
     leads: Leads
     journal: Journal | None = None
+    reshape: Reshape
     collectives: Collectives
     reduces: Reduces
     vectors: Vectors
@@ -125,4 +130,6 @@ class Restorable:
         for task in list(self._groups.values()):
             group = await task
             group.use(self.journal)
+            await self.reshape.resume(group)
             self.leads.resume(group)
+            self.reshape.hold_lead(group.spec.name)

@@ -140,6 +140,8 @@ class ServerRole:
             if reply.leave:
                 log.info("%s holds no slices any more and may leave", self._identity.name)
                 self._leaves = True
+                await self.service.reshape.leave()
+                await asyncio.sleep(self._heartbeat_s)  # who waits here hears where to go
                 self.ended.set()
         except ConnectionLostError as error:
             self.service.views.away = True

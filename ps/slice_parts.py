@@ -63,6 +63,14 @@ def state_parts(index: int, state: SliceState) -> Iterator[pb.SlicePart]:
         yield from _tensor_parts(index, 0, name, tensor)
 
 
+def pushes_parts(group: GroupState, slices: Sequence[int]) -> Iterator[pb.SlicePart]:
+    """What the staged pushes of a group have for these slices."""
+    for number, staged in enumerate(group.staged.values(), 1):
+        for index in slices:
+            if index in staged.gradients:
+                yield from staged_parts(index, number, staged.gradients[index])
+
+
 def staged_parts(index: int, number: int, gradient: Tensor | Rows) -> Iterator[pb.SlicePart]:
     """What a staged push, numbered from 1, has for a slice."""
     if isinstance(gradient, Tensor):

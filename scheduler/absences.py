@@ -28,9 +28,11 @@ class Absences:
         self._holders.clear()
         self._away.clear()
 
-    def hold(self, servers: Iterable[str]) -> None:
-        """These servers hold slices of the job from now on."""
-        self._holders.update(servers)
+    def hold(self, servers: Iterable[str], *, only: bool = False) -> None:
+        """These servers hold slices of the job from now on; ``only``: and no others."""
+        self._holders = set(servers) if only else self._holders.union(servers)
+        if only:
+            self._away = {n: since for n, since in self._away.items() if n in self._holders}
 
     def come(self, member: Member, resumes: int, now: float) -> bool:
         """A server registered; whether the slices it held are there again.
@@ -81,10 +83,10 @@ class Absences:
         return self._members.state is JobState.RUNNING and bool(self._late(now))
 
     def servers(self) -> list[tuple[str, str]]:
-        """Names and addresses of the servers that are here or waited for."""
-        live = [(m.name, m.address) for m in self._members.live(Role.SERVER)]
-        away = [(name, self._addresses[name]) for name in self._away]
-        return live + away
+        """Names and addresses of the servers that are here or waited for, by name."""
+        found = {m.name: m.address for m in self._members.live(Role.SERVER)}
+        found |= {name: self._addresses[name] for name in self._away}
+        return sorted(found.items(), key=lambda known: (len(known[0]), known[0]))
 
     def reason(self) -> str:
         """Whom the job waits for, in words; empty: nobody."""

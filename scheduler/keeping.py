@@ -29,18 +29,26 @@ class Keeping(Parts):
         """Names and addresses of the servers that slices can be placed on."""
         if self.config.durability == "replica":
             return self.places.servers()
+        return self.shape.staying
+
+    def _known_servers(self) -> list[tuple[str, str]]:
+        """Names and addresses of all that can hold slices, in the order in which they stay."""
         if self.config.durability == "wal":
             return self.absences.servers()
-        return self.shape.staying
+        return self.places.servers()
+
+    def _unready(self) -> str:
+        """Why no slice can move now, in words; empty: it can."""
+        return self.absences.reason()
 
     def _next_map_version(self) -> int:
         self.map_version += 1
         return self.map_version
 
-    def hold(self, servers: Sequence[str]) -> None:
-        """These servers hold slices from now on."""
-        self.members.hold(servers)
-        self.absences.hold(servers)
+    def hold(self, servers: Sequence[str], *, only: bool = False) -> None:
+        """These servers hold slices from now on; ``only``: and no others."""
+        self.members.hold(servers, only=only)
+        self.absences.hold(servers, only=only)
 
     @event
     def backup_ready(self, caller: Caller, server: str, epoch: int, now: float) -> None:

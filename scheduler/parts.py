@@ -49,7 +49,7 @@ class Parts(Recorded):
         """Callers parked on a topic look again."""
         raise NotImplementedError
 
-    def hold(self, servers: Sequence[str]) -> None:
+    def hold(self, servers: Sequence[str], *, only: bool = False) -> None:
         """These servers hold slices from now on."""
         raise NotImplementedError
 

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
-from paramserver.errors import ConnectionLostError, ParameterServerError
+from paramserver.errors import ConnectionLostError, FencedError, ParameterServerError
+from paramserver.failpoints import failpoint
 from paramserver.scheduler.recovery import AsyncServerChannel
 from paramserver.scheduler.shape import Moving, Shape
 from paramserver.scheduler.state import SchedulerState
@@ -31,6 +32,7 @@ class Reshaping:
 
     Args:
         changed: called after every move.
+        kept: returns when the scheduler's state so far outlasts its process.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class Reshaping:
         now: Clock,
         connect: Callable[[str], AsyncServerChannel],
         changed: Callable[[], None],
+        kept: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._state, self._now, self._connect, self._changed = state, now, connect, changed
+        self._kept = kept
         self._channels: dict[str, AsyncServerChannel] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -72,8 +76,14 @@ class Reshaping:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LAST_PAUSE_S)
 
+    async def _keep(self) -> None:
+        """No server hears of what the next scheduler would not know."""
+        if self._kept is not None:
+            await self._kept()
+
     async def _move(self, moving: Moving, prepare: Callable[[Moving], Awaitable[None]]) -> bool:
         try:
+            await self._keep()
             await prepare(moving)
         except (ParameterServerError, asyncio.CancelledError) as error:
             self._state.abort_move(moving, str(error), self._now())
@@ -81,11 +91,17 @@ class Reshaping:
             if isinstance(error, asyncio.CancelledError):
                 raise
             return False
+        failpoint("scheduler.before_move_commit")
         self._state.commit_move(moving, self._now())
+        await self._keep()
+        failpoint("scheduler.after_move_commit")
         self._changed()
         move = moving.move
-        await self._insist(moving, move.destination)
-        await self._insist(moving, move.source)
+        for end in (move.destination, move.source):
+            try:
+                await self._insist(moving, end)
+            except ParameterServerError as error:  # it is gone, or finds out by itself
+                log.warning("move %d of group %s: %s", moving.number, moving.group, error)
         rest = moving.addresses.keys() - {move.source, move.destination}
         await self._tell(moving, rest, pb.MOVE_FOLLOW)
         return True
@@ -121,6 +137,7 @@ class Reshaping:
             source=moving.addresses[move.source],
             map=map_to_proto(moving.new),
         )
+        failpoint("scheduler.before_move_follow")
         await self._insist(moving, moving.new.servers[moving.new.lead])
 
     async def _ask_again(self, moving: Moving) -> None:
@@ -130,9 +147,14 @@ class Reshaping:
         await self._insist(moving, lead)
 
     async def _insist(self, moving: Moving, name: str, step: pb.MoveStep = pb.MOVE_FOLLOW) -> None:
-        """A server is told of the new map until it answers: nobody knows what it heard else."""
+        """A server is told of the new map until it answers: nobody knows what it heard else.
+
+        Raises:
+            FencedError: the job that the move is of is over, or goes on without it.
+        """
         pause = FIRST_PAUSE_S
-        while True:
+        members = self._state.members
+        while members.job == moving.job and not members.ended() and members.awaits(name):
             try:
                 new = map_to_proto(moving.new)
                 await self._step(moving, name, step, map=new)
@@ -141,6 +163,7 @@ class Reshaping:
                 log.warning("%s does not hear of a new slice map: %s", name, error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE_S)
+        raise FencedError(f"move {moving.number}: {name} is not waited for any more")
 
     async def _tell(self, moving: Moving, names: Iterable[str], step: pb.MoveStep) -> None:
         """Those that do not hear it find out by themselves."""
@@ -156,7 +179,7 @@ class Reshaping:
         address = moving.addresses[name]
         channel = self._channels.setdefault(address, self._connect(address))
         request = pb.MoveRequest(
-            job=self._state.members.job,
+            job=moving.job,
             move=moving.number,
             group=moving.group,
             map_version=moving.old.version,

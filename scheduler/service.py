@@ -91,7 +91,8 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
         self.parking = Parking(config.limits.parked_calls)
         now, state = self._now, self.state
         self.recovery = Recovery(state, now, connect, self._after)
-        self.reshaping = Reshaping(state, now, connect, self._after)
+        kept = log.durable if log is not None else None
+        self.reshaping = Reshaping(state, now, connect, self._after, kept)
         self.snapshots = Snapshots(state, now, connect, self.parking.wait, self._after)
         self.ended = asyncio.Event()
         self._view: pb.View | None = None
@@ -369,10 +370,10 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
     async def Scale(self, request: pb.ScaleRequest) -> pb.ScaleReply:
         shape = self.state.shape
         if request.servers:
-            if self._config.durability != "memory":
+            if self._config.durability == "replica":
                 raise InvalidRequestError(
-                    f"scale: not with --durability {self._config.durability}, whose journals do "
-                    "not follow slices that move; take a snapshot, and restore it on other servers"
+                    "scale: not with --durability replica, whose backups do not follow slices that "
+                    "move; take a snapshot, and restore it on other servers"
                 )
             self.state.scale(request.servers, self._now())
             self._after()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from paramserver.core.members import JobState, Role
 from paramserver.core.membership import Membership
@@ -23,10 +24,12 @@ class Moving:
 
     Attributes:
         number: grows with every move.
+        job: whose slices move.
         old, new: the group's map before and after it.
     """
 
     number: int
+    job: int
     group: str
     move: Move
     old: SliceMap
@@ -39,11 +42,20 @@ class Moving:
         return {**known, **dict(zip(self.new.servers, self.new.addresses, strict=True))}
 
 
+class Holds(Protocol):
+    """Notes which servers hold slices."""
+
+    def __call__(self, servers: Sequence[str], *, only: bool = False) -> None: ...
+
+
 class Shape:
     """The servers of one job, and the moves towards as many as were asked for.
 
     Args:
         version: the next version of a slice map.
+        servers: names and addresses of all that can hold slices, the first to stay first.
+        unready: why no slice can move now, in words; empty: it can.
+        hold: told which servers hold slices.
 
     Attributes:
         reducers: servers through which workers reduce tensors: those that were there when the job
@@ -52,10 +64,18 @@ class Shape:
     """
 
     def __init__(
-        self, members: Membership, groups: Groups, journal: Journal, version: Callable[[], int]
+        self,
+        members: Membership,
+        groups: Groups,
+        journal: Journal,
+        *,
+        version: Callable[[], int],
+        servers: Callable[[], list[tuple[str, str]]],
+        unready: Callable[[], str],
+        hold: Holds,
     ) -> None:
         self._members, self._groups, self._journal = members, groups, journal
-        self._version = version
+        self._version, self._servers, self._unready, self._hold = version, servers, unready, hold
         self._number = 0
         self._moving: Moving | None = None
         self._asked = False
@@ -97,8 +117,7 @@ class Shape:
     @property
     def staying(self) -> list[tuple[str, str]]:
         """Names and addresses of the servers that hold slices, or are to: the first ones."""
-        live = [(m.name, m.address) for m in self._members.live(Role.SERVER)]
-        return live[: self._members.servers]
+        return self._servers()[: self._members.servers]
 
     def _moves(self) -> list[tuple[Group, Move]]:
         """All that is left to move, slice by slice."""
@@ -113,7 +132,8 @@ class Shape:
     def begin(self) -> Moving | None:
         """The next move; None: nothing can move now."""
         enough = len(self.staying) == self._members.servers
-        if not self._asked or not enough or self._members.state is not JobState.RUNNING:
+        running = self._members.state is JobState.RUNNING
+        if not self._asked or not enough or not running or self._unready():
             return None
         for group in self._groups:
             moves = [m for g, m in self._moves() if g is group and g.stored]
@@ -122,9 +142,11 @@ class Shape:
             move = next(batches(moves, _sizes(group), MOVE_BYTES))
             self._number += 1
             new = moved(group.map, move, self._version(), dict(self.staying))
-            self._moving = Moving(self._number, group.spec.name, move, group.map, new)
+            self._moving = Moving(
+                self._number, self._members.job, group.spec.name, move, group.map, new
+            )
             group.moving = self._number
-            self._members.hold([move.destination])
+            self._hold([move.destination])
             return self._moving
         return None
 
@@ -158,7 +180,7 @@ class Shape:
     def _over(self, group: Group) -> None:
         self._moving, group.moving = None, 0
         used = {name for g in self._groups if not replicated(g.spec) for name in holders(g.map)}
-        self._members.hold(used, only=True)
+        self._hold(sorted(used), only=True)
 
     @property
     def under_way(self) -> Moving | None:
@@ -184,7 +206,8 @@ class Shape:
             return f"waiting for {missing} of {self._members.servers} servers to register"
         left = len(self._moves())
         if left:
-            return f"{left} slices are to move"
+            why = self._unready()
+            return f"{left} slices are to move" + (f"; waiting for {why}" if why else "")
         leaving = [m.name for m in self._members.live(Role.SERVER) if self.may_leave(m.name)]
         return f"{', '.join(leaving)} may leave" if leaving and self._asked else ""
 

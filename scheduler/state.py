@@ -88,7 +88,15 @@ class SchedulerState(
     def _reset(self) -> None:
         self.absences.begin_job()
         self.groups = Groups(self.config.limits)
-        self.shape = Shape(self.members, self.groups, self.journal, self._next_map_version)
+        self.shape = Shape(
+            self.members,
+            self.groups,
+            self.journal,
+            version=self._next_map_version,
+            servers=self._known_servers,
+            unready=self._unready,
+            hold=self.hold,
+        )
         self.places = Places(self.members, self.groups, self.journal)
         self.replicas = ReplicaGroups(self.members, self.groups, self.journal)
         self.figures = Figures()

@@ -212,6 +212,10 @@ class Membership(Roster):
         """These servers hold slices from now on: the job fails when one of them restarts."""
         self._holders = set(servers) if only else self._holders.union(servers)
 
+    def awaits(self, server: str) -> bool:
+        """Whether a server is here, or holds slices that the job cannot go on without."""
+        return server in self._holders or self._is_live_server(server)
+
     def move(self, names: Iterable[str], state: State, reason: str = "") -> None:
         """Workers become joined, active or idle, all in one view; all or none.
 

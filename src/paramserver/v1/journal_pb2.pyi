@@ -28,7 +28,7 @@ PART_BYTES: PartKind
 PART_STATE: PartKind
 
 class Entry(_message.Message):
-    __slots__ = ("group", "begun", "made", "stored", "stepped", "closed", "opened", "arrived", "ticked", "completed", "abandoned", "expected", "shrunk", "lead", "vectors", "added", "contributed", "collected", "reduced", "dumped_slice", "dumped_group", "dumped_rest", "parts")
+    __slots__ = ("group", "begun", "made", "stored", "stepped", "closed", "opened", "arrived", "ticked", "completed", "abandoned", "expected", "shrunk", "lead", "vectors", "added", "contributed", "collected", "reduced", "dumped_slice", "dumped_group", "dumped_rest", "came", "bound", "followed", "released", "parts")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     BEGUN_FIELD_NUMBER: _ClassVar[int]
     MADE_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +51,10 @@ class Entry(_message.Message):
     DUMPED_SLICE_FIELD_NUMBER: _ClassVar[int]
     DUMPED_GROUP_FIELD_NUMBER: _ClassVar[int]
     DUMPED_REST_FIELD_NUMBER: _ClassVar[int]
+    CAME_FIELD_NUMBER: _ClassVar[int]
+    BOUND_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWED_FIELD_NUMBER: _ClassVar[int]
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
     group: str
     begun: Begun
@@ -74,8 +78,12 @@ class Entry(_message.Message):
     dumped_slice: DumpedSlice
     dumped_group: DumpedGroup
     dumped_rest: DumpedRest
+    came: DumpedSlice
+    bound: Bound
+    followed: Followed
+    released: int
     parts: _containers.RepeatedCompositeFieldContainer[Part]
-    def __init__(self, group: _Optional[str] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ..., made: _Optional[_Union[_scheduler_pb2.GetGroupReply, _Mapping]] = ..., stored: _Optional[_Union[Stored, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., arrived: _Optional[_Union[Arrived, _Mapping]] = ..., ticked: _Optional[_Union[Ticked, _Mapping]] = ..., completed: _Optional[_Union[Completed, _Mapping]] = ..., abandoned: _Optional[_Union[Abandoned, _Mapping]] = ..., expected: _Optional[_Union[Expected, _Mapping]] = ..., shrunk: _Optional[_Union[Shrunk, _Mapping]] = ..., lead: _Optional[_Union[LeadEvent, _Mapping]] = ..., vectors: _Optional[_Union[_server_pb2.VectorsRequest, _Mapping]] = ..., added: _Optional[_Union[_server_pb2.AddVector, _Mapping]] = ..., contributed: _Optional[_Union[_server_pb2.Contribute, _Mapping]] = ..., collected: _Optional[_Union[_server_pb2.Collect, _Mapping]] = ..., reduced: _Optional[_Union[_server_pb2.Reduce, _Mapping]] = ..., dumped_slice: _Optional[_Union[DumpedSlice, _Mapping]] = ..., dumped_group: _Optional[_Union[DumpedGroup, _Mapping]] = ..., dumped_rest: _Optional[_Union[DumpedRest, _Mapping]] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
+    def __init__(self, group: _Optional[str] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ..., made: _Optional[_Union[_scheduler_pb2.GetGroupReply, _Mapping]] = ..., stored: _Optional[_Union[Stored, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., arrived: _Optional[_Union[Arrived, _Mapping]] = ..., ticked: _Optional[_Union[Ticked, _Mapping]] = ..., completed: _Optional[_Union[Completed, _Mapping]] = ..., abandoned: _Optional[_Union[Abandoned, _Mapping]] = ..., expected: _Optional[_Union[Expected, _Mapping]] = ..., shrunk: _Optional[_Union[Shrunk, _Mapping]] = ..., lead: _Optional[_Union[LeadEvent, _Mapping]] = ..., vectors: _Optional[_Union[_server_pb2.VectorsRequest, _Mapping]] = ..., added: _Optional[_Union[_server_pb2.AddVector, _Mapping]] = ..., contributed: _Optional[_Union[_server_pb2.Contribute, _Mapping]] = ..., collected: _Optional[_Union[_server_pb2.Collect, _Mapping]] = ..., reduced: _Optional[_Union[_server_pb2.Reduce, _Mapping]] = ..., dumped_slice: _Optional[_Union[DumpedSlice, _Mapping]] = ..., dumped_group: _Optional[_Union[DumpedGroup, _Mapping]] = ..., dumped_rest: _Optional[_Union[DumpedRest, _Mapping]] = ..., came: _Optional[_Union[DumpedSlice, _Mapping]] = ..., bound: _Optional[_Union[Bound, _Mapping]] = ..., followed: _Optional[_Union[Followed, _Mapping]] = ..., released: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
 
 class Part(_message.Message):
     __slots__ = ("slice", "kind", "dtype", "bytes", "name", "shape")
@@ -288,3 +296,21 @@ class DumpedRest(_message.Message):
     kind: str
     numbers: bytes
     def __init__(self, position: _Optional[int] = ..., kind: _Optional[str] = ..., numbers: _Optional[bytes] = ...) -> None: ...
+
+class Bound(_message.Message):
+    __slots__ = ("move", "map", "group")
+    MOVE_FIELD_NUMBER: _ClassVar[int]
+    MAP_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    move: int
+    map: _common_pb2.SliceMap
+    group: _server_pb2.MovedGroup
+    def __init__(self, move: _Optional[int] = ..., map: _Optional[_Union[_common_pb2.SliceMap, _Mapping]] = ..., group: _Optional[_Union[_server_pb2.MovedGroup, _Mapping]] = ...) -> None: ...
+
+class Followed(_message.Message):
+    __slots__ = ("map", "now")
+    MAP_FIELD_NUMBER: _ClassVar[int]
+    NOW_FIELD_NUMBER: _ClassVar[int]
+    map: _common_pb2.SliceMap
+    now: float
+    def __init__(self, map: _Optional[_Union[_common_pb2.SliceMap, _Mapping]] = ..., now: _Optional[float] = ...) -> None: ...
