@@ -262,7 +262,7 @@ class Pipe:
             item, pause = _BROKEN, network.notice(source, target)
         self.broken = item is _BROKEN
         when = network.loop.time() + pause + network.delay(source, target)
-        self._last = max(self._last, when)
+        self._last = max(self._last + 1e-9, when)  # timers of one instant have no order
         network.loop.call_at(self._last, self._queue.put_nowait, item, context=target.context)
 
     async def items(self) -> AsyncIterator[Any]:
