@@ -85,8 +85,8 @@ class SchedulerState(
         self._reset()
 
     def _reset(self) -> None:
-        self.absences.begin_job()
         self.groups = Groups(self.config.limits)
+        self.absences.begin_job(self.groups)
         self.shape = Shape(self.members, self.groups, self.journal, self._next_map_version)
         self.places = Places(self.members, self.groups, self.journal)
         self.replicas = ReplicaGroups(self.members, self.groups, self.journal)
