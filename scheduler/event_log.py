@@ -63,7 +63,7 @@ class EventLog:
         self._lock = _lock(folder)
         try:
             self._database = _open(folder / _FILE)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             self._lock.close()
             raise ConfigurationError(
                 f"--state-dir {folder}: {error}; use a folder on a local disk with room"
@@ -85,6 +85,17 @@ class EventLog:
             ConfigurationError: a job is under way that began with other options.
             InternalError: the log does not lead to the state in which it was written.
         """
+        try:
+            return self._tell(config)
+        except ConfigurationError:
+            raise
+        except (sqlite3.Error, ValueError, TypeError, AttributeError) as error:
+            raise ConfigurationError(
+                f"--state-dir {self._folder}: damaged: {error}; use another folder, and restore "
+                "the newest snapshot"
+            ) from error
+
+    def _tell(self, config: SchedulerConfig) -> Told | None:
         if self.fact("format", FORMAT) != FORMAT:
             raise ConfigurationError(
                 f"--state-dir {self._folder} was written by another version of paramserver; "
@@ -260,7 +271,7 @@ def _open(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=FULL")  # an answer outlives the machine
         database.executescript(_TABLES)
-    except sqlite3.Error:
+    except BaseException:
         database.close()
         raise
     return database

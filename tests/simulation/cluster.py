@@ -106,7 +106,7 @@ class Server:
         world = self.world
         self.machine = machine = Machine(self.name, f"{self.name}:1")
         machine.disk = self.disk
-        machine.dies = lambda: self.end(again=True)
+        machine.dies = lambda: self.end(again=True, power=world.draw.random() < 0.5)
         machine.serve = self._find
         machine.spawn(self._live(machine))
 
@@ -464,11 +464,9 @@ class ClusterWorld:
 
     def _plan_faults(self) -> None:
         for _ in range(self.draw.choice((0, 1, 2, 3))):
-            kind = self.draw.choice(
-                (self._kill_server, self._kill_server, self._disk, self._freeze, self._part)
-                + (self._kill_scheduler,) * 2
-            )
-            self.after(self.draw.uniform(0.1, 4.0), kind)
+            kinds = (self._kill_server, self._freeze, self._part, self._kill_scheduler)
+            more = (self._kill_server, self._disk)[self.durability == "wal"]
+            self.after(self.draw.uniform(0.1, 3.0), self.draw.choice((*kinds, more, more)))
 
     def say(self, text: str) -> None:
         """Something that befell it."""

@@ -65,11 +65,15 @@ class Disk:
                 os.truncate(path, left)
 
 
-class _System:
+class System:
     """``os``, for the files of a journal."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
+
+    @staticmethod
+    def truncate(path: Path, length: int) -> None:
+        os.truncate(path, length)
 
     @staticmethod
     def fsync(fd: int) -> None:
@@ -150,7 +154,7 @@ def disks() -> Iterator[None]:
     """Journals are on simulated disks."""
     with ExitStack() as stack:
         for module in (wal, checkpoint):
-            stack.enter_context(patch.object(module, "os", _System()))
+            stack.enter_context(patch.object(module, "os", System()))
             stack.enter_context(patch.object(module, "failpoint", _failpoint))
         stack.enter_context(patch.object(wal, "Wal", StepWal))
         yield

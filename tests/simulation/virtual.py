@@ -111,8 +111,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 task.cancel()
             with contextlib.suppress(Stuck):
                 self.run_until_complete(asyncio.wait(left, timeout=60.0))
-        import os
-        if os.environ.get("DBG") and asyncio.all_tasks(self): print("LEFT", asyncio.all_tasks(self))
         self.run_until_complete(self.shutdown_asyncgens())
         self.close()
 
