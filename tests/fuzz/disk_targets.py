@@ -55,7 +55,7 @@ class Target:
 
 def _entries() -> list[bytes]:
     """Entries of a journal, of a few kinds."""
-    part = pb.Part(slice=0, kind=pb.PART_GRADIENT, dtype=1, bytes=16)
+    part = pb.Part(slice=0, kind=pb.PART_GRADIENT, dtype="DTYPE_FLOAT32", bytes=16)
     return [
         encode_entry(pb.Entry(begun=pb.Begun(format=1, server="ps-0", job=1))),
         encode_entry(pb.Entry(group="g", stored=pb.Stored(), parts=[part]), [b"x" * 16]),

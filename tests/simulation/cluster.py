@@ -13,6 +13,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -179,11 +180,11 @@ class Worker:
             except ConnectionLostError:
                 await asyncio.sleep(0.1)
 
-    async def _until(self, ask: Callable[[str], Awaitable[T]], server: str) -> T:
+    async def _until(self, ask: Callable[..., Awaitable[T]], server: str, *what: Any) -> T:
         """Asks a server until it answers, wherever it is by then."""
         while True:
             try:
-                return await asyncio.wait_for(ask(self._addresses[server]), 8.0)
+                return await asyncio.wait_for(ask(self._addresses[server], *what), 8.0)
             except (ConnectionLostError, asyncio.TimeoutError):
                 pass
             except ParameterServerError as error:
@@ -265,10 +266,8 @@ class Worker:
     async def _beat(self) -> None:
         while True:
             request = scheduler_pb2.HeartbeatRequest(member=self._identity)
-            try:
+            with suppress(ConnectionLostError):
                 await self._scheduler.call("Heartbeat", request, timeout=1.0)
-            except ConnectionLostError:
-                pass
             await asyncio.sleep(BEAT_S)
 
     async def _store(self) -> None:
@@ -284,9 +283,7 @@ class Worker:
                     zeros = np.zeros(self.world.elements, np.float32)
                     record = pb.Record(request=1, store=store)
                     data, payload = _data(slices, zeros)
-                    await self._until(
-                        lambda at, r=(record, data), p=payload: self._ask(at, r, p), server
-                    )
+                    await self._until(self._ask, server, (record, data), payload)
                 stored = scheduler_pb2.GroupStoredRequest(member=me, group="g")
                 await self._call("GroupStored", stored)
             elif state.stored:
@@ -331,9 +328,7 @@ class Worker:
         values[self.number * self.world.pushes + number] = 1.0
         answers = await asyncio.gather(
             *(
-                self._until(
-                    lambda at, s=slices: self._push_to(at, s, values, clock, activated), server
-                )
+                self._until(self._push_to, server, slices, values, clock, activated)
                 for server, slices in self._held().items()
             )
         )
@@ -398,6 +393,7 @@ class ClusterWorld:
 
     Attributes:
         story: what befell it, in words.
+        steps: of the loop until all was checked.
     """
 
     def __init__(self, seed: int) -> None:
@@ -432,6 +428,7 @@ class ClusterWorld:
         self.folder = Path(tempfile.mkdtemp(prefix="ps-sim-", dir=shm if shm.is_dir() else None))
         self.story: list[str] = []
         self.broken = ""
+        self.steps = 0
         self._outside = contextvars.copy_context()
         self._spoke: dict[tuple[str, int], Machine] = {}
         self.scheduler = Scheduler(self)
@@ -507,7 +504,7 @@ class ClusterWorld:
         self.after(seconds, lambda: self.loop.thaw(machine))
 
     def _part(self) -> None:
-        names = [m.name for m in (*self.servers, *self.workers)] + ["scheduler"]
+        names = [*(s.name for s in self.servers), *(w.name for w in self.workers), "scheduler"]
         one, other = self.draw.sample(names, 2)
         if {one, other} <= {"scheduler", *(w.name for w in self.workers)}:
             return  # what becomes of a lost worker is another world's matter
@@ -537,6 +534,7 @@ class ClusterWorld:
         try:
             with disks():
                 self.loop.run_until_complete(self._run())
+                self.steps = self.loop.steps
         except Stuck as stuck:
             raise Broken(str(stuck)) from None
         finally:

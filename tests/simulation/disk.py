@@ -1,4 +1,4 @@
-"""The disk of a server under virtual time: what a crash leaves of a journal, and what power does."""
+"""The disk of a server in virtual time: what is left of a journal by a crash, or without power."""
 
 from __future__ import annotations
 

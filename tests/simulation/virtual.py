@@ -319,9 +319,7 @@ class Stream:
             machine.streams.pop(self, None)
         if self._work is not None and not self._work.done():
             pause = self._network.notice(self.source, self.target)
-            self._network.loop.call_later(
-                pause, self._work.cancel, context=self.target.context
-            )
+            self._network.loop.call_later(pause, self._work.cancel, context=self.target.context)
 
 
 class Channel:
