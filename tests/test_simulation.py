@@ -92,4 +92,4 @@ def test_a_seed_of_a_cluster_replays() -> None:
     for world in worlds:
         world.run()
     assert worlds[0].story == worlds[1].story
-    assert worlds[0].steps == worlds[1].steps
+    assert worlds[0].took == worlds[1].took

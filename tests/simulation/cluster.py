@@ -393,7 +393,7 @@ class ClusterWorld:
 
     Attributes:
         story: what befell it, in words.
-        steps: of the loop until all was checked.
+        took: virtual seconds until all was checked.
     """
 
     def __init__(self, seed: int) -> None:
@@ -428,7 +428,7 @@ class ClusterWorld:
         self.folder = Path(tempfile.mkdtemp(prefix="ps-sim-", dir=shm if shm.is_dir() else None))
         self.story: list[str] = []
         self.broken = ""
-        self.steps = 0
+        self.took = 0.0
         self._outside = contextvars.copy_context()
         self._spoke: dict[tuple[str, int], Machine] = {}
         self.scheduler = Scheduler(self)
@@ -534,7 +534,7 @@ class ClusterWorld:
         try:
             with disks():
                 self.loop.run_until_complete(self._run())
-                self.steps = self.loop.steps
+                self.took = self.loop.time()
         except Stuck as stuck:
             raise Broken(str(stuck)) from None
         finally:

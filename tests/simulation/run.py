@@ -43,4 +43,7 @@ def failures(plays: Iterable[tuple[str, int]]) -> list[tuple[str, int, str]]:
     """Plays ("job" or "cluster") and seeds that break something, and what; on all cores."""
     gc.freeze()
     with multiprocessing.get_context("spawn").Pool() as pool:
-        return [found for found in pool.imap_unordered(_one, plays, chunksize=25) if found[2]]
+        found = [each for each in pool.imap_unordered(_one, plays, chunksize=25) if each[2]]
+        pool.close()
+        pool.join()  # then their CPU time is counted
+    return found
