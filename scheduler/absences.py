@@ -26,7 +26,7 @@ class Absences:
         self._groups: Iterable[Group] = ()
 
     def begin_job(self, groups: Iterable[Group]) -> None:
-        """Nobody is waited for; who was seen may come back. ``groups``: of this job, as they come."""
+        """Nobody is waited for; who was seen may come back. ``groups``: of this job."""
         self._groups = groups
         self._holders.clear()
         self._away.clear()

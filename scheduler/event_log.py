@@ -89,7 +89,7 @@ class EventLog:
             return self._tell(config)
         except ConfigurationError:
             raise
-        except (sqlite3.Error, ValueError, TypeError, AttributeError) as error:
+        except (sqlite3.Error, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ConfigurationError(
                 f"--state-dir {self._folder}: damaged: {error}; use another folder, and restore "
                 "the newest snapshot"
