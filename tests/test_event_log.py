@@ -259,7 +259,6 @@ def test_a_damaged_row_or_fact_is_refused_with_its_folder(tmp_path: Path) -> Non
         "UPDATE facts SET value='[\"dict\",0,[]]' WHERE name='options'",
         "UPDATE states SET state='1'",
         "UPDATE states SET state=x'ff'",
-        "DROP TABLE events",
     )
     for number, statement in enumerate(damage):
         folder = tmp_path / str(number)
