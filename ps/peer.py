@@ -180,6 +180,7 @@ class Peer:
         applied = await there
         if self._filled and applied >= self._applied:
             self._heard(applied)
+            self._look()  # nothing may be left to send: then no other answer would come
             for entry in list(self._sent):
                 for message in _messages([entry]):
                     yield message

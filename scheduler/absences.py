@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from paramserver.core.members import JobState, Member, Role
 from paramserver.core.membership import Membership
+from paramserver.core.placement import Group
 from paramserver.scheduler.journal import Journal
 
 
@@ -22,9 +23,11 @@ class Absences:
         self._addresses: dict[str, str] = {}
         self._holders: set[str] = set()
         self._away: dict[str, float] = {}  # since when
+        self._groups: Iterable[Group] = ()
 
-    def begin_job(self) -> None:
-        """Nobody is waited for; who was seen may come back."""
+    def begin_job(self, groups: Iterable[Group]) -> None:
+        """Nobody is waited for; who was seen may come back. ``groups``: of this job."""
+        self._groups = groups
         self._holders.clear()
         self._away.clear()
 
@@ -37,11 +40,12 @@ class Absences:
     def come(self, member: Member, resumes: int, now: float) -> bool:
         """A server registered; whether the slices it held are there again.
 
-        One that comes back without them fails the job.
+        One that comes back without them fails the job. Before first values are on all servers, its
+        slices held nothing that anybody counts on: they are stored again.
         """
         seen = self._seen.setdefault(member.name, set())
         resumed = resumes in seen
-        if member.name in self._holders and not resumed:
+        if member.name in self._holders and not resumed and self._has_values(member.name):
             self._members.fail(
                 f"server {member.name} came back without its journal; the slices it held are gone. "
                 "Start it again with the --state-dir that it had, or restore a snapshot"
@@ -54,6 +58,9 @@ class Absences:
         seen.add(member.incarnation)
         self._addresses[member.name] = member.address
         return resumed
+
+    def _has_values(self, server: str) -> bool:
+        return any(group.stored and server in group.map.servers for group in self._groups)
 
     def look(self, now: float) -> None:
         """Sees who is away; one that stays away fails the job."""

@@ -64,7 +64,7 @@ class EventLog:
         self._lock = _lock(folder)
         try:
             self._database = _open(folder / _FILE)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             self._lock.close()
             raise ConfigurationError(
                 f"--state-dir {folder}: {error}; use a folder on a local disk with room"
@@ -87,15 +87,26 @@ class EventLog:
             ConfigurationError: a job is under way that began with other options.
             InternalError: the log does not lead to the state in which it was written.
         """
+        try:
+            return self._tell(config)
+        except ConfigurationError:
+            raise
+        except (sqlite3.Error, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ConfigurationError(
+                f"--state-dir {self._folder}: damaged: {error}; use another folder, and restore "
+                "the newest snapshot"
+            ) from error
+
+    def _tell(self, config: SchedulerConfig) -> Told | None:
         if self.fact("format", FORMAT) != FORMAT:
             raise ConfigurationError(
                 f"--state-dir {self._folder} was written by another version of paramserver; "
                 "use that version until its job has ended, or another folder"
             )
-        told = self._tell(replace(config, **self._options_before(config)))
+        told = self._replay(replace(config, **self._options_before(config)))
         return None if told is None else self._unless_over(told, config)
 
-    def _tell(self, config: SchedulerConfig) -> Told | None:
+    def _replay(self, config: SchedulerConfig) -> Told | None:
         """The state, under the options of then."""
         found = self._database.execute(
             "SELECT number, state FROM states ORDER BY number DESC LIMIT 1"
@@ -276,7 +287,7 @@ def _open(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=FULL")  # an answer outlives the machine
         database.executescript(_TABLES)
-    except sqlite3.Error:
+    except BaseException:
         database.close()
         raise
     return database

@@ -22,7 +22,7 @@ class Parking:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._parked: dict[str, set[asyncio.Future[None]]] = {}
+        self._parked: dict[str, dict[asyncio.Future[None], None]] = {}  # who came first is first
         self._count = 0
 
     def __len__(self) -> int:
@@ -33,7 +33,7 @@ class Parking:
         wanted = set(topics)
         if EVERYTHING in wanted:
             wanted = set(self._parked)
-        for topic in wanted & self._parked.keys():
+        for topic in [t for t in self._parked if t in wanted]:
             for future in self._parked[topic]:
                 if not future.done():
                     future.set_result(None)
@@ -47,13 +47,13 @@ class Parking:
         if self._count >= self._limit:
             raise ResourceError(f"{self._count} calls are parked here: no more are admitted")
         future = asyncio.get_running_loop().create_future()
-        self._parked.setdefault(topic, set()).add(future)
+        self._parked.setdefault(topic, {})[future] = None
         self._count += 1
         try:
             await asyncio.wait((future,), timeout=seconds)
         finally:
             self._count -= 1
-            self._parked[topic].discard(future)
+            self._parked[topic].pop(future, None)
             if not self._parked[topic]:
                 del self._parked[topic]
 

@@ -24,6 +24,7 @@ _HOMES = (
     "paramserver.types",
     "paramserver.life_cycle",
 )
+_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ImportError, RecursionError)
 _SIMPLE = (str, int, float, bool, type(None))
 
 
@@ -44,7 +45,7 @@ def from_text(text: str, config: SchedulerConfig) -> Any:
     """
     try:
         return _Reader(config).read(json.loads(text))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise InternalError(f"state of another version: {error!r}") from error
 
 

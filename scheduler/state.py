@@ -86,8 +86,8 @@ class SchedulerState(
         self._reset()
 
     def _reset(self) -> None:
-        self.absences.begin_job()
         self.groups = Groups(self.config.limits)
+        self.absences.begin_job(self.groups)
         self.shape = Shape(
             self.members,
             self.groups,

@@ -18,7 +18,7 @@ SPEC = GroupSpec("g", (TensorSpec("w", (4,), "float32", "add", 0),), "", ({},), 
 class Job:
     """A scheduler with one server, one worker and a group."""
 
-    def __init__(self, durability: str = "wal") -> None:
+    def __init__(self, durability: str = "wal", *, stored: bool = True) -> None:
         config = SchedulerConfig(
             durability=durability,  # type: ignore[arg-type]
             server_timeout_s=60.0,
@@ -29,6 +29,8 @@ class Job:
         worker = self.state.register(Role.WORKER, "", 0.0, address="", host="", pid=1).member
         self.worker = Caller(worker.name, worker.incarnation, self.state.members.job)
         self.state.register_group(self.worker, SPEC, 0.0)
+        if stored:
+            self.state.group_stored(self.worker, "g", 0.0)
 
     def come(self, now: float, resumes: int) -> Registered:
         """The server registers."""
@@ -68,6 +70,16 @@ def test_a_server_without_its_journal_ends_the_job() -> None:
     assert not job.come(1.0, 0).resumed
     assert "ps-0 came back without its journal" in job.ended
     assert "--state-dir" in job.ended
+
+
+def test_a_server_that_fell_before_it_had_values_may_come_empty() -> None:
+    """It was killed between its registration and the beginning of its journal."""
+    job = Job(stored=False)
+    assert not job.come(1.0, 0).resumed
+    assert not job.ended
+    job.state.group_stored(job.worker, "g", 1.0)
+    job.come(2.0, 0)
+    assert "ps-0 came back without its journal" in job.ended
 
 
 def test_a_journal_of_another_scheduler_is_none() -> None:

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -270,6 +270,26 @@ def test_a_log_that_was_changed_is_refused(tmp_path: Path) -> None:
             pass
 
     run(test)
+
+
+def test_a_damaged_row_or_fact_is_refused_with_its_folder(tmp_path: Path) -> None:
+    async def begin(folder: Path) -> None:
+        with life(folder) as before:
+            await before.begin()
+
+    damage = (
+        "UPDATE facts SET value='x' WHERE name='at'",
+        "UPDATE facts SET value='[\"dict\",' WHERE name='options'",
+        "UPDATE states SET state='1'",
+        "UPDATE states SET state=x'ff'",
+    )
+    for number, statement in enumerate(damage):
+        folder = tmp_path / str(number)
+        asyncio.run(begin(folder))
+        with sqlite3.connect(folder / "scheduler.sqlite") as database:
+            database.execute(statement)
+        with closing(EventLog(folder)) as log, pytest.raises((ConfigurationError, InternalError)):
+            log.tell(CONFIG)
 
 
 def test_a_damaged_file_is_refused_with_its_name(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ ALL = targets()
 
 @pytest.mark.parametrize("target", ALL, ids=[t.name for t in ALL])
 def test_garbage_is_refused_or_read_never_anything_else(target: Target) -> None:
-    assert fuzz(target, 1.0, seed=1) > 100
+    assert fuzz(target, 0.5, seed=1) > 5
 
 
 def test_a_reader_that_breaks_is_found() -> None:

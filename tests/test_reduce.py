@@ -74,7 +74,7 @@ def test_each_key_once_from_every_party(servers: int, summed: list[tuple[Any, ..
     assert kept <= 2 * servers, "only the newest key of a replica is kept on each server"
 
 
-@pytest.mark.parametrize("cuts", [(200, 60_000), (MIB // 2, 4 * MIB)], ids=["small", "large"])
+@pytest.mark.parametrize("cuts", [(200, 60_000), (MIB, 12 * MIB)], ids=["small", "large"])
 def test_broken_streams(cuts: tuple[int, int], summed: list[tuple[Any, ...]]) -> None:
     """Connections break at random bytes, between and within tensors of several pieces."""
     size = 700_001 if cuts[0] > MIB // 4 else 2_000

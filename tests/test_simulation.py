@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from tests.simulation.run import broken, failures
+from tests.simulation.cluster import ClusterWorld
+from tests.simulation.run import broken, cluster_broken, failures
 from tests.simulation.world import Bugs, World
 
 
@@ -15,13 +16,20 @@ def test_a_few_hundred_schedules_keep_every_promise() -> None:
     assert not found, f"python -m tests.simulation --seed {min(found)}: {found}"
 
 
+def test_a_few_schedules_of_a_cluster_keep_every_promise() -> None:
+    found = {seed: promise for seed in range(15) if (promise := cluster_broken(seed))}
+    assert not found, f"python -m tests.simulation --play cluster --seed {min(found)}: {found}"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ten_thousand_schedules_keep_every_promise() -> None:
+def test_three_thousand_schedules_keep_every_promise() -> None:
+    """``make simulation`` plays ten thousand."""
     began = time.monotonic()
-    found = failures(range(10_000))
-    assert not found, f"python -m tests.simulation --seed {min(found)[0]}: {found}"
-    print(f"10000 schedules in {time.monotonic() - began:.0f} s")
+    jobs, clusters = (("job", i) for i in range(2100)), (("cluster", i) for i in range(900))
+    found = failures((*jobs, *clusters))
+    assert not found, f"python -m tests.simulation --play {min(found)[0]}: {found}"
+    print(f"3000 schedules in {time.monotonic() - began:.0f} s")
 
 
 # A seed that finds each, so that it stays found; ``seeds`` around it find it too.
@@ -42,6 +50,28 @@ def test_a_planted_bug_is_found(bug: str) -> None:
     assert not broken(seed)
 
 
+# In the roles of a cluster: ``planted.PLANTED``.
+PLANTED_IN_A_CLUSTER = {
+    "kept_when_sent": 2,
+    "same_epoch": 8,
+    "promoted_unfilled": 15,
+    "kept_when_written": 22,
+}
+
+
+@pytest.mark.parametrize("mistake", PLANTED_IN_A_CLUSTER)
+def test_a_mistake_planted_in_a_cluster_is_found(mistake: str) -> None:
+    seed = PLANTED_IN_A_CLUSTER[mistake]
+    assert cluster_broken(seed, mistake)
+    assert not cluster_broken(seed)
+
+
+@pytest.mark.parametrize("seed", [2, 63, 114, 163, 178])
+def test_what_a_cluster_once_broke_it_keeps(seed: int) -> None:
+    """A complete backup of which the scheduler never heard; a server killed before its journal."""
+    assert not cluster_broken(seed)
+
+
 @pytest.mark.parametrize("seed", [7, 171, 294, 741, 865])
 def test_what_once_broke_a_promise_keeps_it(seed: int) -> None:
     assert not broken(seed)
@@ -56,3 +86,11 @@ def test_a_seed_replays_event_for_event() -> None:
     assert one.kernel.steps == other.kernel.steps
     assert one.scheduler.state.journal.events() == other.scheduler.state.journal.events()
     assert [s.applied for s in one.servers] == [s.applied for s in other.servers]
+
+
+def test_a_seed_of_a_cluster_replays() -> None:
+    worlds = [ClusterWorld(22), ClusterWorld(22)]
+    for world in worlds:
+        world.run()
+    assert worlds[0].story == worlds[1].story
+    assert worlds[0].took == worlds[1].took

@@ -268,7 +268,7 @@ class SubTable:
         keys, places = in_order(self.index)
         columns: dict[str, npt.NDArray[Any]] = {}
         if since:
-            if self._evicted_at > since:
+            if self._evicted_at >= since:
                 columns["living"] = keys
             later = self._changed.array[places] > since
             keys, places = keys[later], places[later]

@@ -44,7 +44,7 @@ def only_changes(state: SliceState, since: int) -> SliceState:
     columns = {name: state.tensors[name] for name in ROW_COLUMNS if name in state.tensors}
     later = columns["changed"] > since
     tensors = {name: column[later] for name, column in columns.items()}
-    if state.numbers["evicted_at"] > since:
+    if state.numbers["evicted_at"] >= since:  # eviction alone makes no version
         tensors["living"] = columns["keys"]
     rest = {name: t for name, t in state.tensors.items() if name not in ROW_COLUMNS}
     return SliceState(tensors | rest, {**state.numbers, "since": since})

@@ -1,4 +1,7 @@
-"""``python -m tests.fuzz --seconds 300 [TARGET...]``: mutates good inputs, for so long each."""
+"""``python -m tests.fuzz --seconds 300 [TARGET...]``: mutates good inputs, for so long each.
+
+Where atheris is installed, coverage guides those of the frames, the snapshots and the journal.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import time
 
 import psutil
 
+from tests.fuzz.guided import GUIDED, available, guided
 from tests.fuzz.targets import Target, targets
+from tests.quiet import quiet
 
 SLOW_S = 2.0  # that one input may take
 GROWTH = 256 << 20  # bytes that a target may grow by
@@ -42,6 +47,7 @@ def mutated(seed: bytes, chance: random.Random) -> bytes:
     return bytes(data[:LONGEST])
 
 
+@quiet()
 def fuzz(target: Target, seconds: float, seed: int) -> int:
     """How many inputs were tried.
 
@@ -85,6 +91,12 @@ def main() -> int:
     found = 0
     for target in targets():
         if options.targets and target.name not in options.targets:
+            continue
+        if target.name in GUIDED and available():
+            fine, said = guided(target.name, options.seconds)
+            found += not fine
+            end = "nothing found" if fine else "FOUND"
+            print(f"{target.name}, guided by coverage for {options.seconds:g} s, {end}: {said}")
             continue
         try:
             tried = fuzz(target, options.seconds, options.seed)

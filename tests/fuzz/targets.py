@@ -7,8 +7,6 @@ that takes long, memory that grows.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,22 +21,7 @@ from paramserver.wire.frames import decode, encode
 from paramserver.wire.methods import METHODS
 from paramserver.wire.rows import decode_rows, encode_rows
 from paramserver.wire.serve import parse
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Something that reads.
-
-    Attributes:
-        seeds: inputs that are good.
-        read: reads one input.
-        refusals: what it may raise.
-    """
-
-    name: str
-    seeds: tuple[bytes, ...]
-    read: Callable[[bytes], object]
-    refusals: tuple[type[Exception], ...] = (ParameterServerError,)
+from tests.fuzz.disk_targets import Target, disk_targets
 
 
 def _frame() -> Target:
@@ -129,8 +112,18 @@ def _manifest() -> Target:
 
 def targets() -> list[Target]:
     """All of them; files lie in a folder that goes with the process."""
-    folder = Path(tempfile.mkdtemp(prefix="paramserver-fuzz-"))
-    return [_frame(), _requests(), _rows(), _snapshot(folder), _manifest()]
+    memory = Path("/dev/shm")  # nothing is to be kept: fsync would only take time
+    folder = Path(
+        tempfile.mkdtemp(prefix="paramserver-fuzz-", dir=memory if memory.is_dir() else None)
+    )
+    return [
+        _frame(),
+        _requests(),
+        _rows(),
+        _snapshot(folder),
+        _manifest(),
+        *disk_targets(folder),
+    ]
 
 
 __all__ = ["Target", "targets"]

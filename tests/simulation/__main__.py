@@ -1,13 +1,21 @@
-"""``python -m tests.simulation --schedules 10000``; ``--seed N`` replays one, with its story."""
+"""``python -m tests.simulation --schedules 10000``; ``--seed N`` replays one, with its story.
+
+Seven schedules of ten are of a job, three of a cluster: ``--play job`` or ``--play cluster``.
+"""
 
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
 import time
 
+from tests.simulation.cluster import ClusterWorld
 from tests.simulation.run import failures
 from tests.simulation.world import World
+
+SHARE = {"job": 0.7, "cluster": 0.3}
 
 
 def main() -> int:
@@ -16,29 +24,44 @@ def main() -> int:
     parser.add_argument("--schedules", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="replay this one")
+    parser.add_argument("--play", choices=list(SHARE), help="default: both; of --seed: job")
     options = parser.parse_args()
     if options.seed is not None:
-        world = World(options.seed)
-        try:
-            world.run()
-            said = "every promise held"
-        except AssertionError as promise:
-            said = f"BROKEN: {promise}"
-        print(f"seed {options.seed}: {world.consistency}, {len(world.servers)} servers,")
-        print(f"{len(world.workers)} workers, {world.data.assign}, {world.weather}")
-        print("\n".join([*world.story, *world.scheduler.state.journal.events(), said]))
-        return int(said.startswith("BROKEN"))
+        return replay(options.seed, options.play or "job")
+    plays = [options.play] if options.play else list(SHARE)
+    counts = {
+        play: round(options.schedules * (SHARE[play] if len(plays) > 1 else 1)) for play in plays
+    }
     began = time.monotonic()
-    last = options.first + options.schedules
-    found = failures(range(options.first, last))
-    for seed, said in sorted(found):
-        print(f"seed {seed}: {said}")
-    seconds = time.monotonic() - began
+    found = failures(
+        (play, seed)
+        for play in plays
+        for seed in range(options.first, options.first + counts[play])
+    )
+    for play, seed, said in sorted(found):
+        print(f"--play {play} --seed {seed}: {said}")
+    used = sum(os.times()[2:4])
+    of = ", ".join(f"{count} of a {play}" for play, count in counts.items())
     print(
-        f"{options.schedules} schedules, seeds {options.first} to {last - 1}, in {seconds:.0f} s: "
-        f"{len(found)} broke a promise"
+        f"{sum(counts.values())} schedules ({of}) from seed {options.first} on, in "
+        f"{time.monotonic() - began:.0f} s, {used:.0f} s of CPU: {len(found)} broke a promise"
     )
     return int(bool(found))
+
+
+def replay(seed: int, play: str) -> int:
+    """Plays one, and tells its story."""
+    logging.disable()
+    world = World(seed) if play == "job" else ClusterWorld(seed)
+    try:
+        world.run()
+        said = "every promise held"
+    except AssertionError as promise:
+        said = f"BROKEN: {promise}"
+    state = world.scheduler.state if isinstance(world, World) else world.scheduler.service.state
+    print(f"seed {seed}: {world}")
+    print("\n".join([*world.story, *state.journal.events(), said]))
+    return int(said.startswith("BROKEN"))
 
 
 if __name__ == "__main__":

@@ -717,6 +717,12 @@ class World:
         self._deal()
         self._plan_faults()
 
+    def __str__(self) -> str:
+        return (
+            f"{self.consistency}, {len(self.servers)} servers, {len(self.workers)} workers, "
+            f"{self.data.assign}, {self.weather}"
+        )
+
     def _deal(self) -> None:
         for server in self.servers:
             member = self.scheduler.state.register(
