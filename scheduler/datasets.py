@@ -8,14 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from paramserver.config import SchedulerConfig
 from paramserver.core.backups import BackupQueue
 from paramserver.core.balance import Balance
-from paramserver.core.dataset import (
-    DatasetSpec,
-    Drained,
-    Empty,
-    Leased,
-    complete,
-    disagreement,
-)
+from paramserver.core.dataset import DatasetSpec, Drained, Empty, Leased, complete, disagreement
 from paramserver.core.members import Member, Role, State, worker_id
 from paramserver.core.membership import Membership
 from paramserver.core.parties import ReplicaQueue
@@ -384,11 +377,13 @@ class Datasets:
         """Whether a worker holds leases."""
         return any(queue.outstanding(worker_id(member)) for queue in self._queues.values())
 
-    def epoch(self) -> int:
-        """The open epoch of the first data set that is trained on; those of L-BFGS have backups."""
-        known = {name: saved.epoch for name, saved in self._resumed.items()}
-        known |= {n: q.epoch for n, q in self._queues.items() if not q.spec.backups}
-        return max(next(iter(known.values()), 0), 0)
+    def epoch(self, told: int = 0) -> int:
+        """The open epoch of the first data set but L-BFGS's; ``told`` if none of it is left."""
+        known = {n: (p.epoch, p.samples_done < p.spec.size) for n, p in self._resumed.items()}
+        queues = {n: q for n, q in self._queues.items() if not q.spec.backups}
+        known |= {n: (q.epoch, not q.drained) for n, q in queues.items()}
+        epoch, left = next(iter(known.values()), (0, False))
+        return max(epoch, 0 if left and epoch >= 0 else told)
 
     def check_invariants(self) -> None:
         """Raises AssertionError when the parts disagree."""

@@ -157,8 +157,12 @@ class SnapshotEvents(Parts):
             self.schedule = schedule
 
     def job_epoch(self) -> int:
-        """The epoch a joiner starts in: that of the first data set, or of the newest schedule."""
-        return max(self.data.epoch(), self.schedule.epoch if self.schedule else 0)
+        """The epoch a joiner starts in: that of the first data set, or of the newest schedule.
+
+        An epoch with samples left is the one. Where clocks do not close, the chief may tell the
+        schedule of a cut when its loop is an epoch past it.
+        """
+        return self.data.epoch(self.schedule.epoch if self.schedule else 0)
 
     @event
     def end_snapshot(
