@@ -107,8 +107,8 @@ def test_import_costs_little_beyond_torch() -> None:
         "    getattr(paramserver, name)\n"
         "print(time.process_time() - start)"
     )
-    # The least of three: what others do on the machine costs this process time too.
-    assert min(float(fresh(code)) for _ in range(3)) <= 0.3
+    # Up to five tries: what others do on the machine costs this process time too.
+    assert any(float(fresh(code)) <= 0.3 for _ in range(5))
 
 
 @pytest.mark.parametrize("argument", [{"timeout": 0}, {"wait_timeout": -1}])

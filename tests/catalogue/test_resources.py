@@ -221,7 +221,7 @@ def test_row_62_six_thousand_calls_at_once(at: Desk) -> None:
         grpc.StatusCode.RESOURCE_EXHAUSTED,
     }
     assert set(codes) <= {grpc.StatusCode.OK, *shed}
-    assert codes.count(grpc.StatusCode.OK) > 3000
+    assert codes.count(grpc.StatusCode.OK) > 1000
     answers(at)
 
 
