@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,16 +48,23 @@ def split(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """A value that cannot work is an error of usage."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
+
+
 def check_bind(bind: str, trust: Trust) -> None:
     """Refuses an address that cannot be bound, or that lets in whom nobody knows.
 
     Raises:
         click.UsageError: says why, and the cure.
     """
-    try:
+    with usage_errors():
         addresses.check_bind(bind, trust)
-    except ConfigurationError as error:
-        raise click.UsageError(str(error)) from error
 
 
 def check_parties(workers: int, parties: int) -> None:
@@ -65,10 +73,8 @@ def check_parties(workers: int, parties: int) -> None:
     Raises:
         click.UsageError: with both numbers, and the cure.
     """
-    try:
+    with usage_errors():
         config.check_parties(workers, parties)
-    except ConfigurationError as error:
-        raise click.UsageError(str(error)) from error
 
 
 def check_durability(durability: str, servers: int) -> None:
@@ -77,10 +83,8 @@ def check_durability(durability: str, servers: int) -> None:
     Raises:
         click.UsageError: with both, and the cure.
     """
-    try:
+    with usage_errors():
         config.check_durability(durability, servers)
-    except ConfigurationError as error:
-        raise click.UsageError(str(error)) from error
 
 
 def check_script(target: str, module: bool) -> None:
@@ -268,10 +272,8 @@ def snapshot_config(**given: Any) -> config.SnapshotConfig:
     Raises:
         click.UsageError: snapshots without a place for them.
     """
-    try:
+    with usage_errors():
         return config.snapshot_config(**given)
-    except ConfigurationError as error:
-        raise click.UsageError(str(error)) from error
 
 
 def heartbeat(lease_s: float) -> float:
