@@ -6,6 +6,7 @@ import asyncio
 import random
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -30,6 +31,7 @@ class Proxy:
         mangle: what happens to a share of chunks: a bit is flipped ("flip"), the chunk is left out
             ("drop"), comes twice ("duplicate"), loses its tail ("truncate"), or changes places with
             the next one ("swap"). HTTP/2 has no checksum: whoever reads must not take it for good.
+        mangle_at_most: so many chunks; those behind them pass whole.
         refuse: new connections are reset at once.
         cuts, mangled: connections cut, and chunks damaged, so far.
     """
@@ -40,6 +42,7 @@ class Proxy:
         self.delay = (0.0, 0.0)
         self.rate = 0.0
         self.mangle: tuple[str, float] = ("flip", 0.0)
+        self.mangle_at_most = sys.maxsize
         self.refuse = False
         self.cuts = self.mangled = 0
         self.address = ""
@@ -127,7 +130,8 @@ class Proxy:
     def _mangled(self, data: bytes, kept: bytes) -> tuple[bytes, bytes]:
         """What passes of a chunk, and what passes only behind the next one."""
         how, share = self.mangle
-        if not share or self._random.random() >= share:
+        spared = self.mangled >= self.mangle_at_most
+        if spared or not share or self._random.random() >= share:
             return data + kept, b""
         self.mangled += 1
         if how == "flip":

@@ -456,12 +456,12 @@ def test_cuts_over_breaking_connections(tmp_path: Path) -> None:
     def count(client: ps.Client) -> None:
         group = client.register("g", {"w": torch.zeros(3000)})
         client.barrier("begin")
-        while len(names) < 8:
+        while len(names) < 8 or sum(proxy.cuts for proxy in proxies) < 4:
             group.push_pull({"w": torch.ones(3000)})
 
     with cluster(3, 2, proxies=True) as c:
-        assert c.proxies is not None
-        for proxy in c.proxies:
+        proxies = c.proxies or []
+        for proxy in proxies:
             proxy.cut_after = (5_000, 60_000)
         camera = Snapshooter(c, str(tmp_path))
 
@@ -484,7 +484,6 @@ def test_cuts_over_breaking_connections(tmp_path: Path) -> None:
         finally:
             names += ["over"] * 8
             thread.join()
-        assert sum(proxy.cuts for proxy in c.proxies) >= 4
     assert len(complete(open_store(str(tmp_path)))) == 8
 
 

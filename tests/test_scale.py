@@ -19,6 +19,8 @@ from paramserver.errors import ConfigurationError, ConnectionLostError, InvalidR
 from paramserver.ps import reshape
 from paramserver.scheduler.reshaping import Reshaping
 from paramserver.v1 import scheduler_pb2 as pb
+from paramserver.v1 import server_pb2
+from paramserver.worker.deferred import DeferredPush
 from tests.cluster import Cluster, cluster
 from tests.test_faults import until
 
@@ -140,6 +142,22 @@ def test_sync_training_is_the_same_to_the_bit(overlap: bool) -> None:
         assert len(held(c, "model")) == 2
         for got in found:
             assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+def test_a_commit_behind_a_refusal_for_a_move_is_not_sent() -> None:
+    """The server has forgotten the deferred push by then: all of it goes where its slices went."""
+    size = 1_000_000
+    with cluster(1, 1) as c, c.connect() as client:
+        group = client.register("g", {"w": torch.zeros(size)})
+        push = DeferredPush(group)
+        scale(c, 2)
+        with group.moves.lock:  # nothing is sent again before the commit
+            push.send("w", torch.ones(size))
+            until(lambda: all(request.over for _, _, request in push._requests))
+            push._send_commit(server_pb2.Commit(weight=1))
+        found = {"w": torch.zeros(size)}
+        push.commit(found)
+        assert torch.equal(found["w"], torch.ones(size))
 
 
 @pytest.mark.parametrize("consistency", [ps.Async(), ps.Stale(2), ps.Sync()], ids=str)

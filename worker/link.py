@@ -47,12 +47,17 @@ class Answers(Protocol):
 
 
 class Request:
-    """A request under way. Its parts can be produced again, for a new stream."""
+    """A request under way. Its parts can be produced again, for a new stream.
+
+    Attributes:
+        over: answered, refused or cancelled: further parts of it are of no use.
+    """
 
     def __init__(self, answers: Answers) -> None:
         self.number = next(_numbers)
         self.answers = answers
         self.parts: list[Part] = []
+        self.over = False
 
 
 Queue: TypeAlias = "queue.SimpleQueue[tuple[Request, Part] | None]"
@@ -90,10 +95,12 @@ class Link:
         self._reader: threading.Thread | None = None
 
     def submit(self, request: Request, part: Part) -> None:
-        """Sends one more part of a request, behind everything submitted before."""
+        """Sends one more part of a request that is not over, behind everything submitted before."""
         with self._lock:
             if self._closed.is_set():
                 raise ConnectionLostError(f"the connection to {self._address} is closed")
+            if request.over:
+                return
             request.parts.append(part)
             self._outstanding[request.number] = request
             self._queue.put((request, part))
@@ -113,6 +120,7 @@ class Link:
         with self._lock:
             if self._outstanding.pop(request.number, None) is not None:
                 self._queue.put((request, lambda: [(pb.Record(cancel=pb.Cancel()), ())]))
+            request.over = True
 
     def close(self) -> None:
         """Ends the stream; requests under way fail."""
@@ -197,6 +205,7 @@ class Link:
             elif kind in ("done", "failure"):
                 with self._lock:
                     self._outstanding.pop(record.request, None)
+                    request.over = True
                 if kind == "done":
                     request.answers.done(record.done)
                 else:
@@ -212,6 +221,8 @@ class Link:
         with self._lock:
             failed = list(self._outstanding.values())
             self._outstanding.clear()
+            for request in failed:
+                request.over = True
         for request in failed:
             request.answers.failed(error)
 
