@@ -71,7 +71,7 @@ class Views:
             await self.reach(identity.view)
         worker = WorkerId(identity.rank, identity.incarnation)
         self.check(worker, identity.job)
-        check_name(SPEAKER.get(), self.names[worker])
+        check_name(SPEAKER.get().name, self.names[worker])
         return worker
 
     def check(self, worker: WorkerId, job: int) -> None:

@@ -35,6 +35,10 @@ def job_state_to_proto(state: JobState) -> scheduler_pb2.JobState:
     return cast(scheduler_pb2.JobState, _JOB_STATES[state])
 
 
+def role_to_proto(role: Role) -> scheduler_pb2.Role:
+    return cast(scheduler_pb2.Role, _ROLES[role])
+
+
 def caller_from_proto(identity: common_pb2.Identity) -> Caller:
     return Caller(identity.name, identity.incarnation, identity.job)
 
@@ -48,7 +52,7 @@ def identity_to_proto(member: Member, view: int, job: int) -> common_pb2.Identit
 def member_to_proto(member: Member) -> scheduler_pb2.Member:
     return scheduler_pb2.Member(
         name=member.name,
-        role=cast(scheduler_pb2.Role, _ROLES[member.role]),
+        role=role_to_proto(member.role),
         rank=member.rank,
         incarnation=member.incarnation,
         state=cast(scheduler_pb2.MemberState, _STATES[member.state]),

@@ -25,6 +25,7 @@ from paramserver.scheduler.convert import (
     offer_from_proto,
     recall_to_proto,
     role_from_proto,
+    role_to_proto,
     view_to_proto,
 )
 from paramserver.scheduler.coordination import CoordinationMethods
@@ -50,10 +51,9 @@ from paramserver.scheduler.warm_start import Warmth
 from paramserver.types import PROTOCOL_VERSION
 from paramserver.v1 import common_pb2
 from paramserver.v1 import scheduler_pb2 as pb
-from paramserver.wire.convert import (
-    group_from_proto,
-    map_to_proto,
-)
+from paramserver.wire.convert import group_from_proto, map_to_proto
+from paramserver.wire.guard import SPEAKER
+from paramserver.wire.permissions import check_kind
 
 T = TypeVar("T")
 
@@ -102,9 +102,16 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
 
     def _enter(self, identity: common_pb2.Identity) -> Caller:
         """Who speaks; its lease is renewed. The one place where identities are checked first."""
-        caller = caller_from_proto(identity)
+        caller = self._speaker(identity)
         self.state.members.renew(caller, self._now())
         return caller
+
+    def _speaker(self, identity: common_pb2.Identity) -> Caller:
+        """Who says that it speaks, with a credential of such a member's role."""
+        member = self.state.members.find(identity.name)
+        if member is not None:
+            check_kind(SPEAKER.get().role, role_to_proto(member.role), "speak")
+        return caller_from_proto(identity)
 
     def _after(self) -> None:
         """Does what the state asks for after an event."""
@@ -229,7 +236,7 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
         )
 
     async def Heartbeat(self, request: pb.HeartbeatRequest) -> pb.HeartbeatReply:
-        caller = caller_from_proto(request.member)
+        caller = self._speaker(request.member)
         clocks = {c.group: c.clock for c in request.clocks}
         recalls = self.state.heartbeat(caller, clocks, request.stats, self._now())
         members, wanted = self.state.members, self.state.wanted_schedule
@@ -270,12 +277,12 @@ class SchedulerService(CoordinationMethods, DataMethods, SnapshotMethods):
         return pb.SetActiveReply(view=view)
 
     async def Finish(self, request: pb.FinishRequest) -> pb.FinishReply:
-        self.state.finish(caller_from_proto(request.member), self._now())
+        self.state.finish(self._speaker(request.member), self._now())
         self._after()
         return pb.FinishReply()
 
     async def Fail(self, request: pb.FailRequest) -> pb.FailReply:
-        caller = caller_from_proto(request.member)
+        caller = self._speaker(request.member)
         self.state.fail(caller, request.reason, request.fatal, request.exit_code, self._now())
         self._after()
         return pb.FailReply()

@@ -271,6 +271,25 @@ def test_a_certificate_with_a_name_is_for_that_member(guarded: Cluster) -> None:
     channel.close()
 
 
+def test_a_worker_does_not_speak_as_a_server(guarded: Cluster) -> None:
+    """Nor with a certificate that is for any worker."""
+    before = guarded.scheduler.state.members.view()
+    (server,) = guarded.scheduler.state.members.live(Role.SERVER)
+    who = common_pb2.Identity(name=server.name, incarnation=server.incarnation, job=before.job)
+    calls = {
+        "Heartbeat": scheduler_pb2.HeartbeatRequest(member=who),
+        "Finish": scheduler_pb2.FinishRequest(member=who),
+        "Fail": scheduler_pb2.FailRequest(member=who, reason="spite", fatal=True),
+        "OpenDataset": scheduler_pb2.OpenDatasetRequest(member=who),
+    }
+    channel = GrpcChannel(guarded.address, "scheduler", Trust(tls=pki.tls("worker"), token=TOKEN))
+    for method, request in calls.items():
+        with pytest.raises(PermissionDeniedError, match="a worker may not speak as ROLE_SERVER"):
+            channel.call(method, request, timeout=10.0)
+    channel.close()
+    assert guarded.scheduler.state.members.view() == before
+
+
 def test_a_certificate_with_a_name_pushes_for_that_member_alone(guarded: Cluster) -> None:
     """Nor in the frames of a stream, whoever the request says to be."""
     alone = common_pb2.Identity()

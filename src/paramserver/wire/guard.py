@@ -26,15 +26,18 @@ URN = "urn:paramserver:"
 HEALTH = "/grpc.health.v1.Health/"
 TELL_S = 1.0  # between two refusals that the log tells of
 
-# Of the call that is being answered: the one member that its certificate is for; empty: any.
-SPEAKER: ContextVar[str] = ContextVar("paramserver_speaker", default="")
-
 
 class Caller(NamedTuple):
-    """Who calls: a role, and the member's name if its certificate has one."""
+    """Who calls: a role, and the member's name if its certificate has one; empty: any."""
 
     role: str
     name: str = ""
+
+
+ANYBODY = Caller("admin")
+
+# Of the call that is being answered.
+SPEAKER: ContextVar[Caller] = ContextVar("paramserver_speaker", default=ANYBODY)
 
 
 class Guard:

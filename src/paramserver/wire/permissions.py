@@ -99,16 +99,21 @@ def check_request(role: str, name: str, request: Any) -> None:
     if role in ("admin", "member"):
         return
     if isinstance(request, scheduler_pb2.RegisterRequest):
-        if request.role not in _KINDS.get(role, ()):
-            raise PermissionDeniedError(
-                f"a {role} may not register as {scheduler_pb2.Role.Name(request.role)}; "
-                "use a certificate or token of that role"
-            )
+        check_kind(role, request.role, "register")
         check_name(name, request.name)
     elif name:
         for field in request.DESCRIPTOR.fields:
             if field.message_type is common_pb2.Identity.DESCRIPTOR:
                 check_name(name, getattr(request, field.name).name)
+
+
+def check_kind(role: str, kind: scheduler_pb2.Role, what: str) -> None:
+    """Raises PermissionDeniedError unless a credential of this role is for such members."""
+    if role not in ("admin", "member") and kind not in _KINDS.get(role, ()):
+        raise PermissionDeniedError(
+            f"a {role} may not {what} as {scheduler_pb2.Role.Name(kind)}; "
+            "use a certificate or token of that role"
+        )
 
 
 def check_name(name: str, claimed: str) -> None:

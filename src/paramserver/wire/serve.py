@@ -85,7 +85,7 @@ class _Door:
         if guard is None:
             return lambda message: parse(method, message)
         caller = guard.admit(method.path, context)
-        SPEAKER.set(caller.name)  # for what is told in frames, which are not parsed here
+        SPEAKER.set(caller)  # frames are not parsed here, nor is it known who a name is
 
         def checked(message: bytes) -> Message:
             request = parse(method, message)
