@@ -158,7 +158,8 @@ class VectorSpace:
                 answers = ServerAnswers(operation, shard.index, None, parts.some)
                 operation.submit(self._links.to(shard.address), answers, parts.all)
             self._wait(operation, f"adding to vector {name!r} of group {self._plan.spec.name!r}")
-        return not all(done.dropped for done in operation.dones.values())
+        # Without a part, what was counted before is this very addition, sent again after a break.
+        return part is None or not all(done.dropped for done in operation.dones.values())
 
     def pull_into(self, name: str, into: Mapping[str, Tensor]) -> None:
         """Copies a vector to tensors, in place."""
