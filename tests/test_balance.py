@@ -316,9 +316,13 @@ def steal(made: Cluster, workers: int, size: int, **options: Any) -> list[list[i
     return made.workers(work)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_workers": 1, "multiprocessing_context": "fork"}])
+@pytest.mark.parametrize(
+    ("options", "most"),
+    # Two threads that fork at once inherit each other's pipes, and torch waits 5 s for one's end.
+    [({}, 72), ({"num_workers": 1, "multiprocessing_context": "fork"}, 96)],
+)
 def test_idle_workers_take_the_rest_of_a_slow_ones_shard(
-    options: dict[str, Any], monkeypatch: Any
+    options: dict[str, Any], most: int, monkeypatch: Any
 ) -> None:
     # Alone, the slow one needs 8 s for its shard, twenty heartbeats.
     monkeypatch.setenv("PARAMSERVER_EMULATE", "sample=0.002,slow=1:40")
@@ -328,7 +332,7 @@ def test_idle_workers_take_the_rest_of_a_slow_ones_shard(
         events = made.scheduler.state.journal.events()
     assert sorted([*results[0], *results[1]]) == list(range(200)), "each sample once"
     assert any("asked worker-1 for" in event for event in events), events
-    assert len(results[1]) <= 72
+    assert len(results[1]) <= most
     assert counts.requeued >= 1
     assert (counts.samples_done, counts.unpushed) == (200, 0)
 

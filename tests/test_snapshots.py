@@ -124,6 +124,30 @@ def test_going_on_is_bit_for_bit_what_would_have_been(
     assert manifest.state["groups"][0]["clock"] == stop
 
 
+def test_nobody_waits_for_a_chief_that_waits_for_the_snapshot(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Others are ahead of it, so it never comes to the clock of the cut."""
+    ahead = threading.Event()
+
+    def work(client: ps.Client) -> None:
+        group = client.register("sum", {"w": torch.zeros(3)}, consistency=ps.Stale(4))
+        for _ in client.epochs(1):
+            for _ in range(2 if client.is_chief else 4):
+                group.push({"w": torch.ones(3)})
+            if client.is_chief:
+                assert ahead.wait(30)
+                client.snapshot("here")
+            ahead.set()
+            client.barrier("end")
+
+    with cluster(1, 2, snapshots=SnapshotConfig(directory=str(tmp_path))) as made:
+        made.workers(work)
+    (manifest,) = complete(open_store(str(tmp_path)))
+    assert manifest.state["groups"][0]["clock"] == 4
+    assert "has not told its schedule" not in caplog.text
+
+
 def test_an_export_loads_into_plain_torch(tmp_path: Path) -> None:
     """Model and optimizer go on without this product, exactly as they would have with it."""
     torch.manual_seed(0)

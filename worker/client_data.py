@@ -188,13 +188,15 @@ class DataMethods:
         self._session.check()
         self._session.refuse_reader("client.snapshot")
         self._session.settle()
-        self._schedule.mark()
         key = uuid.uuid4().hex
 
         def request(wait_s: float) -> scheduler_pb2.TakeSnapshotRequest:
             return scheduler_pb2.TakeSnapshotRequest(name=name, key=key, wait_s=wait_s)
 
-        reply = self._session.poll("TakeSnapshot", request, lambda r: not r.pending, "a snapshot")
+        with self._schedule.standing_still():
+            reply = self._session.poll(
+                "TakeSnapshot", request, lambda r: not r.pending, "a snapshot"
+            )
         return str(reply.name)
 
     def log(self, **scalars: float | Tensor) -> None:

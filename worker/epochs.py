@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from torch.optim import Optimizer
@@ -61,6 +62,7 @@ class Schedule:
         self._history = History()
         self._chief = False
         self._wanted: int | None = None
+        self._stands = False
         session.add_listener(self._hear)
         session.add_chore(self.send)
 
@@ -79,11 +81,17 @@ class Schedule:
         finally:
             self._epoch = None
 
-    def mark(self) -> None:
-        """A snapshot is asked for here and now, by the loop itself."""
-        if self._epoch is not None and self._is_chief():
-            with self._lock:
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """While the loop itself waits for a snapshot: a cut ahead of it gets what there is."""
+        with self._lock:
+            if self._epoch is not None and self._is_chief():
                 self._history.note(self._epoch, self._clock(), self._state())
+            self._stands = True
+        try:
+            yield
+        finally:
+            self._stands = False
 
     def asked(self) -> None:
         """A loop asked for its next batch: a good moment to see how schedules stand."""
@@ -154,6 +162,8 @@ class Schedule:
         clock = self._wanted
         with self._lock:
             moment = None if clock is None else self._history.at(clock)
+            if moment is None and self._stands:
+                moment = self._history.newest()
         if moment is None or clock is None:
             return
         request = self._request(moment)

@@ -46,6 +46,10 @@ class History:
             return None
         return next((m for m in reversed(self._moments) if m.clock <= clock), None)
 
+    def newest(self) -> Moment | None:
+        """The state at the furthest clock that the loop has come to."""
+        return self._moments[-1] if self._moments else None
+
 
 def _copied(value: Any) -> Any:
     """A copy whose containers and tensors nobody else changes."""
