@@ -47,7 +47,8 @@ class RowRule:
 
     def parts(self, rows: Tensor, dim: int) -> Parts:
         """The parts of rows [n, width], as views."""
-        return rows.split([dim] * (1 + self.blocks) + [self.scalars] * bool(self.scalars), dim=1)
+        widths = [dim] * (1 + self.blocks) + [self.scalars] * bool(self.scalars)
+        return list(torch.split(rows, widths, dim=1))
 
 
 def _decayed(values: Tensor, grads: Tensor, o: Options) -> Tensor:
