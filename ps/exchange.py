@@ -15,7 +15,6 @@ from paramserver.errors import (
     ResourceError,
     ReusedClockError,
 )
-from paramserver.failpoints import failpoint
 from paramserver.ps.answers import accepted, settled
 from paramserver.ps.group import GroupState
 from paramserver.ps.outbox import Outbox
@@ -24,7 +23,7 @@ from paramserver.ps.push import (
     PUSHABLE,
     Incoming,
     Parcel,
-    arrive,
+    arrive_all,
     check_payload,
     check_sizes,
     checked_weight,
@@ -285,14 +284,10 @@ class Session:
             good, bad = await workshop.offload(parcel.size, open_gradients, push, parcel)
             push.gradients.update(good)
             return bad
-        refused: list[int] = []
-        if push.counts:
-            for cell in {group.cell_of[i]: None for i in parcel.slices}:
-                part = parcel.only([i for i in parcel.slices if i in cell.slices])
-                staleness, bad = await cell.change(workshop, part.size, arrive, push, cell, part)
-                failpoint("ps.after_apply")
-                push.staleness += staleness
-                refused += bad
+        if not push.counts:
+            return []
+        staleness, refused = await arrive_all(workshop, push, parcel)
+        push.staleness += staleness
         return refused
 
     async def _commit(self, request: int, commit: pb.Commit) -> None:

@@ -13,11 +13,13 @@ from torch import Tensor
 from paramserver.core.ledger import Receipt
 from paramserver.core.slices import Slice
 from paramserver.errors import InvalidRequestError, NonFiniteError
+from paramserver.failpoints import failpoint
 from paramserver.ps import records
 from paramserver.ps.group import Cell, GroupState
 from paramserver.ps.optimizers import check_push_options
 from paramserver.ps.tables.rules import complete
 from paramserver.ps.tables.store import Rows
+from paramserver.ps.workshop import INLINE_BYTES, Workshop
 from paramserver.types import Span, WorkerId
 from paramserver.v1 import common_pb2
 from paramserver.v1 import server_pb2 as pb
@@ -254,7 +256,7 @@ class Parcel(NamedTuple):
 
     def only(self, chosen: Collection[int]) -> Parcel:
         """Some of the slices."""
-        if len(chosen) == len(self.slices):
+        if all(index in chosen for index in self.slices):
             return self
         rows = [row for row in zip(*self, strict=True) if row[0] in chosen]
         return Parcel(*(list(column) for column in zip(*rows, strict=True))) if rows else EMPTY
@@ -350,3 +352,32 @@ def arrive(push: Incoming, cell: Cell, parcel: Parcel) -> tuple[float, list[int]
         )
     mean = cell.bucket.arrive(good, push.options, push.bases, push.group.scale)
     return mean * len(good), bad
+
+
+async def arrive_all(workshop: Workshop, push: Incoming, parcel: Parcel) -> tuple[float, list[int]]:
+    """As ``arrive``, for all that came in one frame, bucket by bucket."""
+    cells = list({push.group.cell_of[i]: None for i in parcel.slices})
+    if push.group.spec.table is not None and parcel.size > INLINE_BYTES:
+        # Sub-tables are small: a change of threads for each would cost as much as its rows.
+        return await workshop.offload(parcel.size, _arrive_rows, push, cells, parcel)
+    total, refused = 0.0, []
+    for cell in cells:
+        part = parcel.only(cell.slices)
+        staleness, bad = await cell.change(workshop, part.size, arrive, push, cell, part)
+        failpoint("ps.after_apply")
+        total += staleness
+        refused += bad
+    return total, refused
+
+
+def _arrive_rows(push: Incoming, cells: Sequence[Cell], parcel: Parcel) -> tuple[float, list[int]]:
+    """Applies some sub-tables, each under its lock. Any thread."""
+    total, refused = 0.0, []
+    for cell in cells:
+        part = parcel.only(cell.slices)
+        with cell.lock:
+            staleness, bad = cell.change_locked(arrive, push, cell, part)
+        failpoint("ps.after_apply")
+        total += staleness
+        refused += bad
+    return total, refused

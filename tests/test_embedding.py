@@ -303,7 +303,7 @@ def samples(rank: int, step: int, rows: int = 40) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-@pytest.mark.parametrize("servers", [1, 2, 4])
+@pytest.mark.parametrize("servers", [1, 2, 3, 4])
 def test_sync_training_equals_one_process(servers: int, workers: int) -> None:
     def work(client: ps.Client) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         model = tower(client)

@@ -42,7 +42,7 @@ def one_process(
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-@pytest.mark.parametrize("servers", [1, 2, 4])
+@pytest.mark.parametrize("servers", [1, 2, 3, 4])
 @pytest.mark.parametrize(
     ("rule", "options"),
     [

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from paramserver.ps.exchange import Session
     from paramserver.ps.service import ServerService
 
-FRAME_BYTES = 1 << 20
+FRAME_BYTES = 2 << 20
 
 
 class Lookup(Request):

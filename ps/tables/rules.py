@@ -1,15 +1,16 @@
 """Optimizers on touched rows: each takes the rows that have a gradient, with their state.
 
-A row of ``width`` floats holds its values first, then its state; ``clock`` counts the steps of the
-whole table. Formulas as in ``torch.optim`` where a class of that name is there.
+A row holds its values first, then blocks of state as long, then scalars; a rule is given each of
+these parts by itself. ``clock`` counts the steps of the whole table. Formulas as in ``torch.optim``
+where a class of that name is there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,8 +18,9 @@ from torch import Tensor
 from paramserver.errors import ConfigurationError, UnsupportedError
 
 Options = Mapping[str, Any]
-# (rows [n, width], gradients [n, dim], dim, options with defaults, table clock from 1)
-Step = Callable[[Tensor, Tensor, int, Options, int], None]
+Parts: TypeAlias = Sequence[Tensor]  # values [n, dim], blocks of state [n, dim], scalars [n, count]
+# (parts, gradients [n, dim], options with defaults, table clock from 1)
+Step = Callable[[Parts, Tensor, Options, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class RowRule:
         blocks: state of dim floats each.
         scalars: state of one float each, behind the blocks.
         defaults: every hyper-parameter and its default.
-        step: changes rows and state in place.
+        step: changes values and state in place.
         first: what a state element begins with, by options.
     """
 
@@ -43,79 +45,83 @@ class RowRule:
         """Floats of a row with its state."""
         return dim * (1 + self.blocks) + self.scalars
 
+    def parts(self, rows: Tensor, dim: int) -> Parts:
+        """The parts of rows [n, width], as views."""
+        widths = [dim] * (1 + self.blocks) + [self.scalars] * bool(self.scalars)
+        return list(torch.split(rows, widths, dim=1))
 
-def _decayed(rows: Tensor, grads: Tensor, dim: int, o: Options) -> Tensor:
+
+def _decayed(values: Tensor, grads: Tensor, o: Options) -> Tensor:
     if not o["weight_decay"]:
         return grads
-    return grads.add(rows[:, :dim], alpha=o["weight_decay"])
+    return grads.add(values, alpha=o["weight_decay"])
 
 
-def _sgd(rows: Tensor, grads: Tensor, dim: int, o: Options, clock: int) -> None:
-    rows[:, :dim].sub_(_decayed(rows, grads, dim, o), alpha=o["lr"])
+def _sgd(parts: Parts, grads: Tensor, o: Options, clock: int) -> None:
+    (values,) = parts
+    values.sub_(_decayed(values, grads, o), alpha=o["lr"])
 
 
-def _momentum(rows: Tensor, grads: Tensor, dim: int, o: Options, clock: int) -> None:
-    grads = _decayed(rows, grads, dim, o)
-    speed, begun = rows[:, dim : 2 * dim], rows[:, 2 * dim :]
+def _momentum(parts: Parts, grads: Tensor, o: Options, clock: int) -> None:
+    values, speed, begun = parts
+    grads = _decayed(values, grads, o)
     # torch's first step takes the gradient whole, whatever the dampening.
     fresh = torch.where(begun > 0, 1.0 - o["dampening"], 1.0)
     speed.mul_(o["momentum"]).add_(grads * fresh)
     begun.fill_(1.0)
     move = grads.add(speed, alpha=o["momentum"]) if o["nesterov"] else speed
-    rows[:, :dim].sub_(move, alpha=o["lr"])
+    values.sub_(move, alpha=o["lr"])
 
 
-def _adagrad(rows: Tensor, grads: Tensor, dim: int, o: Options, clock: int) -> None:
-    grads = _decayed(rows, grads, dim, o)
-    total = rows[:, dim : 2 * dim]
+def _adagrad(parts: Parts, grads: Tensor, o: Options, clock: int) -> None:
+    values, total = parts
+    grads = _decayed(values, grads, o)
     total.addcmul_(grads, grads)
     lr = o["lr"] / (1 + (clock - 1) * o["lr_decay"])
-    rows[:, :dim].addcdiv_(grads, total.sqrt().add_(o["eps"]), value=-lr)
+    values.addcdiv_(grads, total.sqrt().add_(o["eps"]), value=-lr)
 
 
-def _row_adagrad(rows: Tensor, grads: Tensor, dim: int, o: Options, clock: int) -> None:
-    total = rows[:, dim:]
+def _row_adagrad(parts: Parts, grads: Tensor, o: Options, clock: int) -> None:
+    values, total = parts
     total.add_(grads.square().mean(dim=1, keepdim=True))
-    rows[:, :dim].addcdiv_(grads, total.sqrt().add_(o["eps"]), value=-o["lr"])
+    values.addcdiv_(grads, total.sqrt().add_(o["eps"]), value=-o["lr"])
 
 
-def _rmsprop(rows: Tensor, grads: Tensor, dim: int, o: Options, clock: int) -> None:
-    grads = _decayed(rows, grads, dim, o)
-    square = rows[:, dim : 2 * dim]
+def _rmsprop(parts: Parts, grads: Tensor, o: Options, clock: int) -> None:
+    values, square = parts
+    grads = _decayed(values, grads, o)
     square.mul_(o["alpha"]).addcmul_(grads, grads, value=1 - o["alpha"])
-    rows[:, :dim].addcdiv_(grads, square.sqrt().add_(o["eps"]), value=-o["lr"])
+    values.addcdiv_(grads, square.sqrt().add_(o["eps"]), value=-o["lr"])
 
 
-def _moments(rows: Tensor, grads: Tensor, dim: int, o: Options) -> tuple[Tensor, Tensor]:
+def _moments(mean: Tensor, square: Tensor, grads: Tensor, o: Options) -> None:
     beta1, beta2 = o["betas"]
-    mean, square = rows[:, dim : 2 * dim], rows[:, 2 * dim : 3 * dim]
     mean.lerp_(grads, 1 - beta1)
     square.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
-    return mean, square
 
 
-def _sparse_adam(rows: Tensor, grads: Tensor, dim: int, o: Options, clock: int) -> None:
-    mean, square = _moments(rows, grads, dim, o)
+def _sparse_adam(parts: Parts, grads: Tensor, o: Options, clock: int) -> None:
+    values, mean, square = parts
+    _moments(mean, square, grads, o)
     beta1, beta2 = o["betas"]
     size = o["lr"] * math.sqrt(1 - beta2**clock) / (1 - beta1**clock)
-    rows[:, :dim].addcdiv_(mean, square.sqrt().add_(o["eps"]), value=-size)
+    values.addcdiv_(mean, square.sqrt().add_(o["eps"]), value=-size)
 
 
-def _row_adam(rows: Tensor, grads: Tensor, dim: int, o: Options, clock: int) -> None:
-    steps = rows[:, 3 * dim :]
+def _row_adam(parts: Parts, grads: Tensor, o: Options, clock: int) -> None:
+    values, mean, square, steps = parts
     steps.add_(1)
-    mean, square = _moments(rows, grads, dim, o)
+    _moments(mean, square, grads, o)
     beta1, beta2 = o["betas"]
     long = steps.double()
-    size = (o["lr"] / (1 - beta1**long)).to(rows.dtype)
-    root = (1 - beta2**long).sqrt().to(rows.dtype)
-    rows[:, :dim].sub_(size * mean / ((square.sqrt() / root).add_(o["eps"])))
+    size = (o["lr"] / (1 - beta1**long)).to(values.dtype)
+    root = (1 - beta2**long).sqrt().to(values.dtype)
+    values.sub_(size * mean / ((square.sqrt() / root).add_(o["eps"])))
 
 
-def _ftrl(rows: Tensor, grads: Tensor, dim: int, o: Options, clock: int) -> None:
+def _ftrl(parts: Parts, grads: Tensor, o: Options, clock: int) -> None:
     """FTRL-proximal (McMahan et al., 2013); a row begins at its initial value."""
-    weights = rows[:, :dim]
-    linear, square, begun = rows[:, dim : 2 * dim], rows[:, 2 * dim : 3 * dim], rows[:, 3 * dim :]
+    weights, linear, square, begun = parts
     alpha, beta = o["lr"], o["beta"]
     # The linear term that has the initial value as its minimum.
     rate = (beta + square.sqrt()) / alpha + o["l2"]

@@ -18,7 +18,7 @@ from paramserver.ps.tables.columns import Allocator, Column
 from paramserver.ps.tables.index import Index, Places
 from paramserver.ps.tables.initial import initial_values
 from paramserver.ps.tables.life import NEVER, Counts, Oldest, admission_of, in_order
-from paramserver.ps.tables.rules import RowRule
+from paramserver.ps.tables.rules import Parts, RowRule
 from paramserver.wire.rows import Keys
 
 
@@ -67,6 +67,11 @@ class Layout:
         """Floats of a row with its state."""
         return self.rule.width(self.dim) if self.rule else self.dim
 
+    @property
+    def blocks(self) -> int:
+        """Blocks of dim floats that a row is cut into; 1 if it cannot be."""
+        return self.width // self.dim if self.width % self.dim == 0 else 1
+
 
 class SubTable:
     """Rows whose keys share their highest bits. Not thread-safe.
@@ -100,7 +105,7 @@ class SubTable:
 
     def _allocate(self) -> None:
         self._places = Allocator()
-        self._slab = Column(np.float32, self.layout.width)
+        self._slab = Column(np.float32, self.layout.width, self.layout.blocks)
         self._changed = Column(np.int64)
         self._scores = Column(np.float32) if isinstance(self.layout.evict, Decay) else None
         self._columns = [c for c in (self._slab, self._changed, self._scores) if c is not None]
@@ -142,10 +147,10 @@ class SubTable:
 
     def _values(self, places: Places) -> Tensor:
         """Values without their state, as copies."""
-        if self.layout.width == self.layout.dim:
-            return torch.from_numpy(self._slab.take(places))
+        if self.layout.width == self.layout.dim * self.layout.blocks:
+            return torch.from_numpy(self._slab.take_first(places))
         slab = torch.from_numpy(self._slab.array)
-        return slab[:, : self.layout.dim].index_select(0, _index(places))
+        return slab[:, : self.layout.dim].index_select(0, torch.from_numpy(places).long())
 
     def push(self, rows: Rows, options: Mapping[str, Any], clock: int, version: int) -> None:
         """One step on these rows; those that are new are born with it, if they are admitted.
@@ -169,12 +174,15 @@ class SubTable:
             self.evict(version)
 
     def _step(self, grads: Tensor, places: Places, options: Mapping[str, Any], clock: int) -> None:
-        rows, layout = self._slab.take(places), self.layout
+        blocks, layout = self._slab.take_blocks(places), self.layout
+        parts: Parts = list(torch.from_numpy(blocks))
         if layout.rule is None:
-            torch.from_numpy(rows).add_(grads)
+            parts[0].add_(grads)
         else:
-            layout.rule.step(torch.from_numpy(rows), grads, layout.dim, options, clock)
-        self._slab.put(places, rows)
+            if len(parts) == 1:
+                parts = layout.rule.parts(parts[0], layout.dim)
+            layout.rule.step(parts, grads, options, clock)
+        self._slab.put_blocks(places, blocks)
 
     def _score(self, rows: Rows, places: Places, version: int) -> None:
         assert self._scores is not None
@@ -314,7 +322,3 @@ class SubTable:
         every = np.sort(np.concatenate([places, self._places.free]))
         assert (every == np.arange(self._places.used)).all(), "a place is lost, or used twice"
         assert (self._changed.array[self._places.free] == NEVER).all()
-
-
-def _index(places: Places) -> Tensor:
-    return torch.from_numpy(places).long()

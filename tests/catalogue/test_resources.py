@@ -272,7 +272,7 @@ def test_row_65_big_frames_leave_the_event_loop(monkeypatch: pytest.MonkeyPatch)
         seen.append(threading.current_thread().name)
         return arrive(*args)
 
-    monkeypatch.setattr("paramserver.ps.exchange.arrive", watched)
+    monkeypatch.setattr("paramserver.ps.push.arrive", watched)
     with cluster(lease_s=600) as c:
         worker = StockWorker(c.address, SIZE)
         worker.add(0, ONES)

@@ -43,10 +43,14 @@ def flat_host(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu").reshape(-1).contiguous()
 
 
-def checksum(piece: Piece) -> int:
-    """xxh3_64 of the bytes."""
-    digest: int = xxhash.xxh3_64_intdigest(piece)
-    return digest
+def checksum(*pieces: Piece) -> int:
+    """xxh3_64 of the bytes, end to end."""
+    if len(pieces) == 1:
+        return int(xxhash.xxh3_64_intdigest(pieces[0]))
+    digest = xxhash.xxh3_64()
+    for piece in pieces:
+        digest.update(piece)
+    return int(digest.intdigest())
 
 
 def is_finite(tensor: Tensor) -> bool:
