@@ -26,6 +26,7 @@ from paramserver.errors import ConnectionLostError, UsageError
 from paramserver.launch import report_exit
 from paramserver.trust import OPEN
 from paramserver.v1 import common_pb2, scheduler_pb2, server_pb2
+from tests.cluster import cluster
 
 COMMAND = [sys.executable, "-m", "paramserver"]
 
@@ -163,6 +164,17 @@ def test_status_says_at_once_that_nobody_listens() -> None:
     result = invoke("status", "--scheduler", f"127.0.0.1:{port}")
     assert result.exit_code == 1
     assert result.stderr == f"paramserver: no scheduler at 127.0.0.1:{port}: Connection refused\n"
+
+
+def test_status_is_json_whatever_was_logged() -> None:
+    with cluster(1, 1) as c:
+        c.workers(lambda client: client.log(loss=float("nan"), rate=0.5))
+        result = invoke("status", "--scheduler", c.address, "--json")
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"JSON has no {name}")
+
+    assert "0.5" in str(json.loads(result.stdout, parse_constant=refuse)["scalars"])
 
 
 def test_help_into_a_closed_pipe() -> None:

@@ -51,7 +51,8 @@ def status(scheduler: str, trust: Trust, as_json: bool) -> None:
     finally:
         source.close()
     if as_json:
-        click.echo(json.dumps(state, indent=2, allow_nan=True))
+        finite = json.loads(json.dumps(state), parse_constant=lambda _: None)  # JSON has no NaN
+        click.echo(json.dumps(finite, indent=2, allow_nan=False))
         return
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
     with console.capture() as drawn:
