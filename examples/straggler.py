@@ -31,8 +31,8 @@ def main() -> None:
     train, test = slice(0, 1347), slice(1347, None)
     with ps.connect() as client:
         model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-        consistency = ps.Adaptive(10) if options.adapt else ps.Sync()
-        optimizer = client.optimizer(model, torch.optim.SGD, lr=0.5, consistency=consistency)
+        consistency, lr = (ps.Adaptive(10), 0.2) if options.adapt else (ps.Sync(), 0.5)
+        optimizer = client.optimizer(model, torch.optim.SGD, lr=lr, consistency=consistency)
         balance = None if options.adapt or options.plain else "speed"
         assign = "round-robin" if options.plain else None
         data = TensorDataset(x[train], y[train])
