@@ -22,7 +22,7 @@ from paramserver.worker.plan import Shard
 if TYPE_CHECKING:
     from paramserver.worker.group import Group
 
-RECORD_BYTES = 2 << 20  # sub-tables are small: 1 MiB frames cost 5 % more
+RECORD_BYTES = 2 << 20
 PIECE_BYTES = 8 << 20  # of one sub-table in one request: a message has room for it
 _BOUNDS = np.arange(SUB_TABLES, dtype=np.uint64) << np.uint64(SHIFT)
 
