@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -243,6 +244,14 @@ class Cluster:
                 return work(client)
 
         return in_threads([lambda r=r: one(r) for r in range(count)])  # type: ignore[misc]
+
+
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Polls: what is waited for lies in another process, or another thread."""
+    deadline, pause = time.monotonic() + seconds, threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, f"the condition did not come true in {seconds} s"
+        pause.wait(0.01)
 
 
 def in_threads(calls: Sequence[Callable[[], T]]) -> list[T]:

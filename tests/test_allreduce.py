@@ -16,7 +16,7 @@ import paramserver as ps
 from paramserver.worker.job_optimizer import JobOptimizer
 from paramserver.worker.replicas import Replicas
 from paramserver.worker.schemes.allreduce import AllReduceOptimizer
-from tests.cluster import Cluster, cluster, in_threads
+from tests.cluster import Cluster, cluster, in_threads, until
 from tests.test_exactness import (
     ONE_AT_A_TIME,
     STEPS,
@@ -26,7 +26,6 @@ from tests.test_exactness import (
     one_process,
     train,
 )
-from tests.test_faults import until
 
 SIZE = 96
 RULES: list[tuple[type[torch.optim.Optimizer], dict[str, Any]]] = [

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import paramserver as ps
-from tests.test_faults import until
+from tests.cluster import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -17,9 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import paramserver as ps
 from paramserver.errors import ConfigurationError, NonFiniteError, UnsupportedError
 from paramserver.v1 import scheduler_pb2
-from tests.cluster import Cluster, cluster, in_threads
+from tests.cluster import Cluster, cluster, in_threads, until
 from tests.test_exactness import batch, gradients_of, network
-from tests.test_faults import until
 
 STEPS = 13
 SIZE = 48

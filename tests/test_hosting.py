@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import grpc
@@ -21,19 +20,11 @@ from paramserver.scheduler.report import status
 from paramserver.types import Consistency
 from paramserver.v1 import server_pb2
 from paramserver.wire.client import GrpcChannel
-from tests.cluster import Cluster, cluster
+from tests.cluster import Cluster, cluster, until
 from tests.stock import StockWorker
 
 STEPS = 12
 LEASE_S = 1.5
-
-
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Waits for it."""
-    end, never = time.monotonic() + seconds, threading.Event()
-    while not condition():
-        assert time.monotonic() < end, "it did not come"
-        never.wait(0.01)
 
 
 class Plan:

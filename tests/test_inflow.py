@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import grpc
@@ -15,21 +15,11 @@ import paramserver as ps
 from paramserver.config import Limits
 from paramserver.errors import ResourceError
 from paramserver.v1 import server_pb2 as pb
-from tests.cluster import Cluster, cluster
+from tests.cluster import Cluster, cluster, until
 from tests.stock import StockWorker, Stream
 
 SIZE = 1000
 BYTES = SIZE * 4
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Waits for what another thread does."""
-    pause = threading.Event()
-    for _ in range(1000):
-        if condition():
-            return
-        pause.wait(0.02)
-    raise AssertionError("the condition did not come true")
 
 
 def values(amount: float = 1.0) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ import torch
 
 from paramserver.errors import ConfigurationError, JobFailedError, ResourceError
 from paramserver.local import LocalCluster, local_cluster
-from tests.test_faults import until
+from tests.cluster import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -30,8 +30,7 @@ from paramserver.errors import (
     UsageError,
 )
 from paramserver.snapshot_files import complete, open_store
-from tests.cluster import Cluster, cluster, in_threads
-from tests.test_faults import until
+from tests.cluster import Cluster, cluster, in_threads, until
 
 L2 = 1e-3
 

@@ -21,8 +21,7 @@ from paramserver.scheduler.reshaping import Reshaping
 from paramserver.v1 import scheduler_pb2 as pb
 from paramserver.v1 import server_pb2
 from paramserver.worker.deferred import DeferredPush
-from tests.cluster import Cluster, cluster
-from tests.test_faults import until
+from tests.cluster import Cluster, cluster, until
 
 
 def scale(c: Cluster, servers: int) -> pb.ScaleReply:

@@ -17,8 +17,7 @@ from paramserver.errors import InvalidRequestError
 from paramserver.scheduler.shape import Moving
 from paramserver.v1 import scheduler_pb2
 from paramserver.v1 import server_pb2 as pb
-from tests.cluster import Cluster, cluster
-from tests.test_faults import until
+from tests.cluster import Cluster, cluster, until
 from tests.test_scale import STEPS, asked, changing, held, rows, scale, train, working
 
 SIZE = 200_000

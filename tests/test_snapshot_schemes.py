@@ -15,8 +15,7 @@ from torch.utils.data import TensorDataset
 import paramserver as ps
 from paramserver.config import SnapshotConfig
 from paramserver.core.adaptive import Change
-from tests.cluster import Cluster, cluster
-from tests.test_faults import until
+from tests.cluster import Cluster, cluster, until
 from tests.test_snapshots import set_values
 from tests.test_vertical import Part
 from tests.test_vertical import data as by_feature
