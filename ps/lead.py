@@ -22,7 +22,7 @@ from paramserver.wire.transport import AsyncChannel
 log = logging.getLogger("paramserver")
 
 KEPT_REPORTS = 4096
-Notices: TypeAlias = "asyncio.Queue[pb.Notice]"
+Notices: TypeAlias = "asyncio.Queue[pb.Notice | None]"  # None: a newer stream has come
 
 
 def reports_of(group: GroupState) -> list[pb.Staged]:
@@ -143,6 +143,9 @@ class Leadership:
         Drops come after closes: one of these may list a push of a worker that was lost later.
         """
         name = self._group.spec.name
+        before = self._followers.get(server)
+        if before is not None and before is not notices:
+            before.put_nowait(None)  # whoever is at its other end says hello again
         self._followers[server] = notices
         self.restate(server)
         if self._group.sync:
@@ -152,6 +155,20 @@ class Leadership:
             notices.put_nowait(pb.Notice(group=name, min_clock=self.clock.min_clock))
         for worker in lost:
             notices.put_nowait(_notice(name, Drop(worker)))
+
+    def hear(self, report: pb.Report, lost: Iterable[WorkerId], notices: Notices) -> None:
+        """What a server says on the stream by which it is told ``notices``.
+
+        It counts on the newest stream only: an older one may be that of a process that stood still,
+        whose server another one is by now, and has other pushes.
+        """
+        server = report.server
+        if report.hello:
+            self.follow(server, report.next_clock, lost, notices)
+        elif self._followers.get(server) is not notices:
+            return
+        for staged in report.staged:
+            self.staged(server, staged)
 
     def reshape(self, servers: Collection[str]) -> None:
         """Slices have moved: these servers hold some now, and are to follow."""

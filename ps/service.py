@@ -24,6 +24,7 @@ from paramserver.ps.describe import describe
 from paramserver.ps.exchange import Session
 from paramserver.ps.group import GroupState, Staged
 from paramserver.ps.inflow import Inflow
+from paramserver.ps.lead import Notices
 from paramserver.ps.leads import Leads
 from paramserver.ps.push import Incoming, Parcel
 from paramserver.ps.reduces import Reduces
@@ -272,9 +273,9 @@ class ServerService(Restorable):
 
     async def Follow(self, reports: AsyncIterator[pb.Report]) -> AsyncIterator[pb.Notice]:
         """Reports of another server, notices to it."""
-        notices: asyncio.Queue[pb.Notice] = asyncio.Queue()
+        notices: Notices = asyncio.Queue()
         reader = asyncio.create_task(self._read_reports(reports, notices))
-        getter: asyncio.Future[pb.Notice] | None = None
+        getter: asyncio.Future[pb.Notice | None] | None = None
         try:
             while True:
                 getter = asyncio.ensure_future(notices.get())
@@ -283,6 +284,8 @@ class ServerService(Restorable):
                     reader.result()
                     return
                 notice = getter.result()
+                if notice is None:
+                    return
                 await self.durable()
                 yield notice
         finally:
@@ -291,9 +294,7 @@ class ServerService(Restorable):
                 getter.cancel()
             self.leads.unfollow(notices)
 
-    async def _read_reports(
-        self, reports: AsyncIterator[pb.Report], notices: asyncio.Queue[pb.Notice]
-    ) -> None:
+    async def _read_reports(self, reports: AsyncIterator[pb.Report], notices: Notices) -> None:
         async for report in reports:
             await self.views.reach(report.view)  # else a new job's view would undo this
             known = self.held(report.group)
@@ -302,10 +303,7 @@ class ServerService(Restorable):
             lead = self.leads.of(report.group)
             if lead is None:
                 raise MovedError(f"{self.name} does not lead group {report.group!r}")
-            if report.hello:
-                lead.follow(report.server, report.next_clock, self.views.lost(), notices)
-            for staged in report.staged:
-                lead.staged(report.server, staged)
+            lead.hear(report, self.views.lost(), notices)
 
     async def Explain(self, request: pb.ExplainRequest) -> pb.ExplainReply:
         """Whom a group's clock waits for."""

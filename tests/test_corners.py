@@ -187,3 +187,28 @@ def test_staleness_is_told_for_models_of_many_buckets() -> None:
     with cluster(1, 2) as c:
         results: list[Any] = c.workers(work)
     assert sum(results) > 0
+
+
+def test_a_server_is_heard_on_its_newest_stream_only() -> None:
+    """On an older one a process may speak that stood still, whose server has begun again."""
+
+    async def play(servers: list[Any]) -> None:
+        [lead] = [lead for s in servers if (lead := s.leads.of("g")) is not None]
+        [other] = lead.clock.servers - {s.name for s in servers if s.leads.of("g") is lead}
+        late: asyncio.Queue[pb.Notice | None] = asyncio.Queue()
+        lead.hear(pb.Report(server=other, group="g", hello=True), (), late)
+        while await asyncio.wait_for(late.get(), 20) is not None:
+            pass  # the one it took the place of has said hello again
+        staged = [pb.Staged(rank=1, incarnation=99, clock=0, weight=1.0)]
+        lead.hear(pb.Report(server=other, group="g", staged=staged), (), late)
+        assert all(worker.incarnation != 99 for worker in lead.clock.workers)
+
+    def work(client: ps.Client) -> Tensor:
+        group = client.register("g", zeros(LARGE), consistency=ps.Sync())
+        if client.rank == 0:
+            c.run(play(c.servers))
+        return group.push_pull(ones(LARGE))["w"]
+
+    with cluster(2, 2) as c:
+        for found in c.workers(work):
+            assert torch.equal(found, torch.full((LARGE,), 2.0))

@@ -15,13 +15,9 @@ from paramserver.errors import InternalError
 from paramserver.ps import checkpoint, wal
 from paramserver.ps.journal import Journal
 from paramserver.ps.wal import Wal
-from tests.simulation.virtual import running
+from tests.simulation.virtual import Died, running
 
 WRITE_S = (0.001, 0.01)  # what a write with its fsync takes
-
-
-class Died(BaseException):
-    """The process ends here, at once."""
 
 
 class Disk:

@@ -26,6 +26,10 @@ _END = object()
 _BROKEN = object()
 
 
+class Died(BaseException):
+    """The process ends here, at once."""
+
+
 class Stuck(AssertionError):
     """Nothing will ever happen again."""
 
@@ -91,6 +95,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 done.set_result(func(*args))
             except Exception as error:
                 done.set_exception(error)
+            except Died:
+                running().dies()
 
         self.call_later(self._draw.uniform(*DISK_S), work)
         return done
