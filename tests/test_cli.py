@@ -276,7 +276,12 @@ def test_worker_starts_a_killed_script_again(script: Any, tmp_path: Path) -> Non
 def test_worker_forwards_signals(script: Any, number: int, code: int) -> None:
     path = script("import time; print('up', flush=True); time.sleep(60)")
     command = [*COMMAND, "worker", *SCHEDULER, path]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    before = signal.signal(number, signal.SIG_DFL)  # these tests may run under nohup
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    finally:
+        signal.signal(number, before)
+    with process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
         process.send_signal(number)
