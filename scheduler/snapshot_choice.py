@@ -37,7 +37,8 @@ def choose(store: Store, name: str, lineage: str) -> tuple[Manifest, list[str]]:
             problems.append(str(error))
             continue
         return manifest, problems
-    raise SnapshotError("; ".join(["there is no snapshot to go on from", *problems]))
+    none = "there is no snapshot to go on from (`paramserver snapshots DIR` lists those that there are)"
+    raise SnapshotError("; ".join([none, *problems]))
 
 
 def _check(store: Store, manifest: Manifest) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -50,52 +50,29 @@ def held(c: Cluster, group: str) -> dict[str, int]:
     return found
 
 
-@contextmanager
-def changing(c: Cluster, *steps: int) -> Iterator[Callable[[], bool]]:
-    """Changes the number of servers, step by step, beside what is inside; whether it still does."""
-    over = threading.Event()
-    errors: list[BaseException] = []
+def scaled_meanwhile(
+    c: Cluster, work: Callable[[ps.Client, threading.Event], Any], *steps: int
+) -> list[Any]:
+    """Results of workers, beside whom the number of servers changes, step by step.
 
-    def change() -> None:
+    Args:
+        work: of one worker; the event is set once all is done, and before that it is not to end.
+    """
+    over = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        workers = pool.submit(c.workers, lambda client: work(client, over))
         try:
+            state = c.scheduler.state
+            until(lambda: workers.done() or state.members.state.value == "running")
             for servers in steps:
                 scale(c, servers)
-        except BaseException as error:
-            errors.append(error)
         finally:
             over.set()
-
-    thread = threading.Thread(target=change)
-    thread.start()
-    yield lambda: not over.is_set()
-    thread.join(60)
-    if errors:
-        raise errors[0]
-    assert over.is_set()
+        return workers.result(90)
 
 
-@contextmanager
-def working(c: Cluster, work: Callable[[ps.Client], Any]) -> Iterator[list[Any]]:
-    """Workers beside what is inside; their results."""
-    results: list[Any] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.extend(c.workers(work))
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    until(lambda: c.scheduler.state.members.state.value == "running")
-    try:
-        yield results
-    finally:
-        thread.join(90)
-        if errors:
-            raise errors[0]
-    assert results
+OVER = threading.Event()  # nothing changes
+OVER.set()
 
 
 class Net(nn.Module):
@@ -113,7 +90,14 @@ class Net(nn.Module):
         return out
 
 
-def train(client: ps.Client, steps: int, optimizer: Any, **options: Any) -> dict[str, Tensor]:
+def train(
+    client: ps.Client,
+    over: threading.Event = OVER,
+    *,
+    steps: int,
+    optimizer: Any,
+    **options: Any,
+) -> dict[str, Tensor]:
     model = Net()
     made = client.optimizer(model, optimizer, **options)
     for step in range(steps):
@@ -122,6 +106,8 @@ def train(client: ps.Client, steps: int, optimizer: Any, **options: Any) -> dict
         made.zero_grad()
         (model(x) - x).square().mean().backward()
         made.step()
+        over.wait(0.02)  # so that there are steps left for all that changes
+    assert over.wait(60)
     client.barrier("end")
     return client.state_dict()
 
@@ -131,13 +117,11 @@ STEPS = 60
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_sync_training_is_the_same_to_the_bit(overlap: bool) -> None:
-    options: dict[str, Any] = {"lr": 0.01, "overlap": overlap}
+    work = partial(train, steps=STEPS, optimizer=torch.optim.Adam, lr=0.01, overlap=overlap)
     with cluster(2, 2) as c:
-        wanted = c.workers(lambda w: train(w, STEPS, torch.optim.Adam, **options))[0]
+        wanted = c.workers(work)[0]
     with cluster(1, 2) as c:
-        work = partial(train, steps=STEPS, optimizer=torch.optim.Adam, **options)
-        with working(c, work) as found, changing(c, 3, 2):
-            pass
+        found = scaled_meanwhile(c, work, 3, 2)
         assert len(held(c, "model")) == 2
         for got in found:
             assert all(torch.equal(got[name], wanted[name]) for name in wanted)
@@ -166,10 +150,10 @@ def test_every_push_is_added_once(consistency: Any) -> None:
     with cluster(2, 2) as c:
         pushed = [0, 0]
 
-        def work(client: ps.Client) -> Tensor:
+        def work(client: ps.Client, over: threading.Event) -> Tensor:
             group = client.register("g", {"w": torch.zeros(size)}, consistency=consistency)
             client.barrier("begin")
-            while pushed[client.rank] < 40 or going():
+            while pushed[client.rank] < 40 or not over.is_set():
                 group.push_async({"w": torch.ones(size)})
                 if pushed[client.rank] % 3 == 0:
                     group.pull()
@@ -177,17 +161,24 @@ def test_every_push_is_added_once(consistency: Any) -> None:
                 if isinstance(consistency, ps.Sync) and pushed[client.rank] >= 400:
                     break
             group.settle()
+            assert over.wait(60)
             client.barrier("end")
             return group.read()["w"]
 
-        with working(c, work) as results, changing(c, 4, 1, 3) as going:
-            pass
+        results = scaled_meanwhile(c, work, 4, 1, 3)
         total = float(sum(pushed))
         for value in results:
             assert torch.equal(value, torch.full((size,), total))
 
 
-def rows(client: ps.Client, steps: int, consistency: Any, optimizer: Any) -> Tensor:
+def rows(
+    client: ps.Client,
+    over: threading.Event = OVER,
+    *,
+    steps: int,
+    consistency: Any,
+    optimizer: Any,
+) -> Tensor:
     options: dict[str, Any] = {} if optimizer is None else {"lr": 0.1}
     table = client.table(
         "t", 4, init=ps.Zeros(), optimizer=optimizer, consistency=consistency, **options
@@ -199,6 +190,8 @@ def rows(client: ps.Client, steps: int, consistency: Any, optimizer: Any) -> Ten
         table.push(ids, torch.ones(64, 4))
         if step % 4 == 0:
             table.pull(ids)
+        over.wait(0.02)
+    assert over.wait(60)
     client.barrier("end")
     return table.pull(every)
 
@@ -213,8 +206,7 @@ def test_tables_move_too(consistency: Any, optimizer: Any) -> None:
     with cluster(1, 2) as c:
         wanted = c.workers(work)[0]
     with cluster(1, 2) as c:
-        with working(c, work) as found, changing(c, 3, 2):
-            pass
+        found = scaled_meanwhile(c, work, 3, 2)
         assert held(c, "t") == {"ps-0": 32, "ps-1": 32}
     assert torch.equal(found[0], wanted)
     assert torch.equal(found[1], wanted)
@@ -291,19 +283,17 @@ def test_steps_of_moves_that_get_lost(consistency: Any, seed: int) -> None:
         c.scheduler.reshaping._connect = lambda a: Flaky(connect(a), chance, 0.06)
         pushed = [0, 0]
 
-        def work(client: ps.Client) -> Tensor:
+        def work(client: ps.Client, over: threading.Event) -> Tensor:
             group = client.register("g", {"w": torch.zeros(size)}, consistency=consistency)
             client.barrier("begin")
-            while pushed[client.rank] < 10 or (going() and pushed[client.rank] < 1000):
+            while pushed[client.rank] < 10 or (not over.is_set() and pushed[client.rank] < 1000):
                 group.push_pull({"w": torch.ones(size)})
                 pushed[client.rank] += 1
-                if not going():
-                    break
+            assert over.wait(60)
             client.barrier("end")
             return group.read()["w"]
 
-        with working(c, work) as results, changing(c, 3, 1, 2) as going:
-            pass
+        results = scaled_meanwhile(c, work, 3, 1, 2)
         for value in results:
             assert torch.equal(value, torch.full((size,), float(sum(pushed))))
         assert not c.run(c.scheduler.GetGroup(pb.GetGroupRequest(group="g"))).moving

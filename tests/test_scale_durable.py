@@ -18,7 +18,7 @@ from paramserver.scheduler.shape import Moving
 from paramserver.v1 import scheduler_pb2
 from paramserver.v1 import server_pb2 as pb
 from tests.cluster import Cluster, cluster, until
-from tests.test_scale import STEPS, asked, changing, held, rows, scale, train, working
+from tests.test_scale import STEPS, asked, held, rows, scale, scaled_meanwhile, train
 
 SIZE = 200_000
 
@@ -49,8 +49,7 @@ def test_sync_training_is_the_same_to_the_bit(tmp_path: Path) -> None:
     with cluster(2, 2) as c:
         wanted = c.workers(work)[0]
     with cluster(1, 2, state=tmp_path) as c:
-        with working(c, work) as found, changing(c, 3, 2):
-            pass
+        found = scaled_meanwhile(c, work, 3, 2)
         assert len(placed(c, "model")) == 2
         for got in found:
             assert all(torch.equal(got[name], wanted[name]) for name in wanted)
@@ -94,8 +93,7 @@ def test_tables_move_too(tmp_path: Path, consistency: Any, optimizer: Any) -> No
     with cluster(1, 2) as c:
         wanted = c.workers(work)[0]
     with cluster(1, 2, state=tmp_path, journal_bytes=1000) as c:
-        with working(c, work) as found, changing(c, 3, 2):
-            pass
+        found = scaled_meanwhile(c, work, 3, 2)
         until(lambda: held(c, "t") == {"ps-0": 32, "ps-1": 32})
         restart_all(c)
     assert torch.equal(found[0], wanted)
@@ -166,20 +164,20 @@ def test_a_server_killed_in_a_move_costs_nothing(
     with cluster(2, 2, state=tmp_path) as c:
         pushed = [0, 0]
 
-        def work(client: ps.Client) -> Tensor:
+        def work(client: ps.Client, over: threading.Event) -> Tensor:
             group = client.register("g", {"w": torch.zeros(SIZE)}, consistency=consistency)
             client.barrier("begin")
-            while pushed[client.rank] < 10 or going():
+            while pushed[client.rank] < 10 or not over.is_set():
                 group.push_pull({"w": torch.ones(SIZE)})
                 pushed[client.rank] += 1
                 if isinstance(consistency, ps.Sync) and pushed[client.rank] >= 300:
                     break
+            assert over.wait(60)
             client.barrier("end")
             return group.read()["w"]
 
         killer = Killer(c, end, STEPS_OF_A_MOVE[step], after=after)
-        with working(c, work) as results, changing(c, 3, 2) as going:
-            pass
+        results = scaled_meanwhile(c, work, 3, 2)
         assert killer.struck.is_set()
         for value in results:
             assert torch.equal(value, torch.full((SIZE,), float(sum(pushed))))
