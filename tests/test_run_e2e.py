@@ -194,7 +194,7 @@ def test_a_worker_that_stood_still_fails_nothing(
 
 
 def test_a_killed_scheduler_comes_back(start: Start, tmp_path: Path) -> None:
-    run = start("run", "-s", "2", "-w", "2", MARKING, str(tmp_path / "samples"), "--pause", "0.2")
+    run = start("run", "-s", "2", "-w", "2", MARKING, str(tmp_path / "samples"), "--pause", "0.5")
     until(lambda: "rank 0 has" in run.said() and "rank 1 has" in run.said(), "batches", run)
     [scheduler] = [p for p in run.tree() if "scheduler" in p.cmdline()]
     scheduler.kill()
@@ -218,13 +218,13 @@ def test_what_every_worker_dies_over_is_set_aside_and_the_job_is_not_complete(
 def test_a_worker_that_is_asked_to_end_ends_after_its_step(start: Start, tmp_path: Path) -> None:
     """And its samples go to the others at once, not after its lease."""
     began = time.monotonic()
-    file = str(tmp_path / "samples")
+    file, slow = str(tmp_path / "samples"), ("--until-asked", "worker-0")
     scheduler = start("scheduler", "--workers", "2", "--lease", "600", "--once")
     until(lambda: "ready at" in scheduler.said(), "the scheduler", scheduler)
     [address] = re.findall(r"ready at (\S+)", scheduler.said())
     start("ps", "--scheduler", address, "--once")
     first, second = (
-        start("worker", "--scheduler", address, "--name", f"worker-{i}", MARKING, file)
+        start("worker", "--scheduler", address, "--name", f"worker-{i}", MARKING, file, *slow)
         for i in range(2)
     )
     until(lambda: "has [" in first.said(), "a batch", first)

@@ -122,7 +122,7 @@ def test_sync_training_is_the_same_to_the_bit(overlap: bool) -> None:
         wanted = c.workers(work)[0]
     with cluster(1, 2) as c:
         found = scaled_meanwhile(c, work, 3, 2)
-        assert len(held(c, "model")) == 2
+        until(lambda: len(held(c, "model")) == 2)
         for got in found:
             assert all(torch.equal(got[name], wanted[name]) for name in wanted)
 
@@ -207,7 +207,7 @@ def test_tables_move_too(consistency: Any, optimizer: Any) -> None:
         wanted = c.workers(work)[0]
     with cluster(1, 2) as c:
         found = scaled_meanwhile(c, work, 3, 2)
-        assert held(c, "t") == {"ps-0": 32, "ps-1": 32}
+        until(lambda: held(c, "t") == {"ps-0": 32, "ps-1": 32})
     assert torch.equal(found[0], wanted)
     assert torch.equal(found[1], wanted)
 
@@ -226,8 +226,8 @@ def test_a_server_that_has_nothing_any_more_leaves_and_the_job_goes_on() -> None
 
     with cluster(2, 1) as c:
         assert c.workers(work) == [-150_000.0]
-        assert set(held(c, "g")) == {"ps-0", "ps-1"}
-        assert set(held(c, "h")) == {"ps-0", "ps-1"}
+        until(lambda: set(held(c, "g")) == {"ps-0", "ps-1"})
+        until(lambda: set(held(c, "h")) == {"ps-0", "ps-1"})
 
 
 def test_a_reader_follows() -> None:
@@ -236,7 +236,7 @@ def test_a_reader_follows() -> None:
         with c.connect(reader=True) as reader:
             assert not reader.state_dict("g")["w"].any()
             scale(c, 3)
-            assert len(held(c, "g")) == 3
+            until(lambda: len(held(c, "g")) == 3)
             group.push({"w": torch.ones(600_000)})
             assert reader.state_dict("g")["w"].all()
 

@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--poison", type=int, default=-1, help="a sample that nobody survives")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds of a step")
+    parser.add_argument("--until-asked", metavar="NAME", help="its step lasts until it is to end")
     options = parser.parse_args()
     with ps.connect() as client:
         group = client.register("m", {"w": torch.zeros(1)})
@@ -38,6 +39,8 @@ def main() -> None:
             print(f"rank {client.rank} has {batch.tolist()}", flush=True)
             if options.poison in batch.tolist():
                 os.kill(os.getpid(), signal.SIGKILL)
+            while options.until_asked == client.name and not client._session.drain.asked:
+                threading.Event().wait(0.01)
             threading.Event().wait(options.pause)
             group.push_pull({"w": torch.ones(1)})
             with options.file.open("a") as file:
