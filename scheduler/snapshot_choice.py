@@ -37,7 +37,7 @@ def choose(store: Store, name: str, lineage: str) -> tuple[Manifest, list[str]]:
             problems.append(str(error))
             continue
         return manifest, problems
-    none = "there is no snapshot to go on from (`paramserver snapshots DIR` lists those that there are)"
+    none = "there is no snapshot to go on from; `paramserver snapshots DIR` lists those of a folder"
     raise SnapshotError("; ".join([none, *problems]))
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 import paramserver as ps
 from paramserver.config import SnapshotConfig
 from paramserver.errors import JobFailedError, RolledBackError
-from tests.cluster import Cluster, cluster, in_threads
+from tests.cluster import Cluster, cluster, in_threads, until
 
 LEASE_S = 4.0
 STEPS = 12
@@ -22,8 +22,10 @@ STEPS = 12
 class Adding:
     """Workers that add 1 a step; how far each came. One that is sent back starts again."""
 
-    def __init__(self, made: Cluster, workers: int, consistency: ps.Consistency) -> None:
-        self.made, self.workers, self.consistency = made, workers, consistency
+    def __init__(
+        self, made: Cluster, workers: int, consistency: ps.Consistency, size: int = 3
+    ) -> None:
+        self.made, self.workers, self.consistency, self.size = made, workers, consistency, size
         self.saved, self.lost = threading.Event(), threading.Event()
         self.sent_back: list[str] = []
         self.values: list[float] = []
@@ -52,11 +54,12 @@ class Adding:
             return
 
     def _script(self, client: ps.Client) -> None:
-        group = client.register("sum", {"w": torch.zeros(3)}, consistency=self.consistency)
+        zeros = {"w": torch.zeros(self.size)}
+        group = client.register("sum", zeros, consistency=self.consistency)
         loader = client.loader(TensorDataset(torch.arange(STEPS * self.workers)), shuffle=False)
         for _ in client.epochs(1):
             for _batch in loader:
-                group.push_pull({"w": torch.ones(3)})
+                group.push_pull({"w": torch.ones(self.size)})
                 if group.clock == STEPS // 2 and client.is_chief and not self.saved.is_set():
                     client.snapshot("half")
                     self.saved.set()
@@ -94,6 +97,20 @@ def test_a_spare_server_takes_over_after_the_lease(tmp_path: Path) -> None:
         assert job.values == [STEPS * 2.0] * 2
         servers = made.scheduler.state.groups.get("sum").map.servers
         assert set(servers) == {made.servers[1].name, made.servers[2].name}
+
+
+def test_who_asks_for_a_group_that_was_undone_hears_of_the_roll_back(tmp_path: Path) -> None:
+    """Not that it is not registered: nobody has, in the job that goes on."""
+    where = SnapshotConfig(directory=str(tmp_path))
+    with cluster(1, 1, lease_s=60.0, snapshots=where) as made:
+        client = made.connect("worker-0")
+        group = client.register("sum", {"w": torch.zeros(3)})
+        made.snapshot("one")
+        made.restart_server(0)
+        until(lambda: made.scheduler.state.members.job == 2)
+        with pytest.raises(RolledBackError):
+            group.moves._fetch()
+        client.fail("rolled back")
 
 
 def test_without_a_snapshot_the_job_fails_and_says_so(tmp_path: Path) -> None:

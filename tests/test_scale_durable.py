@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor
 
 import paramserver as ps
+from paramserver.config import SnapshotConfig
 from paramserver.core.reshape import holders
 from paramserver.errors import InvalidRequestError
 from paramserver.scheduler.shape import Moving
 from paramserver.v1 import scheduler_pb2
 from paramserver.v1 import server_pb2 as pb
 from tests.cluster import Cluster, cluster, until
+from tests.test_roll_back import LEASE_S, Adding
+from tests.test_roll_back import STEPS as STEPS_OF_A_JOB
 from tests.test_scale import STEPS, asked, held, rows, scale, scaled_meanwhile, train
 
 SIZE = 200_000
@@ -129,6 +133,10 @@ class Killer:
         return reply
 
     async def _kill(self, name: str) -> None:
+        """In a task of its own: the one that moves slices may be cancelled over it."""
+        await asyncio.shield(asyncio.ensure_future(self._start_again(name)))
+
+    async def _start_again(self, name: str) -> None:
         c = self._cluster
         number = [s.name for s in c.servers].index(name)
         await c._roles[number].crash()
@@ -209,3 +217,27 @@ def test_backups_do_not_follow_yet() -> None:
     refused = pytest.raises(InvalidRequestError, match=r"not with --durability replica.*snapshot")
     with cluster(2, 1, durability="replica") as c, c.connect(), refused:
         c.run(c.scheduler.Scale(scheduler_pb2.ScaleRequest(servers=3)))
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("end", ["source", "destination"])
+@pytest.mark.parametrize("step", ["take", "follow"])
+def test_without_a_journal_the_job_goes_back_to_its_snapshot(
+    tmp_path: Path, end: str, step: str, after: bool
+) -> None:
+    """All servers together, whatever had moved: no sample is lost or counted twice."""
+    due = pb.MOVE_DRAIN if (end, step) == ("source", "take") else STEPS_OF_A_MOVE[step]
+    where = SnapshotConfig(directory=str(tmp_path))
+    with cluster(2, 2, lease_s=LEASE_S, snapshots=where) as c:
+        job = Adding(c, 2, ps.Sync(), SIZE)
+        killer = Killer(c, end, due, after=after)
+
+        def move() -> None:
+            c.run(c.scheduler.Scale(scheduler_pb2.ScaleRequest(servers=3)))
+            c.start_server()
+            until(lambda: c.scheduler.state.members.job == 2)
+
+        job.run(move)
+        assert killer.struck.is_set()
+        assert job.values == [STEPS_OF_A_JOB * 2.0] * 2
+        until(lambda: len(placed(c, "sum")) == 3)

@@ -8,7 +8,12 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from paramserver.errors import ConnectionLostError, MovedError, ParameterServerError
+from paramserver.errors import (
+    ConnectionLostError,
+    MovedError,
+    NotFoundError,
+    ParameterServerError,
+)
 from paramserver.v1 import scheduler_pb2
 from paramserver.wire.convert import map_from_proto
 from paramserver.worker.operation import Operation
@@ -117,6 +122,10 @@ class Moves:
         except ConnectionLostError as error:
             log.info("no slice map from the scheduler, asking again: %s", error)
             return False
+        except NotFoundError:
+            self._session.beat()  # the job may have gone back since: that is what to tell
+            self._session.check()
+            raise
         with self.lock:
             return self._plan.follow(map_from_proto(reply.map))
 
