@@ -68,7 +68,8 @@ def scaled_meanwhile(
                 scale(c, servers)
         finally:
             over.set()
-        return workers.result(90)
+            results = workers.result(90)  # an error of theirs is the cause of others
+        return results
 
 
 OVER = threading.Event()  # nothing changes

@@ -13,7 +13,16 @@ from paramserver.core.tables import SUB_TABLES
 from paramserver.errors import InvalidRequestError, NonFiniteError
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.frames import Piece
-from paramserver.wire.rows import SHIFT, Keys, encode_keys, encode_rows, ids_of, keys_of, row_bytes
+from paramserver.wire.rows import (
+    RECORD_BYTES,
+    SHIFT,
+    Keys,
+    encode_keys,
+    encode_rows,
+    ids_of,
+    keys_of,
+    row_bytes,
+)
 from paramserver.wire.tensors import checksum, is_finite
 from paramserver.worker.link import Part
 from paramserver.worker.parts import Out
@@ -22,7 +31,6 @@ from paramserver.worker.plan import Shard
 if TYPE_CHECKING:
     from paramserver.worker.group import Group
 
-RECORD_BYTES = 2 << 20
 PIECE_BYTES = 8 << 20  # of one sub-table in one request: a message has room for it
 _BOUNDS = np.arange(SUB_TABLES, dtype=np.uint64) << np.uint64(SHIFT)
 

@@ -14,14 +14,12 @@ from paramserver.ps.push import wire_of
 from paramserver.ps.requests import Request
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.frames import Piece
-from paramserver.wire.rows import Keys, decode_keys, encode_rows, row_bytes
+from paramserver.wire.rows import RECORD_BYTES, Keys, decode_keys, encode_rows, row_bytes
 from paramserver.wire.tensors import checksum
 
 if TYPE_CHECKING:
     from paramserver.ps.exchange import Session
     from paramserver.ps.service import ServerService
-
-FRAME_BYTES = 2 << 20
 
 
 class Lookup(Request):
@@ -104,7 +102,7 @@ class Lookup(Request):
             size = len(self._keys[index]) * self._row_bytes
             if not parts or size > room:
                 parts.append([])
-                room = FRAME_BYTES
+                room = RECORD_BYTES
             parts[-1].append(index)
             room -= size
         return parts

@@ -22,6 +22,7 @@ FACTOR = 0x9E3779B97F4A7C15
 INVERSE = pow(FACTOR, -1, 1 << 64)
 KEY_BYTES = 8
 SHIFT = 64 - SUB_TABLE_BITS
+RECORD_BYTES = 2 << 20  # of rows that travel in one record, in either direction
 
 
 def keys_of(ids: Ids) -> Keys:
