@@ -227,6 +227,30 @@ def test_bad_options_are_refused(name: str) -> None:
         complete(name, {"lr": float("nan")})
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("SparseAdam", {"betas": 0.9}),
+        ("SparseAdam", {"betas": (0.9,)}),
+        ("RowAdam", {"betas": (1.0, 0.9)}),
+        ("RMSprop", {"alpha": 1.5}),
+        ("SGD", {"lr": (0.1, 0.2)}),
+    ],
+)
+def test_options_that_no_step_could_use_are_refused(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="must be"):
+        complete(name, options)
+
+
+def test_ftrl_takes_another_rate_from_where_it_is() -> None:
+    rows = torch.tensor([[0.5, -0.25, 0.0, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    parts = row_rule("Ftrl").parts(rows, 4)
+    first = parts[0].clone()
+    for lr in (0.1, 0.0, 0.01, 0.1):
+        row_rule("Ftrl").step(parts, torch.full((1, 4), 1e-6), complete("Ftrl", {"lr": lr}), 1)
+        torch.testing.assert_close(parts[0], first, atol=1e-5, rtol=0)
+
+
 def test_an_unknown_rule_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="must be one of"):
         row_rule("Muon")

@@ -123,10 +123,13 @@ def _ftrl(parts: Parts, grads: Tensor, o: Options, clock: int) -> None:
     """FTRL-proximal (McMahan et al., 2013); a row begins at its initial value."""
     weights, linear, square, begun = parts
     alpha, beta = o["lr"], o["beta"]
-    # The linear term that has the initial value as its minimum.
+    if not alpha:
+        return
+    # The linear term that has the present value as its minimum: at another rate than the last
+    # step's, the stored one has another. Where the value is 0, l1 alone holds it there.
     rate = (beta + square.sqrt()) / alpha + o["l2"]
     start = -weights * rate - torch.sign(weights) * o["l1"]
-    linear.copy_(torch.where(begun > 0, linear, start))
+    linear.copy_(torch.where((begun > 0) & (weights == 0), linear, start))
     begun.fill_(1.0)
     grown = square + grads.square()
     linear.add_(grads).sub_((grown.sqrt() - square.sqrt()) / alpha * weights)
@@ -192,4 +195,10 @@ def complete(name: str, options: Options) -> dict[str, Any]:
         numbers = value if isinstance(value, tuple) else (value,)
         if not all(isinstance(v, (int, float)) and math.isfinite(v) and v >= 0 for v in numbers):
             raise ConfigurationError(f"{key}={value!r}: must be finite and >= 0")
+        pair = isinstance(known[key], tuple)
+        if pair and (len(numbers) != 2 or max(numbers) >= 1):
+            raise ConfigurationError(f"{key}={value!r}: must be two numbers, each below 1")
+        if not pair and (isinstance(value, tuple) or (key == "alpha" and value > 1)):
+            must = "at most 1" if key == "alpha" else "one number"
+            raise ConfigurationError(f"{key}={value!r}: must be {must}")
     return {**known, **options}
