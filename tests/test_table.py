@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import paramserver as ps
-from paramserver.errors import InvalidRequestError, NonFiniteError, UnsupportedError
+from paramserver.errors import (
+    ConfigurationError,
+    InvalidRequestError,
+    NonFiniteError,
+    UnsupportedError,
+)
 from tests.cluster import cluster
 
 DIM = 6
@@ -126,6 +131,18 @@ def test_what_is_refused_changes_nothing() -> None:
                 table.pull(torch.tensor([1, bad]))
             with pytest.raises(InvalidRequestError, match=f"id {bad} is out of range"):
                 table.push(torch.tensor([1, bad]), torch.ones(2, DIM))
+        assert table.pull(torch.tensor([1, 9], dtype=torch.uint32)).shape == (2, DIM)
+        with pytest.raises(InvalidRequestError, match="give a tensor"):
+            table.pull([1, 2])  # type: ignore[arg-type]
+        for bad_spec in ({"dim": 2.5}, {"dim": -1}, {"dim": 2, "rows": 0}, {"dim": 2, "rows": "9"}):
+            with pytest.raises(ConfigurationError, match="must be"):
+                client.table("bad", **bad_spec)
+        with pytest.raises(UnsupportedError, match="int4"):
+            client.table("bad", DIM, wire_dtype="int4")
+        with pytest.raises(ConfigurationError, match="its name"):
+            ps.Embedding(100, DIM, client=client)  # type: ignore[arg-type]
+        with pytest.raises(UnsupportedError, match="must be one of"):
+            client.table("bad", DIM, optimizer=3)  # type: ignore[arg-type]
         with pytest.raises(InvalidRequestError, match="must be integers"):
             table.pull(torch.ones(2))
         with pytest.raises(InvalidRequestError, match="gradients of shape"):

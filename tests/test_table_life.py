@@ -233,6 +233,8 @@ TestAgainstAModel = AgainstAModel.TestCase
         lambda: ps.TTL(clocks=3, seconds=2.0),
         lambda: ps.TTL(seconds=-1.0),
         lambda: ps.LRU(10),
+        lambda: ps.LRU(float("inf")),  # type: ignore[arg-type]
+        lambda: ps.CountFilter(float("inf")),  # type: ignore[arg-type]
         lambda: ps.Decay(1.0, 0.5),
         lambda: ps.Decay(0.5, float("nan")),
     ],

@@ -32,7 +32,7 @@ from paramserver.worker.session import Session
 from paramserver.worker.sources import Sources
 from paramserver.worker.table import Table
 from paramserver.worker.table_optimizer import with_tables
-from paramserver.worker.table_spec import RowOptimizer, table_spec
+from paramserver.worker.table_spec import RowOptimizer, refuse_blocks, table_spec
 
 SYNC = Sync()
 NORMAL = Normal(0.01)
@@ -259,6 +259,7 @@ class Client(DataMethods):
         """
         self._session.check()
         self._session.refuse_reader("client.table")
+        refuse_blocks(wire_dtype)
         values = (name, dim, rows, dtype, init, seed, optimizer, hyperparameters, consistency)
         spec = table_spec(*values, admit, evict)
         spec = replace(spec, on_nonfinite=on_nonfinite)

@@ -220,10 +220,13 @@ def packed(slices: Iterable[int], size: Callable[[int], int]) -> Iterator[list[i
 
 def check_ids(name: str, ids: Tensor, rows: int | None) -> None:
     """Raises InvalidRequestError for ids that are no integers, or out of range; names the id."""
+    if not isinstance(ids, Tensor):
+        raise InvalidRequestError(f"table {name!r}: ids are a {type(ids).__name__}: give a tensor")
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise InvalidRequestError(f"table {name!r}: ids of {ids.dtype}: must be integers")
     if rows is None or not ids.numel():
         return
+    ids = ids.to(torch.int64)  # torch has no order of most unsigned types
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= rows:
         worst = low if low < 0 else high

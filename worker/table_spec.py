@@ -52,6 +52,13 @@ def table_spec(
     Raises:
         ConfigurationError, UnsupportedError: values or rules that cannot work.
     """
+    if not isinstance(name, str):
+        raise ConfigurationError(f"table {name!r}: the first argument is its name, a text")
+    for what, value in (("dim", dim), ("rows", rows)):
+        if type(value) is not int and (what == "dim" or value is not None):
+            raise ConfigurationError(f"table {name!r}: {what}={value!r}: must be a whole number")
+        if value is not None and not 1 <= value < 1 << 63:
+            raise ConfigurationError(f"table {name!r}: {what}={value}: must be 1 to 2^63 - 1")
     if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         raise UnsupportedError(f"table {name!r}: rows of {dtype}: must be floating")
     if not 0 <= seed < 1 << 64:
@@ -92,7 +99,8 @@ def row_optimizer(
         if options:
             raise ConfigurationError(f"{', '.join(options)}: hyper-parameters without an optimizer")
         return "", {}
-    name = optimizer if isinstance(optimizer, str) else optimizer.__name__
+    name = optimizer if isinstance(optimizer, str) else getattr(optimizer, "__name__", "")
+    name = name or type(optimizer).__name__
     of_torch = name in OF_TORCH and getattr(torch.optim, name) is optimizer
     if name == "SGD" and options.get("momentum"):
         name = "Momentum"
@@ -106,3 +114,11 @@ def row_optimizer(
         for key in ("momentum", "dampening", "nesterov"):
             options.pop(key, None)
     return name, {"lr": LR[name], **options}
+
+
+def refuse_blocks(wire_dtype: str | None) -> None:
+    """Raises UnsupportedError for a type that packs blocks of a tensor: rows travel one by one."""
+    if wire_dtype == "int4":
+        raise UnsupportedError(
+            'wire_dtype="int4" of a table: rows travel in "bf16", "fp16" or "int8"'
+        )

@@ -23,7 +23,7 @@ class CountFilter:
     n: int
 
     def __post_init__(self) -> None:
-        if not (self.n == int(self.n) and 1 <= self.n <= MAX_COUNT):
+        if not (1 <= self.n <= MAX_COUNT and self.n == int(self.n)):
             raise ConfigurationError(f"CountFilter(n={self.n}): must be 1 to {MAX_COUNT} pushes")
 
 
@@ -75,8 +75,10 @@ class LRU:
     max_rows: int
 
     def __post_init__(self) -> None:
-        if not (self.max_rows == int(self.max_rows) and self.max_rows >= LEAST_ROWS):
-            raise ConfigurationError(f"LRU(max_rows={self.max_rows}): must be >= {LEAST_ROWS}")
+        if not (LEAST_ROWS <= self.max_rows < math.inf and self.max_rows == int(self.max_rows)):
+            raise ConfigurationError(
+                f"LRU(max_rows={self.max_rows}): must be a whole number >= {LEAST_ROWS}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
