@@ -34,7 +34,8 @@ class Moves:
     begun: servers know what they had of them.
 
     Attributes:
-        lock: held while an operation is sent, and while all are sent again.
+        lock: held while an operation is sent, and while all are sent again. A link's thread takes
+            it only where slices have moved: it must not wait for what is being sent.
     """
 
     def __init__(self, session: Session, plan: Plan) -> None:
@@ -58,8 +59,7 @@ class Moves:
             send()
 
     def _over(self, operation: Operation) -> None:
-        with self.lock:
-            self._under_way.pop(operation, None)
+        self._under_way.pop(operation, None)
 
     def _moved(self, operation: Operation, error: MovedError) -> None:
         """In a link's thread, which must not wait: another one does the rest."""
@@ -101,7 +101,7 @@ class Moves:
             operation.fail(error)
 
     def _send_again(self) -> None:
-        for operation, send in list(self._under_way.items()):
+        for operation, send in self._under_way.copy().items():
             if operation.map_version < self._plan.map.version and not operation.done.happened:
                 operation.map_version = self._plan.map.version
                 try:
