@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from paramserver.errors import NonFiniteError, RefusedError, ResourceError, UsageError
+from paramserver.errors import (
+    ConfigurationError,
+    NonFiniteError,
+    RefusedError,
+    ResourceError,
+    UsageError,
+)
 from paramserver.types import Async
 from paramserver.worker.lookup import Lookup, Sparse
 from paramserver.worker.parameters import hyper_parameters
@@ -208,7 +215,9 @@ class Feed:
 
         Raises:
             NonFiniteError: NaN or infinity in a row; names its id.
+            ConfigurationError: a hyper-parameter that no step can take.
         """
+        self._options()
         try:
             return self._whole(inverse)
         except NonFiniteError:
@@ -240,12 +249,23 @@ class Feed:
         every = torch.cat(list(rows)) if rows else torch.empty((0, table.dim), dtype=table.dtype)
         return Sparse(table, routed, routed.sums(every), bases)
 
+    def _options(self) -> Mapping[str, Any]:
+        """The hyper-parameters of this step, all such that servers take them."""
+        assert self._param_group is not None
+        options = hyper_parameters(self._param_group, self._group.spec.param_groups[0])
+        for name, value in options.items():
+            for number in value if isinstance(value, tuple) else (value,):
+                if not (isinstance(number, (int, float)) and 0 <= number < math.inf):
+                    raise ConfigurationError(
+                        f"{name}={value!r} of table {self._table.name!r}: must be finite and >= 0; "
+                        "nothing was sent"
+                    )
+        return options
+
     def start(self, payload: Sparse | None, weight: float | None) -> None:
         """Pushes; ``finish`` waits for it."""
-        assert self._param_group is not None
-        registered = self._group.spec.param_groups[0]
-        options = hyper_parameters(self._param_group, registered)
-        changed = [options] if options != dict(registered) else None
+        options = self._options()
+        changed = [options] if options != dict(self._group.spec.param_groups[0]) else None
         self._send_early()
         carried = payload or Sparse.nothing(self._table)
         weight = weight if payload else 0.0
