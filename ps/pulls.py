@@ -59,7 +59,7 @@ async def answer_pull(
         await service.views.admit(pull.worker)
     group = push.group if push else await service.group(pull.group, pull.map_version)
     if group.spec.table is not None:
-        raise InvalidRequestError(f"group {pull.group!r} is a table: look its rows up by key")
+        raise InvalidRequestError(f"{pull.group!r} is a table: read rows by table.pull(ids)")
     group.check_slices(pull.slices)
     if not group.stored:
         raise InvalidRequestError(f"group {pull.group!r} has no first values yet")

@@ -94,6 +94,7 @@ def test_a_killed_server_starts_again_and_the_job_goes_back(
     assert found.startswith(TOTAL)
     assert "ps-0 was killed, exit code 137 (SIGKILL): restart 1 of 3" in said
     assert len(re.findall("was sent back to a snapshot: starting it again", said)) == 2
+    assert "Traceback" not in said
     whole = start(*common, *script[:3], "0")
     assert result(whole) == found, "bit for bit"
 

@@ -139,6 +139,8 @@ def test_what_is_refused_changes_nothing() -> None:
                 client.table("bad", **bad_spec)
         with pytest.raises(UnsupportedError, match="int4"):
             client.table("bad", DIM, wire_dtype="int4")
+        with pytest.raises(ConfigurationError, match="nesterov=True: needs a momentum"):
+            client.table("rows", 4, optimizer=torch.optim.SGD, nesterov=True)
         with pytest.raises(ConfigurationError, match="its name"):
             ps.Embedding(100, DIM, client=client)  # type: ignore[arg-type]
         with pytest.raises(UnsupportedError, match="must be one of"):

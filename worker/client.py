@@ -238,7 +238,7 @@ class Client(DataMethods):
             name: of the table; groups and tables share their names.
             dim: floats of a row.
             rows: ids are 0 to rows - 1; None: any int64, negative ones too.
-            dtype: of the rows.
+            dtype: of the rows as they are handed out; servers keep rows and state in float32.
             init: what an unseen row reads as: ``Normal()``, ``Uniform()`` or ``Zeros()``.
             seed: of the first values; they depend on seed and id alone.
             optimizer: ``torch.optim.SGD``, ``Adagrad``, ``RMSprop`` or ``SparseAdam``; or

@@ -13,6 +13,8 @@ import traceback
 from types import TracebackType
 from typing import Protocol
 
+from paramserver.errors import RolledBackError
+
 logger = logging.getLogger("paramserver")
 
 INTERRUPTED = 130
@@ -48,7 +50,11 @@ def watch(client: Leaving) -> None:
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        previous(kind, error, trace)
+        if isinstance(error, RolledBackError) and any(client.launched for client in _clients):
+            # The launcher starts the script again: where it stood says nothing.
+            sys.stderr.write(f"{kind.__module__}.{kind.__qualname__}: {error}\n")
+        else:
+            previous(kind, error, trace)
         report_all(error)
 
     sys.excepthook = hook

@@ -102,6 +102,9 @@ def row_optimizer(
     name = optimizer if isinstance(optimizer, str) else getattr(optimizer, "__name__", "")
     name = name or type(optimizer).__name__
     of_torch = name in OF_TORCH and getattr(torch.optim, name) is optimizer
+    momentum = options.get("momentum", optimizer == "Momentum")
+    if options.get("nesterov") and (not momentum or options.get("dampening")):
+        raise ConfigurationError("nesterov=True: needs a momentum, and dampening=0")
     if name == "SGD" and options.get("momentum"):
         name = "Momentum"
     if not of_torch and not (isinstance(optimizer, str) and name in OWN):
