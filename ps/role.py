@@ -162,7 +162,7 @@ class ServerRole:
                     pause = FIRST_PAUSE
                     await self._take(view)
             except ParameterServerError as error:
-                if pause == FIRST_PAUSE:
+                if pause == FIRST_PAUSE and not self._leaves:
                     log.warning("no views from the scheduler, trying again: %s", error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)

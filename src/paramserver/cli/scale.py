@@ -67,7 +67,8 @@ def _ask(channel: Channel, servers: int) -> scheduler_pb2.ScaleReply:
 def _words(reply: scheduler_pb2.ScaleReply, scheduler: str) -> str:
     if reply.pending.startswith("waiting for"):
         return f"{reply.pending}: paramserver ps --scheduler {scheduler}"
-    return f"{reply.pending} (of {reply.total})" if reply.total else reply.pending
+    moving = reply.total and reply.moved < reply.total
+    return f"{reply.pending} (of {reply.total})" if moving else reply.pending
 
 
 def _show(reply: scheduler_pb2.ScaleReply, as_json: bool) -> None:
