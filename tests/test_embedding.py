@@ -507,16 +507,17 @@ def test_a_rate_below_zero_is_refused_before_anything_is_sent() -> None:
     def work(client: ps.Client) -> None:
         embedding = ps.Embedding("t", DIM, client=client, lr=0.1)
         optimizer = client.optimizer(nn.Sequential(embedding, nn.Linear(DIM, 1)), torch.optim.SGD)
-        for lr in (-1.0, 0.1):
-            optimizer.param_groups[-1]["lr"] = lr
-            optimizer.zero_grad()
-            embedding(torch.tensor([1])).sum().backward()
-            if lr < 0:
-                with pytest.raises(ConfigurationError, match="nothing was sent"):
+        for group, why in ((0, "Invalid learning rate"), (1, "nothing was sent")):
+            for lr in (-1.0, 0.1):
+                optimizer.param_groups[group]["lr"] = lr
+                optimizer.zero_grad()
+                embedding(torch.tensor([1])).sum().backward()
+                if lr < 0:
+                    with pytest.raises(ConfigurationError, match=why):
+                        optimizer.step()
+                else:
                     optimizer.step()
-            else:
-                optimizer.step()
-        assert optimizer.group.clock == embedding.table.clock == 1
+        assert optimizer.group.clock == embedding.table.clock == 2
 
     with cluster(1) as c:
         c.workers(work)

@@ -82,6 +82,9 @@ class JobOptimizer(torch.optim.Optimizer):
         """What a step does, once gradients are there."""
         raise NotImplementedError
 
+    def check(self) -> None:
+        """Raises ConfigurationError for hyper-parameters that no step can take."""
+
     @abstractmethod
     def newest(self) -> dict[str, Tensor]:
         """The newest values of the group by name, on the CPU, without waiting."""

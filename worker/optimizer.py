@@ -19,6 +19,7 @@ from paramserver.worker.parameters import (
     Members,
     Model,
     check_class,
+    check_hyper_parameters,
     construct,
     hyper_parameters,
     members,
@@ -64,8 +65,8 @@ class ServerOptimizer(JobOptimizer):
         model = construct(optimizer_class, params, hyperparameters)
         super().__init__(found, model.param_groups, dict(model.defaults))
         self._frozen = frozenset(name for name, t in found.named if not t.requires_grad)
-        self._rule = optimizer_class.__name__
-        self._registered = self.options()
+        self._class, self._rule = optimizer_class, optimizer_class.__name__
+        self._registered = self._checked = self.options()
         # Kernels of batch norm do not mark what they write to, so pulled values are kept apart.
         self._pulled = {n: b.detach().contiguous().clone() for n, b in found.buffers.items()}
         self._overlap: Overlap | None = None
@@ -97,10 +98,25 @@ class ServerOptimizer(JobOptimizer):
         """The present hyper-parameters of each param group, as they travel."""
         return tuple(hyper_parameters(group, self.defaults) for group in self.param_groups)
 
+    def check(self) -> None:
+        """Raises ConfigurationError for hyper-parameters that no step can take."""
+        self._changed_options()
+
     def _changed_options(self) -> Options | None:
-        """The present hyper-parameters, if they are not as registered."""
+        """The present hyper-parameters, if they are not as registered.
+
+        Raises:
+            ConfigurationError: torch refuses them; a push that servers refuse would leave its clock
+                open for good.
+        """
         options = self.options()
-        return options if options != self._registered else None
+        if options == self._registered:
+            return None
+        if options != self._checked:
+            for group in options:
+                check_hyper_parameters(self._class, group)
+            self._checked = options
+        return options
 
     def _work(self, weight: float | None) -> StepResult:
         result = self._exchange(weight)

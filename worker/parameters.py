@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -206,6 +207,15 @@ def construct(
         return optimizer_class(param_groups, **hyperparameters)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(f"{optimizer_class.__name__}: {error}") from error
+
+
+def check_hyper_parameters(
+    optimizer_class: type[torch.optim.Optimizer], options: Mapping[str, Any]
+) -> None:
+    """Raises ConfigurationError for values that torch refuses."""
+    known = inspect.signature(optimizer_class).parameters
+    given = {name: value for name, value in options.items() if name in known}
+    construct(optimizer_class, [{"params": [torch.zeros(1)]}], given)
 
 
 def hyper_parameters(group: Mapping[str, Any], names: Iterable[str]) -> dict[str, Option]:

@@ -110,7 +110,10 @@ class TableOptimizer(JobOptimizer):
             feed.start(payload, weight)
 
     def _check_dense(self) -> None:
-        if self.dense is None or self.dense.on_nonfinite != "reject":
+        if self.dense is None:
+            return
+        self.dense.check()
+        if self.dense.on_nonfinite != "reject":
             return
         for name, parameter in self.members.named:
             if parameter.grad is not None and not is_finite(parameter.grad):
