@@ -28,7 +28,6 @@ from paramserver.ps.lead import Leadership, reports_of
 from paramserver.ps.regroup import blank_map, lead_on, regroup, slices_at, way, without_pushes
 from paramserver.ps.slice_parts import Fetched, gather, group_part, pushes_parts, state_parts
 from paramserver.types import WorkerId
-from paramserver.v1 import scheduler_pb2
 from paramserver.v1 import server_pb2 as pb
 from paramserver.wire.convert import group_from_proto, map_from_proto, map_to_proto
 
@@ -147,8 +146,7 @@ class Reshape:
             await asyncio.sleep(LOOK_EVERY_S)
         while part.bound:
             try:
-                request = scheduler_pb2.GetGroupRequest(group=name)
-                reply = await self._service.ask_scheduler("GetGroup", request)
+                reply = await self._service.ask_for(name)
                 if part.taken is not None or part.group is not None:
                     known = part.group.map.version if part.group is not None else 0
                     if reply.map.version > known:
@@ -296,8 +294,7 @@ class Reshape:
         Raises:
             MovedError: nobody knows that map yet.
         """
-        request = scheduler_pb2.GetGroupRequest(group=name)
-        reply = await self._service.ask_scheduler("GetGroup", request)
+        reply = await self._service.ask_for(name)
         if reply.map.version < version:
             raise MovedError(f"group {name!r}: there is no slice map {version} yet; ask again")
         group = await self.follow(name, map_from_proto(reply.map))
@@ -307,15 +304,13 @@ class Reshape:
     async def leave(self) -> None:
         """Nothing is to be here any more: whoever waits here is told so."""
         for group in self._service.fetched():
-            request = scheduler_pb2.GetGroupRequest(group=group.spec.name)
             with suppress(ParameterServerError):  # else clients find out when this ends
-                reply = await self._service.ask_scheduler("GetGroup", request)
+                reply = await self._service.ask_for(group.spec.name)
                 await self.follow(group.spec.name, map_from_proto(reply.map))
 
     async def _empty(self, name: str, new: SliceMap) -> GroupState:
         """A group of which nothing is here, and some slices are about to be."""
-        request = scheduler_pb2.GetGroupRequest(group=name)
-        reply = await self._service.ask_scheduler("GetGroup", request)
+        reply = await self._service.ask_for(name)
         nothing = blank_map(new)
         if self._service.journal is not None and not self._service.has_group(name):
             reply.map.CopyFrom(map_to_proto(nothing))

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
-
-from google.protobuf.message import Message
 
 from paramserver.config import ServerConfig
 from paramserver.core.ledger import Receipt
@@ -108,8 +105,7 @@ class ServerService(Restorable):
         return group
 
     async def _fetch(self, name: str) -> GroupState:
-        request = scheduler_pb2.GetGroupRequest(group=name)
-        reply = await self._scheduler.call("GetGroup", request)
+        reply = await self.ask_for(name)
         slice_map = map_from_proto(reply.map)
         if reply.reshaped and self.name in holders(slice_map):
             raise MovedError(f"slices of group {name!r} have not come to {self.name} yet")
@@ -122,9 +118,11 @@ class ServerService(Restorable):
         self.leads.open(group)
         return group
 
-    async def ask_scheduler(self, method: str, request: Message) -> Any:
-        """The reply of one of its rpcs."""
-        return await self._scheduler.call(method, request)
+    async def ask_for(self, group: str) -> scheduler_pb2.GetGroupReply:
+        """What the scheduler knows of a group of this server's job."""
+        request = scheduler_pb2.GetGroupRequest(group=group, job=self.views.current.job)
+        reply: scheduler_pb2.GetGroupReply = await self._scheduler.call("GetGroup", request)
+        return reply
 
     def sent(self, size: int) -> None:
         """Bytes went out to a client."""

@@ -17,6 +17,8 @@ class SnapshotMethods(Shell):
     snapshots: Snapshots
 
     async def GetGroup(self, request: pb.GetGroupRequest) -> pb.GetGroupReply:
+        if request.job:  # else who belongs to an undone job hears that its group is unknown
+            self.state.members.check_job(request.job, "the caller")
         group = self.state.groups.get(request.group)
         return pb.GetGroupReply(
             spec=group_to_proto(group.spec),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -27,6 +28,7 @@ from paramserver.wire.serve import RoleServer
 from tests.canonical import Witness
 from tests.proxy import Proxy
 
+log = logging.getLogger("tests")
 T = TypeVar("T")
 
 # All tests on a cluster run with calls that get lost now and then; "rate=0" turns that off. Those
@@ -255,9 +257,20 @@ def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 
 def in_threads(calls: Sequence[Callable[[], T]]) -> list[T]:
-    """The results of calls made side by side; the first error is raised."""
+    """The results of calls made side by side; the first error is raised, all are logged.
+
+    One that waits for another that has failed is often the first.
+    """
+
+    def logged(call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except BaseException:
+            log.exception("one of %d calls failed", len(calls))
+            raise
+
     with ThreadPoolExecutor(len(calls)) as pool:
-        return [f.result(60) for f in [pool.submit(call) for call in calls]]
+        return [f.result(60) for f in [pool.submit(logged, call) for call in calls]]
 
 
 @contextmanager

@@ -110,6 +110,10 @@ def test_who_asks_for_a_group_that_was_undone_hears_of_the_roll_back(tmp_path: P
         until(lambda: made.scheduler.state.members.job == 2)
         with pytest.raises(RolledBackError):
             group.moves._fetch()
+        server = made.servers[0]
+        server.views.current.job = 1  # a server that begins meanwhile, and has an older view yet
+        with pytest.raises(RolledBackError):
+            made.run(server.group("sum", 1))
         client.fail("rolled back")
 
 

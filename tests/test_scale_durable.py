@@ -235,7 +235,7 @@ def test_without_a_journal_the_job_goes_back_to_its_snapshot(
         def move() -> None:
             c.run(c.scheduler.Scale(scheduler_pb2.ScaleRequest(servers=3)))
             c.start_server()
-            until(lambda: c.scheduler.state.members.job > 1)  # a busy machine may lose another
+            until(lambda: c.scheduler.state.members.job == 2)
 
         job.run(move)
         assert killer.struck.is_set()

@@ -11,7 +11,6 @@ from typing import TypeVar
 from paramserver.errors import (
     ConnectionLostError,
     MovedError,
-    NotFoundError,
     ParameterServerError,
 )
 from paramserver.v1 import scheduler_pb2
@@ -116,16 +115,13 @@ class Moves:
             ParameterServerError: this client must not go on.
         """
         self._session.check()
-        request = scheduler_pb2.GetGroupRequest(group=self._plan.spec.name)
+        name, job = self._plan.spec.name, self._session.job
+        request = scheduler_pb2.GetGroupRequest(group=name, job=job)
         try:
             reply = self._session.scheduler.call("GetGroup", request)
         except ConnectionLostError as error:
             log.info("no slice map from the scheduler, asking again: %s", error)
             return False
-        except NotFoundError:
-            self._session.beat()  # the job may have gone back since: that is what to tell
-            self._session.check()
-            raise
         with self.lock:
             return self._plan.follow(map_from_proto(reply.map))
 

@@ -214,7 +214,7 @@ class Registry:
         """
         found = self._held.get(name)
         if found is None:
-            request = scheduler_pb2.GetGroupRequest(group=name)
+            request = scheduler_pb2.GetGroupRequest(group=name, job=self.session.job)
             reply = self.session.scheduler.call("GetGroup", request)
             spec = group_from_proto(reply.spec)
             if isinstance(spec.consistency, AllReduce):

@@ -86,13 +86,8 @@ class Roster:
             InvalidRequestError: unknown, or finished.
         """
         member = self._members.get(caller.name)
-        if caller.job != self.job and (member is None or member.role is not Role.SERVER):
-            if self._undone(caller):
-                raise RolledBackError(rolled_back(caller.job, self.job))
-            raise FencedError(
-                f"{caller.name or 'the caller'} belongs to job {caller.job}; this is job "
-                f"{self.job}; connect again"
-            )
+        if member is None or member.role is not Role.SERVER:
+            self.check_job(caller.job, caller.name or "the caller")
         if self.has_left(caller):
             raise FencedError(f"{caller.name!r} has left or was not heard; register again")
         if member is None:
@@ -119,8 +114,21 @@ class Roster:
     def has_left(self, caller: Caller) -> bool:
         """Whether this was a member that nobody needs to know of any more."""
         given = self._first <= caller.incarnation <= self._incarnation
-        return given and caller.name not in self._members and not self._undone(caller)
+        return given and caller.name not in self._members and not self._undone(caller.job)
 
-    def _undone(self, caller: Caller) -> bool:
-        """Whether it was of a job that went back to a snapshot."""
-        return self.origin <= caller.job < self.job
+    def check_job(self, job: int, who: str) -> None:
+        """What somebody of another job holds is nothing here.
+
+        Raises:
+            RolledBackError: the job of ``who`` went back to a snapshot.
+            FencedError: it has ended.
+        """
+        if job == self.job:
+            return
+        if self._undone(job):
+            raise RolledBackError(rolled_back(job, self.job))
+        raise FencedError(f"{who} belongs to job {job}; this is job {self.job}; connect again")
+
+    def _undone(self, job: int) -> bool:
+        """Whether this job went back to a snapshot."""
+        return self.origin <= job < self.job

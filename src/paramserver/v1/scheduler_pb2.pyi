@@ -290,10 +290,12 @@ class RegisterGroupReply(_message.Message):
     def __init__(self, map: _Optional[_Union[_common_pb2.SliceMap, _Mapping]] = ..., view: _Optional[int] = ...) -> None: ...
 
 class GetGroupRequest(_message.Message):
-    __slots__ = ("group",)
+    __slots__ = ("group", "job")
     GROUP_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
     group: str
-    def __init__(self, group: _Optional[str] = ...) -> None: ...
+    job: int
+    def __init__(self, group: _Optional[str] = ..., job: _Optional[int] = ...) -> None: ...
 
 class GetGroupReply(_message.Message):
     __slots__ = ("spec", "map", "stored", "restore", "moving", "reshaped")
