@@ -523,6 +523,48 @@ def test_a_rate_below_zero_is_refused_before_anything_is_sent() -> None:
         c.workers(work)
 
 
+def test_hyper_parameters_of_rows_are_checked_as_servers_do() -> None:
+    def work(client: ps.Client) -> None:
+        rows = ps.Embedding("t", DIM, client=client, optimizer="RowAdam", betas=(0.9, 0.99))
+        optimizer = client.optimizer(rows, torch.optim.SGD)
+        group = optimizer.param_groups[0]
+        for betas, why in (((0.9, 1.0), "each below 1"), (0.9, "two numbers"), ((0.5, 0.6), "")):
+            group["betas"] = betas
+            optimizer.zero_grad()
+            rows(torch.tensor([1])).sum().backward()
+            if why:
+                with pytest.raises(ConfigurationError, match=f"table 't'.*{why}.*nothing was sent"):
+                    optimizer.step()
+            else:
+                optimizer.step()
+        assert rows.table.clock == 1
+
+    with cluster(1) as c:
+        c.workers(work)
+
+
+def test_a_dense_rate_is_refused_on_an_overflow_too() -> None:
+    def work(client: ps.Client) -> None:
+        rows = ps.Embedding("t", DIM, client=client, lr=0.1)
+        model = nn.Sequential(rows, nn.Linear(DIM, 1))
+        optimizer = client.optimizer(model, torch.optim.SGD, lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        for lr in (-1.0, 0.1):
+            optimizer.param_groups[0]["lr"] = lr
+            optimizer.zero_grad()
+            scaler.scale(model(torch.tensor([1])).sum() * float("inf")).backward()
+            if lr < 0:
+                with pytest.raises(ConfigurationError, match="Invalid learning rate"):
+                    scaler.step(optimizer)
+                scaler.update()
+            else:
+                scaler.step(optimizer)
+        assert optimizer.group.clock == rows.table.clock == 1
+
+    with cluster(1) as c:
+        c.workers(work)
+
+
 def test_nan_is_refused_before_anything_is_sent() -> None:
     def work(client: ps.Client) -> None:
         model = tower(client)

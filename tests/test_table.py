@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -125,7 +126,7 @@ def test_futures() -> None:
 
 def test_what_is_refused_changes_nothing() -> None:
     def work(client: ps.Client) -> None:
-        table = client.table("t", DIM, rows=10)
+        table = client.table("t", cast(int, np.int64(DIM)), rows=cast(int, np.int32(10)))
         for bad in (-1, 10, (1 << 63) - 1):
             with pytest.raises(InvalidRequestError, match=f"id {bad} is out of range"):
                 table.pull(torch.tensor([1, bad]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from paramserver.core.tables import check_row_option
 from paramserver.errors import (
     ConfigurationError,
     NonFiniteError,
@@ -27,6 +27,8 @@ from paramserver.worker.rows import Routed
 
 if TYPE_CHECKING:
     from paramserver.worker.table import Table
+
+Options = Mapping[str, Any]
 
 
 @dataclass(slots=True)
@@ -215,9 +217,7 @@ class Feed:
 
         Raises:
             NonFiniteError: NaN or infinity in a row; names its id.
-            ConfigurationError: a hyper-parameter that no step can take.
         """
-        self._options()
         try:
             return self._whole(inverse)
         except NonFiniteError:
@@ -249,22 +249,26 @@ class Feed:
         every = torch.cat(list(rows)) if rows else torch.empty((0, table.dim), dtype=table.dtype)
         return Sparse(table, routed, routed.sums(every), bases)
 
-    def _options(self) -> Mapping[str, Any]:
-        """The hyper-parameters of this step, all such that servers take them."""
+    def options(self) -> Options:
+        """The hyper-parameters of this step.
+
+        Raises:
+            ConfigurationError: one that no step can take.
+        """
         assert self._param_group is not None
-        options = hyper_parameters(self._param_group, self._group.spec.param_groups[0])
-        for name, value in options.items():
-            for number in value if isinstance(value, tuple) else (value,):
-                if not (isinstance(number, (int, float)) and 0 <= number < math.inf):
-                    raise ConfigurationError(
-                        f"{name}={value!r} of table {self._table.name!r}: must be finite and >= 0; "
-                        "nothing was sent"
-                    )
+        registered = self._group.spec.param_groups[0]
+        options = hyper_parameters(self._param_group, registered)
+        for key, value in options.items():
+            try:
+                check_row_option(key, value, registered[key])
+            except ConfigurationError as error:
+                raise ConfigurationError(
+                    f"table {self._table.name!r}: {error}; nothing was sent"
+                ) from None
         return options
 
-    def start(self, payload: Sparse | None, weight: float | None) -> None:
+    def start(self, payload: Sparse | None, options: Options, weight: float | None) -> None:
         """Pushes; ``finish`` waits for it."""
-        options = self._options()
         changed = [options] if options != dict(self._group.spec.param_groups[0]) else None
         self._send_early()
         carried = payload or Sparse.nothing(self._table)

@@ -95,6 +95,8 @@ class TableOptimizer(JobOptimizer):
         return self._last()
 
     def _start_tables(self, weight: float | None) -> None:
+        if self.dense is not None:
+            self.dense.check()
         overflow = getattr(self, "found_inf", None)
         scale = getattr(self, "grad_scale", None)
         if overflow is not None and bool(overflow):
@@ -102,18 +104,16 @@ class TableOptimizer(JobOptimizer):
                 feed.clear()
             weight = 0.0
         else:
-            self._check_dense()
+            self._check_finite()
         # As torch's own kernel: a float32 reciprocal, then one product.
         inverse = None if scale is None else scale.double().reciprocal().float()
-        payloads = [feed.payload(inverse) for feed in self._feeds]  # all checked before any goes
-        for feed, payload in zip(self._feeds, payloads, strict=True):
-            feed.start(payload, weight)
+        # All is checked before anything goes.
+        ready = [(feed.options(), feed.payload(inverse)) for feed in self._feeds]
+        for feed, (options, payload) in zip(self._feeds, ready, strict=True):
+            feed.start(payload, options, weight)
 
-    def _check_dense(self) -> None:
-        if self.dense is None:
-            return
-        self.dense.check()
-        if self.dense.on_nonfinite != "reject":
+    def _check_finite(self) -> None:
+        if self.dense is None or self.dense.on_nonfinite != "reject":
             return
         for name, parameter in self.members.named:
             if parameter.grad is not None and not is_finite(parameter.grad):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -55,10 +56,13 @@ def table_spec(
     if not isinstance(name, str):
         raise ConfigurationError(f"table {name!r}: the first argument is its name, a text")
     for what, value in (("dim", dim), ("rows", rows)):
-        if type(value) is not int and (what == "dim" or value is not None):
+        if what == "rows" and value is None:
+            continue
+        if not isinstance(value, Integral) or isinstance(value, bool):
             raise ConfigurationError(f"table {name!r}: {what}={value!r}: must be a whole number")
-        if value is not None and not 1 <= value < 1 << 63:
+        if not 1 <= value < 1 << 63:
             raise ConfigurationError(f"table {name!r}: {what}={value}: must be 1 to 2^63 - 1")
+    dim, rows = int(dim), None if rows is None else int(rows)  # of numpy, perhaps
     if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         raise UnsupportedError(f"table {name!r}: rows of {dtype}: must be floating")
     if not 0 <= seed < 1 << 64:

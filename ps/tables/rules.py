@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from paramserver.core.tables import check_row_option
 from paramserver.errors import ConfigurationError, UnsupportedError
 
 Options = Mapping[str, Any]
@@ -192,13 +193,5 @@ def complete(name: str, options: Options) -> dict[str, Any]:
     for key, value in options.items():
         if key not in known:
             raise ConfigurationError(f"{key}={value!r}: unknown; {name} has {', '.join(known)}")
-        numbers = value if isinstance(value, tuple) else (value,)
-        if not all(isinstance(v, (int, float)) and math.isfinite(v) and v >= 0 for v in numbers):
-            raise ConfigurationError(f"{key}={value!r}: must be finite and >= 0")
-        pair = isinstance(known[key], tuple)
-        if pair and (len(numbers) != 2 or max(numbers) >= 1):
-            raise ConfigurationError(f"{key}={value!r}: must be two numbers, each below 1")
-        if not pair and (isinstance(value, tuple) or (key == "alpha" and value > 1)):
-            must = "at most 1" if key == "alpha" else "one number"
-            raise ConfigurationError(f"{key}={value!r}: must be {must}")
+        check_row_option(key, value, known[key])
     return {**known, **options}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from paramserver.core.slices import Slice
-from paramserver.errors import InvalidRequestError
+from paramserver.errors import ConfigurationError, InvalidRequestError
 from paramserver.life_cycle import Admission, Eviction
 
 SUB_TABLE_BITS = 6
@@ -59,6 +61,23 @@ def check_table(spec: TableSpec) -> None:
         raise InvalidRequestError(
             f"initial values {spec.initial.kind!r}: must be one of {', '.join(INITIALS)}"
         )
+
+
+def check_row_option(key: str, value: Any, like: Any) -> None:
+    """Raises ConfigurationError for a hyper-parameter that no step of rows can take.
+
+    Args:
+        like: one that can: its default, or what was registered.
+    """
+    numbers = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(v, (int, float)) and math.isfinite(v) and v >= 0 for v in numbers):
+        raise ConfigurationError(f"{key}={value!r}: must be finite and >= 0")
+    pair = isinstance(like, tuple)
+    if pair and (len(numbers) != 2 or max(numbers) >= 1):
+        raise ConfigurationError(f"{key}={value!r}: must be two numbers, each below 1")
+    if not pair and (isinstance(value, tuple) or (key == "alpha" and value > 1)):
+        must = "at most 1" if key == "alpha" else "one number"
+        raise ConfigurationError(f"{key}={value!r}: must be {must}")
 
 
 def sub_tables(item_size: int) -> list[Slice]:
