@@ -38,7 +38,8 @@ async def dump(service: ServerService) -> AsyncIterator[bytes]:
         reply = scheduler_pb2.GetGroupReply(
             spec=group_to_proto(group.spec), map=map_to_proto(group.map), stored=group.stored
         )
-        yield encode_entry(pb.Entry(group=group.spec.name, made=reply))
+        buckets = [pb.Bucket(slices=cell.slices) for cell in group.cells]
+        yield encode_entry(pb.Entry(group=group.spec.name, made=reply, buckets=buckets))
         lead = service.lead_of(group.spec.name)
         async for data in dump_group(journal, group, lead, service.vectors):
             yield data

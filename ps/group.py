@@ -63,7 +63,9 @@ class GroupState:
         server: str,
         workshop: Workshop,
         journal: Journal | None = None,
+        buckets: Sequence[Sequence[int]] = (),
     ) -> None:
+        """A group without values; ``buckets`` has the slices of each, if not as packed anew."""
         self.spec = spec
         self.map = slice_map
         self.server = server
@@ -79,7 +81,8 @@ class GroupState:
         self.slices: dict[int, Slice] = {s.index: s for s in mine}
         if mine and spec.optimizer and spec.table is None:
             check_options(spec.optimizer, spec.param_groups)
-        packed = pack(mine) if spec.table is None else [[s] for s in mine]
+        packed = [[self.slices[i] for i in each] for each in buckets]
+        packed = packed or (pack(mine) if spec.table is None else [[s] for s in mine])
         self.cells = [Cell(piece, spec, journal) for piece in packed]
         self.cell_of = {i: cell for cell in self.cells for i in cell.slices}
         self.ledger = Ledger()

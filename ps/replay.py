@@ -57,7 +57,8 @@ class Replay:
             self._begin(entry.begun)
         elif kind == "made":
             if not self._service.has_group(entry.group):  # a dump may have had it
-                await self._service.restore_group(entry.made)
+                buckets = [bucket.slices for bucket in entry.buckets]
+                await self._service.restore_group(entry.made, buckets)
         elif kind in CELLS:
             await self._on_cell(kind, await self._group(entry.group), entry, pieces)
         elif kind in LEDGER:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from paramserver.core.placement import GroupSpec, SliceMap
@@ -45,9 +46,11 @@ class Restorable:
     vectors: Vectors
     _groups: dict[str, asyncio.Future[GroupState]]
 
-    def make(self, spec: GroupSpec, slice_map: SliceMap) -> GroupState:
+    def make(
+        self, spec: GroupSpec, slice_map: SliceMap, buckets: Sequence[Sequence[int]] = ()
+    ) -> GroupState:
         """An empty group."""
-        group = GroupState(spec, slice_map, self.name, self.workshop, self.journal)
+        group = GroupState(spec, slice_map, self.name, self.workshop, self.journal, buckets)
         group.follow_bounds(self.views.current.bounds)
         group.is_gone = lambda worker: self.views.current.number > 0 and self.views.gone(worker)
         group.on_cut = lambda cut: self.snapshots.on_cut(group, cut)
@@ -76,11 +79,13 @@ class Restorable:
         if self.journal is not None:
             await self.journal.durable()
 
-    async def restore_group(self, reply: scheduler_pb2.GetGroupReply) -> None:
+    async def restore_group(
+        self, reply: scheduler_pb2.GetGroupReply, buckets: Sequence[Sequence[int]]
+    ) -> None:
         """A group as the journal describes it; ``resume`` makes it take part."""
 
         async def made() -> GroupState:
-            group = self.make(group_from_proto(reply.spec), map_from_proto(reply.map))
+            group = self.make(group_from_proto(reply.spec), map_from_proto(reply.map), buckets)
             if group.leads:
                 self.leads.begin(group)
             return group

@@ -16,10 +16,16 @@ import paramserver as ps
 from paramserver.config import SnapshotConfig
 from paramserver.core.reshape import holders
 from paramserver.errors import InvalidRequestError
+from paramserver.ps.dump import dump
+from paramserver.ps.journal import Journal
+from paramserver.ps.replay import Replay
+from paramserver.ps.service import ServerService
+from paramserver.ps.wal import read_all
 from paramserver.scheduler.shape import Moving
 from paramserver.v1 import scheduler_pb2
 from paramserver.v1 import server_pb2 as pb
 from tests.cluster import Cluster, cluster, until
+from tests.test_replay import blank, state
 from tests.test_roll_back import LEASE_S, Adding
 from tests.test_roll_back import STEPS as STEPS_OF_A_JOB
 from tests.test_scale import STEPS, asked, held, rows, scale, scaled_meanwhile, train
@@ -85,6 +91,46 @@ def test_what_has_moved_is_there_after_all_servers_began_again(tmp_path: Path) -
             found[moves] = c.workers(work)[0]
     assert torch.equal(found[True][0], found[False][0])
     assert torch.equal(found[True][1], found[False][1])
+
+
+def test_a_dump_after_moves_goes_on_in_the_same_buckets(tmp_path: Path) -> None:
+    """What follows a dump is of the buckets that moves have left, not of those that a map tells."""
+
+    async def dumped(service: ServerService) -> tuple[int, list[bytes]]:
+        assert service.journal is not None
+        return service.journal.position, [data async for data in dump(service)]
+
+    async def read_back(position: int, entries: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+        service = c.servers[0]
+        assert service.journal is not None
+        await service.journal.durable()
+        again = blank(c, "ps-0")
+        replay = Replay(again)
+        for data in entries:
+            await replay.apply(position, data)
+        for at, entry in read_all(tmp_path / "ps-0", position):
+            await replay.apply(at, entry)
+        found = await state(again, Journal(replay.position)), await state(service)
+        again.close()
+        return found
+
+    def work(client: ps.Client) -> None:
+        ones = {f"t{i}": torch.ones(100) for i in range(10)}
+        group = client.register("g", ones, torch.optim.Adam, lr=0.1)
+        for servers in (2, 1):
+            group.push_pull(ones)
+            scale(c, servers)
+        group.push_pull(ones)
+        cells = c.run(c.servers[0].group_named("g")).cells
+        assert len(cells) == 2, "else a map tells the same buckets"
+        position, entries = c.run(dumped(c.servers[0]))
+        for _ in range(3):
+            group.push_pull(ones)
+        found, wanted = c.run(read_back(position, entries))
+        assert found == wanted
+
+    with cluster(1, 1, state=tmp_path) as c:
+        c.workers(work)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ PART_BYTES: PartKind
 PART_STATE: PartKind
 
 class Entry(_message.Message):
-    __slots__ = ("group", "begun", "made", "stored", "stepped", "closed", "opened", "arrived", "ticked", "completed", "abandoned", "expected", "shrunk", "lead", "vectors", "added", "contributed", "collected", "reduced", "dumped_slice", "dumped_group", "dumped_rest", "came", "bound", "followed", "released", "parts")
+    __slots__ = ("group", "begun", "made", "stored", "stepped", "closed", "opened", "arrived", "ticked", "completed", "abandoned", "expected", "shrunk", "lead", "vectors", "added", "contributed", "collected", "reduced", "dumped_slice", "dumped_group", "dumped_rest", "came", "bound", "followed", "released", "parts", "buckets")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     BEGUN_FIELD_NUMBER: _ClassVar[int]
     MADE_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,7 @@ class Entry(_message.Message):
     FOLLOWED_FIELD_NUMBER: _ClassVar[int]
     RELEASED_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    BUCKETS_FIELD_NUMBER: _ClassVar[int]
     group: str
     begun: Begun
     made: _scheduler_pb2.GetGroupReply
@@ -83,7 +84,14 @@ class Entry(_message.Message):
     followed: Followed
     released: int
     parts: _containers.RepeatedCompositeFieldContainer[Part]
-    def __init__(self, group: _Optional[str] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ..., made: _Optional[_Union[_scheduler_pb2.GetGroupReply, _Mapping]] = ..., stored: _Optional[_Union[Stored, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., arrived: _Optional[_Union[Arrived, _Mapping]] = ..., ticked: _Optional[_Union[Ticked, _Mapping]] = ..., completed: _Optional[_Union[Completed, _Mapping]] = ..., abandoned: _Optional[_Union[Abandoned, _Mapping]] = ..., expected: _Optional[_Union[Expected, _Mapping]] = ..., shrunk: _Optional[_Union[Shrunk, _Mapping]] = ..., lead: _Optional[_Union[LeadEvent, _Mapping]] = ..., vectors: _Optional[_Union[_server_pb2.VectorsRequest, _Mapping]] = ..., added: _Optional[_Union[_server_pb2.AddVector, _Mapping]] = ..., contributed: _Optional[_Union[_server_pb2.Contribute, _Mapping]] = ..., collected: _Optional[_Union[_server_pb2.Collect, _Mapping]] = ..., reduced: _Optional[_Union[_server_pb2.Reduce, _Mapping]] = ..., dumped_slice: _Optional[_Union[DumpedSlice, _Mapping]] = ..., dumped_group: _Optional[_Union[DumpedGroup, _Mapping]] = ..., dumped_rest: _Optional[_Union[DumpedRest, _Mapping]] = ..., came: _Optional[_Union[DumpedSlice, _Mapping]] = ..., bound: _Optional[_Union[Bound, _Mapping]] = ..., followed: _Optional[_Union[Followed, _Mapping]] = ..., released: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
+    buckets: _containers.RepeatedCompositeFieldContainer[Bucket]
+    def __init__(self, group: _Optional[str] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ..., made: _Optional[_Union[_scheduler_pb2.GetGroupReply, _Mapping]] = ..., stored: _Optional[_Union[Stored, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., arrived: _Optional[_Union[Arrived, _Mapping]] = ..., ticked: _Optional[_Union[Ticked, _Mapping]] = ..., completed: _Optional[_Union[Completed, _Mapping]] = ..., abandoned: _Optional[_Union[Abandoned, _Mapping]] = ..., expected: _Optional[_Union[Expected, _Mapping]] = ..., shrunk: _Optional[_Union[Shrunk, _Mapping]] = ..., lead: _Optional[_Union[LeadEvent, _Mapping]] = ..., vectors: _Optional[_Union[_server_pb2.VectorsRequest, _Mapping]] = ..., added: _Optional[_Union[_server_pb2.AddVector, _Mapping]] = ..., contributed: _Optional[_Union[_server_pb2.Contribute, _Mapping]] = ..., collected: _Optional[_Union[_server_pb2.Collect, _Mapping]] = ..., reduced: _Optional[_Union[_server_pb2.Reduce, _Mapping]] = ..., dumped_slice: _Optional[_Union[DumpedSlice, _Mapping]] = ..., dumped_group: _Optional[_Union[DumpedGroup, _Mapping]] = ..., dumped_rest: _Optional[_Union[DumpedRest, _Mapping]] = ..., came: _Optional[_Union[DumpedSlice, _Mapping]] = ..., bound: _Optional[_Union[Bound, _Mapping]] = ..., followed: _Optional[_Union[Followed, _Mapping]] = ..., released: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ..., buckets: _Optional[_Iterable[_Union[Bucket, _Mapping]]] = ...) -> None: ...
+
+class Bucket(_message.Message):
+    __slots__ = ("slices",)
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    slices: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, slices: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Part(_message.Message):
     __slots__ = ("slice", "kind", "dtype", "bytes", "name", "shape")
