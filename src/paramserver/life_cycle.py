@@ -16,7 +16,7 @@ LEAST_ROWS = 64  # one per sub-table
 class CountFilter:
     """A row is born by the n-th applied push that touches it.
 
-    Every id that is not born yet costs some 40 to 60 bytes. ``TTL`` and ``Decay`` forget such
+    Every id that is not born yet costs some tens of bytes. ``TTL`` and ``Decay`` forget such
     counts in time, ``LRU`` only while there are rows beyond its bound: for a stream of ids that
     never come again, take one of the other two.
 
